@@ -1,0 +1,57 @@
+"""MindSpore set-up and the border between numpy and MindSpore: devices, tensors, dtypes."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moviegen.errors import ConfigError
+
+if int(np.__version__.split(".")[0]) >= 2:
+    # MindSpore 2.10 is compiled against numpy 1.x: with numpy 2 an `a * a` inside a gradient raises SystemError.
+    raise ConfigError(f"numpy {np.__version__} does not work with MindSpore 2.10: pip install 'numpy>=1.26,<2'")
+
+import mindspore as ms
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "bfloat16_simulated")
+
+
+@functools.cache
+def device() -> str:
+    """"Ascend" or "CPU": what MindSpore runs on in this process. Eager mode; hot code compiles itself (layerwise.py)."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    return ms.get_context("device_target")
+
+
+def check_compute_dtype(dtype: str) -> str:
+    """The dtype name, if this device can compute in it. Raises ConfigError otherwise."""
+    if dtype not in COMPUTE_DTYPES:
+        raise ConfigError(f"compute_dtype is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}")
+    if dtype == "bfloat16" and device() == "CPU":
+        raise ConfigError(
+            "compute_dtype is 'bfloat16', which MindSpore's CPU kernels cannot multiply: "
+            "use 'float32', or 'bfloat16_simulated' to see bfloat16's rounding on CPU"
+        )
+    return dtype
+
+
+def tensor(x: Any) -> ms.Tensor:
+    """A MindSpore tensor from a tensor, an array or a number; float64 becomes float32."""
+    device()
+    if isinstance(x, ms.Tensor):
+        return x
+    x = np.asarray(x)
+    if x.dtype == np.float64:
+        x = x.astype(np.float32)
+    return ms.Tensor(np.ascontiguousarray(x))
+
+
+def to_tensors(params: Mapping[str, Any]) -> dict[str, ms.Tensor]:
+    """The tree with every value as a MindSpore tensor."""
+    return {path: tensor(value) for path, value in params.items()}
+
+
+def to_numpy(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tree with every value as a numpy array (bfloat16 as ml_dtypes.bfloat16)."""
+    return {path: v.asnumpy() if isinstance(v, ms.Tensor) else np.asarray(v) for path, v in params.items()}
