@@ -1,0 +1,221 @@
+"""An endless captioned video set, rendered: coloured shapes that move in a direction, and a judge that reads them back.
+
+`judge` measures colour, shape and direction from pixels alone, so that samples of a model can be scored against their
+prompts. Some combinations are held out of the training split; every colour, shape, direction and pair of them is in it.
+"""
+
+import numpy as np
+
+from moviegen.data.video import height_width
+
+COLOURS = {
+    "red": (225, 45, 45),
+    "yellow": (225, 225, 45),
+    "green": (45, 205, 45),
+    "cyan": (45, 215, 215),
+    "blue": (50, 50, 230),
+    "purple": (205, 45, 205),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (down, right) per unit of time
+
+Combination = tuple[str, str, str]
+
+# Half height and half width of a shape of unit size: squares and triangles are a little smaller and wider than circles
+# so that all four look equally large.
+_EXTENT = {"circle": (1.0, 1.0), "square": (0.92, 0.92), "triangle": (1.0, 1.15), "cross": (1.08, 1.08)}
+_ARM = 0.36  # half width of the cross's arms, in its size
+
+
+def combinations(split: str) -> list[Combination]:
+    """Lists the (colour, shape, direction) of a split: 80 in "train", 16 in "heldout"."""
+    if split not in ("train", "heldout"):
+        raise ValueError(f'split {split!r}: expected "train" or "heldout"')
+    found = []
+    for i, colour in enumerate(COLOURS):
+        for j, shape in enumerate(SHAPES):
+            for k, direction in enumerate(DIRECTIONS):
+                # One colour is held out of each (shape, direction), never the same twice in a row or column,
+                # so each pair of attributes stays in training.
+                heldout = (j + k) % len(COLOURS) == i
+                if heldout == (split == "heldout"):
+                    found.append((colour, shape, direction))
+    return found
+
+
+def caption(combination: tuple[str, str, str | None]) -> str:
+    """("red", "circle", "left") -> "a red circle moves left"; with None for the direction, "a red circle"."""
+    colour, shape, direction = combination
+    return f"a {colour} {shape}" + (f" moves {direction}" if direction else "")
+
+
+def render(
+    combination: Combination, rng: np.random.Generator, num_frames: int, size: int | tuple[int, int] = 64
+) -> np.ndarray:
+    """Draws one clip, uint8 (t h w c): size, path and grey background from `rng`, edges anti-aliased.
+
+    The whole object stays in the frame and crosses 0.27 to 0.4 of it at constant speed. One frame shows it somewhere
+    on its path.
+    """
+    colour, shape, direction = combination
+    height, width = height_width(size)
+    radius = rng.uniform(0.19, 0.23) * min(height, width)
+    extent = np.multiply(_EXTENT[shape], radius)
+    step = np.array(DIRECTIONS[direction])
+    travel = step * rng.uniform(0.27, 0.4) * np.array([height, width])
+    low, high = extent + 1, np.array([height, width]) - extent - 1
+    start = rng.uniform(low - np.minimum(travel, 0), high - np.maximum(travel, 0))
+    times = np.linspace(0, 1, num_frames) if num_frames > 1 else rng.uniform(0, 1, 1)
+    background = _background(rng, height, width)
+    ink = np.clip(np.array(COLOURS[colour]) + rng.uniform(-15, 15), 0, 255)
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    for frame, time in zip(frames, times, strict=True):
+        cover = coverage(shape, start + time * travel, radius, height, width)[..., None]
+        frame[:] = np.rint(background * (1 - cover) + ink * cover)
+    return frames
+
+
+def sample_clip(
+    seed: int, index: int, split: str, num_frames: int, size: int | tuple[int, int] = 64
+) -> tuple[np.ndarray, str]:
+    """Returns clip `index` of a split, uint8 (t h w c), and its caption: a pure function of the arguments.
+
+    Every run of len(combinations(split)) indices from a multiple of it holds each combination once, shuffled.
+    """
+    combination = sample_combination(seed, index, split)
+    frames = render(combination, np.random.default_rng([seed, index, _stream(split), 0]), num_frames, size)
+    return frames, caption(combination)
+
+
+def sample_image(seed: int, index: int, split: str, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, str]:
+    """Returns image `index` of a split, uint8 (1 h w c), and its caption, which names no direction."""
+    combination = sample_combination(seed, index, split)
+    frames = render(combination, np.random.default_rng([seed, index, _stream(split), 1]), 1, size)
+    return frames, caption((*combination[:2], None))
+
+
+def sample_combination(seed: int, index: int, split: str) -> Combination:
+    """Returns the (colour, shape, direction) that `sample_clip` and `sample_image` draw for this index."""
+    found = combinations(split)
+    epoch, position = divmod(index, len(found))
+    order = np.random.default_rng([seed, epoch, _stream(split), 2]).permutation(len(found))
+    return found[order[position]]
+
+
+def coverage(shape: str, centre: np.ndarray, radius: float, height: int, width: int) -> np.ndarray:
+    """Returns the share of each pixel that a shape covers, (h w) in [0, 1]; `centre` (y, x) is of its bounding box."""
+    y, x = np.mgrid[0:height, 0:width] + 0.5
+    y, x = y - centre[0], x - centre[1]
+    tall, wide = np.multiply(_EXTENT[shape], radius)
+    # Signed distance to the edge, in pixels: within half a pixel of it the covered share is linear in the distance.
+    if shape == "circle":
+        distance = np.hypot(y, x) - radius
+    elif shape == "square":
+        distance = np.maximum(abs(y) - tall, abs(x) - wide)
+    elif shape == "triangle":
+        slope = np.hypot(2 * tall, wide)
+        distance = np.maximum(y - tall, (2 * tall * abs(x) - wide * (y + tall)) / slope)
+    elif shape == "cross":
+        arm = _ARM * radius
+        distance = np.minimum(np.maximum(abs(y) - tall, abs(x) - arm), np.maximum(abs(y) - arm, abs(x) - wide))
+    else:
+        raise ValueError(f"shape {shape!r}: expected one of {', '.join(SHAPES)}")
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Dark or light grey with a soft linear gradient, (h w 1)."""
+    level = rng.uniform(35, 75) if rng.random() < 0.5 else rng.uniform(165, 205)
+    rise, angle = rng.uniform(0, 20), rng.uniform(0, 2 * np.pi)
+    y, x = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)
+    return (level + rise * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
+
+
+def _stream(split: str) -> int:
+    return ("train", "heldout").index(split)
+
+
+# ---- the judge
+
+_MIN_CHROMA = 40.0  # levels; grey has 0, the colours above have 110 to 170
+_MIN_OVERLAP = 0.6
+
+
+def judge(frames: np.ndarray) -> tuple[str | None, str | None, str | None]:
+    """Measures (colour, shape, direction) of the one coloured object in uint8 (t h w c); None where it cannot tell.
+
+    Colour: the hue nearest to the mean chroma of the object. Direction: a straight line fitted to its centroids.
+    Shape: the largest overlap (soft intersection over union) with any shape drawn at the object's place and area.
+    """
+    mask, chroma = _segment(frames)
+    if mask is None:
+        return None, None, None
+    names = list(COLOURS)
+    hues = np.array([_chroma(np.array(COLOURS[name], np.float64)) for name in names])
+    colour = names[int(np.argmax(hues @ chroma / np.linalg.norm(hues, axis=1)))]
+    areas, centroids = _moments(mask)
+    seen = areas > 0.5 * np.median(areas)
+    if seen.mean() < 0.75:
+        return colour, None, None
+    return colour, _shape(mask[seen], areas[seen], centroids[seen]), _direction(centroids, seen, frames.shape[1:3])
+
+
+def _chroma(rgb: np.ndarray) -> np.ndarray:
+    return rgb - rgb.mean(axis=-1, keepdims=True)
+
+
+def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Returns the object's share of each pixel (t h w) and its chroma (3,), or None twice when there is no object.
+
+    Backgrounds are grey or of one tint, so the object is where chroma departs from the median; its share is the
+    projection on the object's own chroma, which is linear: noise and blur neither grow nor shrink it.
+    """
+    chroma = _chroma(frames.astype(np.float64))
+    chroma -= np.median(chroma.reshape(-1, 3), axis=0)
+    strength = np.linalg.norm(chroma, axis=-1)
+    vector = chroma[strength >= np.quantile(strength, 0.97)].mean(axis=0)
+    for _ in range(3):
+        if np.linalg.norm(vector) < _MIN_CHROMA:
+            return None, None
+        share = chroma @ vector / (vector @ vector)
+        vector = chroma[share > 0.6].mean(axis=0)
+    if np.linalg.norm(vector) < _MIN_CHROMA:
+        return None, None
+    share = chroma @ vector / (vector @ vector)
+    mask = np.where(share > 0.25, np.minimum(share, 1.0), 0.0)
+    return (mask, vector) if 0.01 < mask.mean() < 0.4 else (None, None)
+
+
+def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas (t,) in pixels and centroids (t, 2) as (y, x) of masks (t h w)."""
+    areas = mask.sum(axis=(1, 2))
+    y, x = np.mgrid[0 : mask.shape[1], 0 : mask.shape[2]] + 0.5
+    total = np.maximum(areas, 1e-9)
+    return areas, np.stack([(mask * y).sum(axis=(1, 2)) / total, (mask * x).sum(axis=(1, 2)) / total], axis=-1)
+
+
+def _direction(centroids: np.ndarray, seen: np.ndarray, size: tuple[int, int]) -> str | None:
+    if seen.sum() < 2:
+        return None
+    times = np.flatnonzero(seen)
+    moved = np.polyfit(times, centroids[seen], 1)[0] * (len(seen) - 1) / np.array(size)
+    main = int(np.argmax(abs(moved)))
+    if abs(moved[main]) < 0.1 or abs(moved[main]) < 1.5 * abs(moved[1 - main]):
+        return None
+    unit = [0, 0]
+    unit[main] = int(np.sign(moved[main]))
+    return next(name for name, step in DIRECTIONS.items() if list(step) == unit)
+
+
+def _shape(mask: np.ndarray, areas: np.ndarray, centroids: np.ndarray) -> str | None:
+    height, width = mask.shape[1:]
+    scores = dict.fromkeys(SHAPES, 0.0)
+    for shape in SHAPES:
+        # Area and centroid of the shape of radius 16, measured, so that every shape can be laid over the mask.
+        (area,), (centroid,) = _moments(coverage(shape, np.array([32.0, 32.0]), 16, 64, 64)[None])
+        for one, size, place in zip(mask, areas, centroids, strict=True):
+            scale = np.sqrt(size / area)
+            drawn = coverage(shape, place - (centroid - 32) * scale, 16 * scale, height, width)
+            scores[shape] += np.minimum(one, drawn).sum() / np.maximum(one, drawn).sum() / len(mask)
+    best = max(scores, key=scores.get)
+    return best if scores[best] > _MIN_OVERLAP else None

@@ -1,0 +1,217 @@
+"""Video and image files in and out: PyAV for MP4 and the like, Pillow for PNG and JPEG.
+
+Frames are uint8 `(t h w c)` RGB everywhere outside a model; `to_model` and `to_uint8` cross that border.
+"""
+
+import contextlib
+import math
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from moviegen.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read(
+    path: str | Path,
+    start: int = 0,
+    num_frames: int | None = None,
+    stride: int = 1,
+    size: int | tuple[int, int] | None = None,
+) -> tuple[np.ndarray, float]:
+    """Decodes frames start, start + stride, ... exactly, counted in display order from the first decodable frame.
+
+    Args:
+        num_frames: how many frames to return; None for all up to the end of the file.
+        size: (height, width), or one number for a square; frames are scaled to cover it, keeping their aspect in
+            stored pixels, and centre-cropped. None keeps the stored size.
+    Returns:
+        uint8 (t h w c) RGB with the file's rotation applied, and the frames per second of the result
+        (the file's divided by the stride; 0 for an image, which is one frame).
+    Raises:
+        DataError: missing, damaged or truncated file, no video in it, or fewer frames than asked for.
+    """
+    if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
+        raise ValueError(f"start {start}, num_frames {num_frames}, stride {stride}: expected start >= 0, others >= 1")
+    path = _existing(path)
+    box = None if size is None else height_width(size)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        if start or (num_frames or 1) != 1:
+            raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
+        return _read_image(path, box)[None], 0.0
+    with _opened(path) as (container, stream):
+        stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
+        frames, decoded = [], 0
+        for frame in container.decode(stream):
+            if decoded >= start and (decoded - start) % stride == 0:
+                frames.append(_to_array(frame, box))
+            decoded += 1
+            if decoded == stop:
+                break
+        fps = float(stream.average_rate or 0) / stride
+        promised = stream.frames
+    if decoded == 0:
+        raise DataError(f"{path}: holds no decodable video frame")
+    if stop is not None and decoded < stop:
+        raise DataError(f"{path}: {decoded} frames, but frames {start} to {stop - 1} were asked for")
+    if stop is None and decoded < promised:
+        raise DataError(f"{path}: truncated or damaged, its header promises {promised} frames but {decoded} decode")
+    if not frames:
+        raise DataError(f"{path}: {decoded} frames, but frames from {start} were asked for")
+    return np.stack(frames), fps
+
+
+def probe(path: str | Path) -> dict[str, float]:
+    """Reads what a file holds without decoding all of it.
+
+    Returns: frames (counted, not the header's word), fps, height and width as `read` returns them, seconds.
+    Raises: DataError as `read` does.
+    """
+    path = _existing(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        height, width = _read_image(path, None).shape[:2]
+        return {"frames": 1, "fps": 0.0, "height": height, "width": width, "seconds": 0.0}
+    with _opened(path) as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise DataError(f"{path}: holds no decodable video frame")
+        height, width = _to_array(first, None).shape[:2]
+        fps = float(stream.average_rate or 0)
+    with _opened(path) as (container, stream):
+        # One packet is one frame in every codec that we read; the flush packet at the end has no size.
+        frames = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+    return {"frames": frames, "fps": fps, "height": height, "width": width, "seconds": frames / fps if fps else 0.0}
+
+
+def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns (height, width) of a size given as that pair or as the side of a square, in pixels."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def to_model(frames: np.ndarray) -> np.ndarray:
+    """uint8 (t h w c) -> float32 (c t h w) in [-1, 1]."""
+    return np.ascontiguousarray(frames.transpose(3, 0, 1, 2), dtype=np.float32) / 127.5 - 1.0
+
+
+def to_uint8(video: np.ndarray) -> np.ndarray:
+    """float (c t h w) in [-1, 1], clipped to it -> uint8 (t h w c), rounded to nearest."""
+    levels = np.rint((np.clip(np.asarray(video, np.float32), -1.0, 1.0) + 1.0) * 127.5)
+    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 3, 0))
+
+
+def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
+    """Writes uint8 (t h w c) as H.264 yuv420p at constant quality 18, which every browser plays.
+
+    Raises: ValueError when height or width is odd (4:2:0 has one chroma sample per 2x2 pixels), or fps <= 0.
+    """
+    import av
+
+    frames = _checked(frames)
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"{path}: H.264 yuv420p needs an even height and width, got {height}x{width}")
+    if not fps > 0:
+        raise ValueError(f"{path}: frames per second must be above 0, got {fps}")
+    with _aside(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "medium"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def write_png(path: str | Path, frame: np.ndarray) -> None:
+    """Writes one uint8 (h w c) frame, without loss."""
+    from PIL import Image
+
+    image = Image.fromarray(_checked(frame[None])[0])
+    with _aside(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def write_sheet(path: str | Path, frames: np.ndarray, columns: int) -> None:
+    """Writes uint8 (t h w c) frames as one PNG, row by row in `columns` columns, two white pixels between them."""
+    frames, gap = _checked(frames), 2
+    count, height, width = frames.shape[:3]
+    rows = math.ceil(count / columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for index, frame in enumerate(frames):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = frame
+    write_png(path, sheet)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return path
+
+
+def _checked(frames: np.ndarray) -> np.ndarray:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"expected uint8 frames (t h w 3), got {frames.dtype} {frames.shape}")
+    return np.ascontiguousarray(frames)
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    """Opens the file's first moving-picture stream; every failure of the decoder inside becomes a DataError."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            cover = av.stream.Disposition.attached_pic  # an audio file's cover picture is no video
+            streams = [s for s in container.streams.video if not s.disposition & cover]
+            if not streams:
+                raise DataError(f"{path}: holds no video stream (audio only?)")
+            streams[0].thread_type = "AUTO"
+            yield container, streams[0]
+    except av.FFmpegError as error:
+        raise DataError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
+
+
+def _read_image(path: Path, box: tuple[int, int] | None) -> np.ndarray:
+    import av
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(f"{path}: damaged, truncated or not an image ({error})") from error
+    return _to_array(av.VideoFrame.from_ndarray(array, format="rgb24"), box)
+
+
+def _to_array(frame, box: tuple[int, int] | None) -> np.ndarray:
+    """av.VideoFrame -> uint8 (h w c): scaled to cover the box, cropped to its centre, turned upright."""
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as numpy turns
+    if box is None:
+        return np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    height, width = box if turns % 2 == 0 else box[::-1]
+    scale = max(height / frame.height, width / frame.width)
+    cover = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
+    array = frame.to_ndarray(format="rgb24", height=cover[0], width=cover[1], interpolation="BICUBIC")
+    top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
+    return np.rot90(array[top : top + height, left : left + width], turns)
+
+
+@contextlib.contextmanager
+def _aside(path: str | Path):
+    """Yields a temporary name in the same folder and renames it on success, so that no half-written file is seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        yield str(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
