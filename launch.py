@@ -1,0 +1,80 @@
+"""Runs one experiment, or a sweep over one.
+
+    python launch.py --config=experiments/tiny.py --workdir=runs/tiny
+    python launch.py --config=experiments/1b_stage1.py:tiny --config.optim.learning_rate=3e-4
+    python launch.py --config=experiments/tiny.py --workers=2
+    python launch.py --config=experiments/1b_stage1.py:tiny --sweep=my_sweep.py
+
+--config.KEY=VALUE sets one key of the experiment; keys cannot be invented, and a value must have the key's type.
+The same command again continues an unfinished run. Exit code: 0 done, 2 a wrong setting or an unusable file,
+130 interrupted, 1 anything else.
+"""
+
+import os
+import shlex
+import signal
+import sys
+
+from absl import flags
+
+from moviegen import config as configs
+from moviegen import runner, sweep, workers
+from moviegen.errors import ConfigError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", None, "Experiment: FILE.py, or FILE.py:name,name=value with arguments that it takes.")
+flags.DEFINE_string("job", None, "What to do with it (default: the config's own job): a module of moviegen/jobs.")
+flags.DEFINE_string("stage", None, "Only this stage of an experiment that has several (default: all in order).")
+flags.DEFINE_string("mesh", None, "How the ranks are arranged, data=D,zero=Z,sp=S (default: data=all of them).")
+flags.DEFINE_string("workdir", None, "Folder of this run's files (default: runs/ and the experiment's name).")
+flags.DEFINE_integer("workers", 1, "Ranks to start on this machine, each a process.", lower_bound=1)
+flags.DEFINE_string("sweep", None, "Python file whose sweep() returns a list of {key: value}: one run for each.")
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-help", "-h"} & set(argv):
+        own = FLAGS.module_help(FLAGS.find_module_defining_flag("config"))
+        print(f"{__doc__}\n{own}\n\njobs: {', '.join(runner.jobs())}")
+        return 0
+    argv, overrides = configs.split_overrides(argv)
+    try:
+        unknown = FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise ConfigError(f"{str(error).splitlines()[0]} (python launch.py --help lists the flags)") from error
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no flag: write --name=value")
+    if not FLAGS.config:
+        raise ConfigError("no --config: say which experiment, for example --config=experiments/tiny.py")
+
+    ranks = runner.ranks() if workers.is_rank() else FLAGS.workers
+    config = configs.apply_overrides(configs.load(FLAGS.config), overrides)
+    plan = runner.prepare(config, FLAGS.job, FLAGS.workdir, FLAGS.mesh, FLAGS.stage, ranks)
+    if FLAGS.sweep:
+        return sweep.run(FLAGS.sweep, plan, FLAGS.workdir, _command(overrides, "job", "stage", "mesh", "workers"))
+    if ranks > 1 and not workers.is_rank():
+        command = _command(overrides, "job", "stage", "mesh", "workdir")
+        return workers.run(command, FLAGS.workers, plan.workdir)
+    try:
+        runner.run(plan.config, plan.job, plan.workdir, FLAGS.mesh, plan.stage)
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted: to continue from {plan.workdir}, run {shlex.join(['python', *sys.argv])}", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def _command(overrides: dict[str, str], *names: str) -> list[str]:
+    """This script with the same config and overrides and with the flags of these names that were given."""
+    given = [f"--{name}={FLAGS[name].value}" for name in names if FLAGS[name].present]
+    values = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return [os.path.abspath(__file__), f"--config={FLAGS.config}", *values, *given]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends what this process started
+    try:
+        sys.exit(main(sys.argv))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,203 @@
+"""Experiments are Python files with a `get_config` function; this module loads, overrides, checks and writes them.
+
+`load("experiments/tiny.py:data=clips")` calls `get_config(data="clips")`: the signature of `get_config` is the list of
+arguments that an experiment takes, its defaults give their types, and a bare `:tiny` means `tiny=True`.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moviegen.errors import ConfigError
+
+
+def load(spec: str) -> ConfigDict:
+    """Config of an experiment file, locked.
+
+    `spec` is `FILE.py` or `FILE.py:name,name=value`. The config gets a key `name`, the file's stem with its arguments,
+    after which the default workdir is called. Raises ConfigError when the file or an argument does not exist, or when
+    the file itself fails.
+    """
+    path_text, _, arg_text = spec.partition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
+        raise ConfigError(f"config file {path_text} does not exist{near}")
+    config = call_in_file(path, "get_config", lambda fn: fn(**_arguments(fn, arg_text, path_text)))
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path_text}: get_config returned {type(config).__name__}, expected a ConfigDict")
+    config.unlock()
+    config.name = re.sub(r"[^\w.=+-]+", "-", path.stem + ("-" + arg_text if arg_text else ""))
+    return config.lock()
+
+
+def call_in_file(path: Path, function: str, call: Callable[[Callable], Any]) -> Any:
+    """Executes a Python file and returns `call(its function)`; an error in the file is a ConfigError with its line."""
+    root = str(Path(__file__).resolve().parent.parent)
+    if root not in sys.path:  # so that `from experiments import common` works from any folder
+        sys.path.append(root)
+    try:
+        module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise ConfigError(f"{path} has no function {function}()")
+        return call(getattr(module, function))
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if Path(f.filename).resolve() == path.resolve()]
+        line = f":{own[-1].lineno}" if own else ""
+        raise ConfigError(f"{path}{line}: {type(error).__name__}: {error}") from error
+
+
+def _arguments(fn: Callable, text: str, path: str) -> dict[str, Any]:
+    known = {name: p.default for name, p in inspect.signature(fn).parameters.items()}
+    shown = ", ".join(f"{name}={value}" for name, value in known.items()) or "none"
+    arguments = {}
+    for item in filter(None, text.split(",")):
+        name, has_value, value = item.partition("=")
+        if name not in known:
+            raise ConfigError(f"{path} takes no argument {name!r}{nearest(name, known)}; it takes: {shown}")
+        if not has_value and not isinstance(known[name], bool):
+            raise ConfigError(f"{path}: argument {name!r} needs a value, as in :{name}={known[name]}")
+        arguments[name] = _convert(f"argument {name}", value if has_value else "true", known[name])
+    return arguments
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """Copy of `config`, locked, with dotted keys set: `{"optim.learning_rate": "3e-4"}`.
+
+    A value is text, read as the type that the key has now, or a Python value of that type. Raises ConfigError for an
+    unknown key (naming the nearest), a section in place of a key, or a value of another type.
+    """
+    config = config.copy_and_resolve_references()
+    leaves = dict(_leaves(config))
+    for key, value in overrides.items():
+        if key not in leaves:
+            inside = [leaf for leaf in leaves if leaf.startswith(key + ".")]
+            if inside:
+                raise ConfigError(f"config.{key} is a section: set one of its keys, such as config.{inside[0]}")
+            raise ConfigError(f"config.{key} does not exist{nearest(key, leaves)}")
+        *path, last = key.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        section[last] = _convert(f"config.{key}", value, leaves[key])
+    return config.lock()
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _convert(key: str, value: Any, current: Any) -> Any:
+    """`value` as the type of `current`; text is parsed."""
+    kind = type(current)
+    if isinstance(value, kind) and not isinstance(current, tuple) and not (kind is int and isinstance(value, bool)):
+        return value
+    try:
+        if isinstance(current, bool):
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if isinstance(current, int | float) and not isinstance(value, bool):
+            if isinstance(value, str) or isinstance(current, float):
+                return kind(value)
+        if isinstance(current, tuple):
+            return _convert_tuple(key, value, current)
+    except (ValueError, KeyError, TypeError, SyntaxError):
+        pass
+    raise ConfigError(f"{key} is {value!r}, expected {_describe(current)}")
+
+
+def _convert_tuple(key: str, value: Any, current: tuple) -> tuple:
+    if isinstance(value, str):
+        if value.strip()[:1] in ("(", "["):
+            value = ast.literal_eval(value.strip())
+        elif not current or isinstance(current[0], str):
+            value = (value,)  # one prompt may well contain commas
+        else:
+            value = value.split(",")
+    return tuple(_convert(key, item, current[0] if current else item) for item in tuple(value))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple):
+        inside = f" of {_describe(value[0])} each" if value else ""
+        return f"a tuple such as {','.join(map(str, value)) or 'a,b'}{inside}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return names.get(type(value), type(value).__name__)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the `--config.key=value` (or `--config.key value`) arguments out of a command line."""
+    rest, overrides = [], {}
+    items = iter(argv)
+    for item in items:
+        match = re.match(r"--?config\.([^=]+)(?:=(.*))?$", item, re.DOTALL)
+        if not match:
+            rest.append(item)
+            continue
+        value = match[2] if match[2] is not None else next(items, None)
+        if value is None:
+            raise ConfigError(f"{item} has no value: write {item}=VALUE")
+        overrides[match[1]] = value
+    return rest, overrides
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` or the empty string; for a dotted name the last part alone may match as well."""
+    candidates = list(candidates)
+    found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
+    if not found:
+        by_last = {c.rpartition(".")[2]: c for c in candidates}
+        found = [by_last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], by_last, n=1, cutoff=0.7)]
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def to_plain(config: ConfigDict) -> dict:
+    """The config as JSON holds it: nested dicts, tuples as lists."""
+    return json.loads(config.to_json())
+
+
+def save_json(config: ConfigDict, path: str | os.PathLike) -> None:
+    """Writes the config, readable and sorted, aside and then renamed: a reader never sees half a file."""
+    write_json(to_plain(config), path)
+
+
+def write_json(value: Any, path: str | os.PathLike) -> None:
+    """Writes any JSON value aside and then renames it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    os.replace(aside, path)
+
+
+def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """What differs between two plain configs, one `key: old -> new` each."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines

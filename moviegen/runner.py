@@ -1,0 +1,100 @@
+"""One run of one experiment: check every setting, note the config in the workdir, call the job, note its result."""
+
+import importlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from moviegen import config as configs
+from moviegen import mesh as meshes
+from moviegen.errors import ConfigError
+
+JOBS = Path(__file__).parent / "jobs"
+
+
+class Plan(NamedTuple):
+    """Settings of a run, checked."""
+
+    config: ConfigDict
+    job: str
+    workdir: Path
+    axes: dict[str, int]
+    stage: str | None
+
+
+def run(
+    config: ConfigDict | str,
+    job: str | None = None,
+    workdir: str | Path | None = None,
+    mesh: str | None = None,
+    stage: str | None = None,
+) -> dict[str, float]:
+    """Runs one experiment to its end and returns its final metrics, so that a sweep is a for-loop.
+
+    `config` is a ConfigDict or `"experiments/tiny.py:data=clips"`; `job` defaults to `config.job`, `workdir` to
+    `runs/<config.name>`, `mesh` to data parallel over all ranks. A workdir that holds an unfinished run is resumed.
+    Leaves `config.json` and, once finished, `result.json` in the workdir. Raises ConfigError for a wrong setting before
+    anything heavy is imported.
+    """
+    plan = prepare(config, job, workdir, mesh, stage, ranks())
+    meshes.setup(plan.axes)
+    if rank() == 0:
+        _note_config(plan.config, plan.workdir)
+    start = time.time()
+    metrics = importlib.import_module(f"moviegen.jobs.{plan.job}").run(plan.config, plan.workdir, stage=plan.stage)
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if rank() == 0:
+        result = {"job": plan.job, "stage": plan.stage, "seconds": round(time.time() - start, 1), "metrics": metrics}
+        configs.write_json(result, plan.workdir / "result.json")
+    return metrics
+
+
+def prepare(
+    config: ConfigDict | str,
+    job: str | None,
+    workdir: str | Path | None,
+    mesh: str | None,
+    stage: str | None,
+    ranks: int,
+) -> Plan:
+    """Checks the settings of a run without importing anything heavy. Raises ConfigError."""
+    config = configs.load(config) if isinstance(config, str) else config.copy_and_resolve_references().lock()
+    job = job or config.get("job")
+    if job not in jobs():
+        raise ConfigError(f"job {job!r} does not exist{configs.nearest(str(job), jobs())}; jobs: {', '.join(jobs())}")
+    stages = list(config.get("stages", ()))
+    if stage and stage not in stages:
+        known = f"stages: {', '.join(stages)}" if stages else "this experiment has no stages"
+        raise ConfigError(f"stage {stage!r} does not exist{configs.nearest(stage, stages)}; {known}")
+    if not workdir and not config.get("name"):
+        raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")
+    return Plan(config, job, Path(workdir or f"runs/{config.name}"), meshes.parse(mesh, ranks), stage or None)
+
+
+def jobs() -> list[str]:
+    """Names of the jobs there are, without importing any."""
+    return sorted(path.stem for path in JOBS.glob("*.py") if not path.stem.startswith("_"))
+
+
+def ranks() -> int:
+    """How many processes run this experiment together: what msrun says, else 1."""
+    return int(os.environ.get("MS_WORKER_NUM", 1))
+
+
+def rank() -> int:
+    """Which of them this process is: what msrun says, else 0."""
+    return int(os.environ.get("RANK_ID", 0)) if "MS_ROLE" in os.environ else 0
+
+
+def _note_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json, telling first what differs from the run that was here before."""
+    path = workdir / "config.json"
+    if path.is_file():
+        for line in configs.changes(json.loads(path.read_text()), configs.to_plain(config)):
+            print(f"config changed since the last run in {workdir}: {line}", flush=True)
+    configs.save_json(config, path)
+    (workdir / "result.json").unlink(missing_ok=True)
