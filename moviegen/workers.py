@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 
@@ -33,11 +33,12 @@ def run(command: list[str], ranks: int, workdir: Path) -> int:
     environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     with open(logs / "msrun.log", "wb") as log:
         process = subprocess.Popen(msrun, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    finished = threading.Event()
-    follower = threading.Thread(target=_follow, args=(logs / "worker_0.log", finished))
-    follower.start()
+    shown = 0
     try:
-        process.wait()
+        # msrun would wait long for its scheduler after a rank has failed, so the failure is looked for here.
+        while (code := process.poll()) is None and (code := _failure(logs)) is None:
+            time.sleep(0.2)
+            shown = _show(logs / "worker_0.log", shown)
     except KeyboardInterrupt:
         print(f"\ninterrupted: the same command again continues from {workdir}", file=sys.stderr)
         return 130
@@ -45,9 +46,15 @@ def run(command: list[str], ranks: int, workdir: Path) -> int:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)  # msrun then ends the ranks
             process.wait()
-        finished.set()
-        follower.join()
-    return _exit_code(process.returncode, logs)
+    _show(logs / "worker_0.log", shown)
+    if code == 0:
+        return 0
+    print(f"a rank failed; the last line of each, the rest in {logs}:", file=sys.stderr)
+    for log in sorted(logs.glob("worker_*.log")):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if _worth_showing(line)]
+        print(f"  {log.stem}: {lines[-1] if lines else '(no output)'}", file=sys.stderr)
+    code = _failure(logs) or code
+    return code if code > 0 else 128 - code
 
 
 def _free_port() -> int:
@@ -56,27 +63,26 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def _follow(path: Path, finished: threading.Event) -> None:
-    """Prints what is appended to a file until told that no more will come."""
-    position, last = 0, False
-    while not last:
-        last = finished.wait(0.2)
-        if path.is_file():
-            with open(path, "rb") as f:
-                f.seek(position)
-                sys.stdout.write(f.read().decode(errors="replace"))
-                sys.stdout.flush()
-                position = f.tell()
+def _show(path: Path, position: int) -> int:
+    """Prints the whole lines of a file after `position`, without MindSpore's own, and returns where they end."""
+    if not path.is_file():
+        return position
+    with open(path, "rb") as f:
+        f.seek(position)
+        new = f.read()
+    new = new[: new.rfind(b"\n") + 1]
+    for line in new.decode(errors="replace").splitlines():
+        if _worth_showing(line):
+            print(line, flush=True)
+    return position + len(new)
 
 
-def _exit_code(code: int, logs: Path) -> int:
-    """msrun itself returns 1 for any failure; its log holds the rank's own code."""
-    if code == 0:
-        return 0
+def _worth_showing(line: str) -> bool:
+    """Whether a line is there and is none of MindSpore's own log below an error."""
+    return bool(line) and not re.match(r"\[(DEBUG|INFO|WARNING)\] [A-Z_]+\(\d+", line)
+
+
+def _failure(logs: Path) -> int | None:
+    """Exit code of the first rank that failed, from msrun's log: msrun itself returns 1 for any failure."""
     found = re.search(r"exit with exception\. Error code: (-?\d+)", (logs / "msrun.log").read_text(errors="replace"))
-    code = int(found[1]) if found else 1
-    print(f"a rank failed with exit code {code}; last line of each rank:", file=sys.stderr)
-    for log in sorted(logs.glob("worker_*.log")):
-        lines = log.read_text(errors="replace").strip().splitlines() or ["(no output)"]
-        print(f"  {log}: {lines[-1]}", file=sys.stderr)
-    return code if code > 0 else 128 - code
+    return int(found[1]) if found else None
