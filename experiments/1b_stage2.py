@@ -1,0 +1,10 @@
+"""The 1B generator, stage 2: text to video joint with images at 256 px."""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(tiny: bool = False) -> ConfigDict:
+    config = common.stage("1b", 2)
+    return common.shrink(config) if tiny else config

@@ -1,0 +1,16 @@
+"""The 30B generator, stage 2: text to video joint with images at 256 px.
+
+The seed starts this one on 8 devices with ZeRO-3 and the sequence split over all 8, so that the batch is one clip. It
+reads cached latents, and turns the average of the weights off to save memory.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(tiny: bool = False) -> ConfigDict:
+    config = common.stage("30b", 2)
+    config.train.batch_size = 1  # paper: 1536, later 3072
+    config.ema.decay = 0.0
+    return common.shrink(config) if tiny else config

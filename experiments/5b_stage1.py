@@ -1,0 +1,10 @@
+"""The 5B generator, stage 1: text to image at 256 px."""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(tiny: bool = False) -> ConfigDict:
+    config = common.stage("5b", 1)
+    return common.shrink(config) if tiny else config

@@ -1,0 +1,205 @@
+"""Presets that the experiments derive from: the two models and Movie Gen's training stages.
+
+Values are the seed's (the MindSpore example of Movie Gen in mindone) where a comment does not say otherwise; "paper" is
+arXiv 2410.13720. A whole number of a stage means: 1 = text to image at 256 px, 2 = text to video joint with images at
+256 px, 3 = the same at 768 px.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moviegen.config import nearest
+from moviegen.errors import ConfigError
+
+# 30b: paper, table of the architecture. 5b and 1b: the seed; the paper has a 5B model too but not its dimensions.
+TRANSFORMERS = {
+    "30b": dict(hidden_size=6144, num_layers=48, num_heads=48, ffn_size=16384),
+    "5b": dict(hidden_size=3072, num_layers=32, num_heads=24, ffn_size=8192),
+    "1b": dict(hidden_size=1536, num_layers=24, num_heads=16, ffn_size=4096),
+    "tiny": dict(
+        hidden_size=192,
+        num_layers=6,
+        num_heads=6,
+        ffn_size=512,
+        position_lengths=(4, 4, 4),
+        text_dims=dict(ul2=64, metaclip=32, byt5=32),
+        compute_dtype="float32",
+    ),
+}
+TAES = {
+    "full": dict(base_channels=128, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=32),
+    "tiny": dict(base_channels=16, channel_multipliers=(1, 3, 6, 8), num_res_blocks=1, norm_groups=8),
+}
+
+
+def transformer(size: str, compat: str = "paper", **overrides: Any) -> ConfigDict:
+    """Config of the generator: size "30b", "5b", "1b" or "tiny".
+
+    compat="seed" gives the arithmetic of the seed's checkpoints: no norm before cross-attention, RMSNorm on text.
+    Raises ConfigError for an unknown size, compat or override.
+    """
+    values = dict(
+        latent_channels=16,
+        patch_size=(1, 2, 2),
+        position_lengths=(32, 96, 96),  # latent frames, patch rows, patch columns; each stage chooses its own
+        text_dims=dict(ul2=4096, metaclip=1280, byt5=1472),
+        norm_eps=1e-5,
+        cross_attention_norm=_is_paper(compat),
+        text_norm="layer" if _is_paper(compat) else "rms",
+        compute_dtype="bfloat16",
+    )
+    return _preset("transformer", TRANSFORMERS, size, values, overrides)
+
+
+def tae(preset: str = "full", compat: str = "paper", **overrides: Any) -> ConfigDict:
+    """Config of the temporal autoencoder: "full" (119 M weights, that of the seed) or "tiny" (ships trained).
+
+    compat="seed" pads the temporal upsampling with zeros as the seed does; the paper replicates frames everywhere.
+    Raises ConfigError for an unknown preset, compat or override.
+    """
+    values = dict(
+        latent_channels=16,
+        temporal_attention=True,
+        temporal_upsample_padding="replicate" if _is_paper(compat) else "zeros",
+        latent_shift=0.0609,  # of SD3.5's image autoencoder, which both start from; measure your own after training
+        latent_scale=1.5305,
+    )
+    return _preset("tae", TAES, preset, values, overrides)
+
+
+def _is_paper(compat: str) -> bool:
+    if compat not in ("paper", "seed"):
+        raise ConfigError(f"compat is {compat!r}, expected 'paper' or 'seed'")
+    return compat == "paper"
+
+
+def _preset(what: str, table: dict, name: str, values: dict, overrides: dict) -> ConfigDict:
+    if name not in table:
+        raise ConfigError(f"{what} preset {name!r} does not exist{nearest(name, table)}: {', '.join(table)}")
+    values = values | table[name]
+    for key in overrides:
+        if key not in values:
+            raise ConfigError(f"{what} has no setting {key!r}{nearest(key, values)}; it has: {', '.join(values)}")
+    return ConfigDict(values | overrides)
+
+
+# Sizes are multiples of 16: the TAE takes 8, a patch takes 2. The seed asks for 256x455, which its latents silently cut
+# to 256x448. Position tables: the paper grows 16 -> 32 -> 96 rows and columns, its 16 being a square of 256 px; the
+# seed's wide pictures need 28 columns from the start. T is 32 throughout (256 frames), as in the paper.
+# batch_size counts all ranks: the seed's number for one device times its 8 devices.
+STAGES = {
+    1: dict(
+        size=(256, 448),
+        num_frames=1,
+        positions=(32, 32, 32),
+        image_fraction=1.0,
+        steps=30_000,  # paper: 210 000
+        batch_size=8 * 70,  # paper: 9216
+        learning_rate=1e-4,  # paper: 1e-4
+    ),
+    2: dict(
+        size=(256, 448),
+        num_frames=256,
+        positions=(32, 32, 32),
+        image_fraction=1 / 11,  # paper: 1 image batch to 10 of video; the seed has what its CSV happens to hold
+        steps=20_000,  # paper: 185 000
+        batch_size=8 * 1,  # paper: 1536, later 3072
+        learning_rate=1e-4,  # paper, and an earlier version of the seed: 6e-5
+    ),
+    3: dict(
+        size=(576, 1024),
+        num_frames=256,
+        positions=(32, 96, 96),
+        image_fraction=1 / 11,
+        steps=20_000,  # paper: 74 500
+        batch_size=8 * 1,  # paper: 1536 falling to 512
+        learning_rate=1e-4,  # paper: 6e-5, halved whenever the validation loss stands still, down to 1e-5
+    ),
+}
+
+
+def stage(size: str, number: int) -> ConfigDict:
+    """The experiment of one training stage; `train.init_from` takes the checkpoint folder of the stage before."""
+    s = STAGES[number]
+    height, width = s["size"]
+    return ConfigDict(
+        dict(
+            job="train",
+            seed=42,
+            model=transformer(size, position_lengths=s["positions"]),
+            tae=tae(),
+            data=dict(
+                source="csv",
+                csv="",
+                video_folder="",
+                text_folders=dict(ul2="", metaclip="", byt5=""),  # the seed feeds ones in place of MetaCLIP
+                empty_text=dict(ul2="", metaclip="", byt5=""),
+                latent_folder="",
+                height=height,
+                width=width,
+                num_frames=s["num_frames"],
+                image_fraction=s["image_fraction"],
+                text_drop_prob=0.2,  # paper: unknown
+                max_bad_fraction=0.01,  # the seed replaces any number of bad rows in silence
+            ),
+            optim=dict(
+                learning_rate=s["learning_rate"],
+                betas=(0.9, 0.999),
+                eps=1e-8,  # seed: 1e-15, with which a weight that hardly gets a gradient still moves at full speed
+                weight_decay=0.1,
+                no_decay=r"norm|bias",
+                warmup_steps=1000,
+                schedule="constant",  # paper: constant too; cosine for its fine-tuning
+                final_learning_rate=1e-6,
+                clip_norm=1.0,
+                accumulate=1,  # optimizer steps are what train.steps counts
+                plateau=dict(factor=0.5, patience=50, min_delta=0.01, min_learning_rate=1e-6),
+            ),
+            train=dict(
+                steps=s["steps"],
+                batch_size=s["batch_size"],
+                log_every=1,
+                checkpoint_every=500,
+                keep_checkpoints=10,
+                validate_every=500,  # the seed validates stage 1 only, so its plateau rule never acts later
+                init_from="",
+            ),
+            ema=dict(decay=0.9999),  # in float32; the seed's bfloat16 average never moves
+            sample=dict(
+                steps=50,
+                schedule="linear_quadratic",
+                guidance_scale=7.5,  # paper; the seed has no guidance
+                num_frames=s["num_frames"],
+                height=height,
+                width=width,
+                fps=16,
+                prompts=("A rabbit wakes up in a meadow and stretches.",),
+            ),
+        )
+    )
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """The same experiment at toy size: three steps on a laptop, on the embedded synthetic clips.
+
+    Sizes and position tables shrink together by 8, so a stage still differs from the next as it does at full size.
+    """
+    height, width = (max(32, config.data[side] // 8 // 16 * 16) for side in ("height", "width"))
+    frames = min(config.data.num_frames, max(8, config.data.num_frames // 8))
+    config.tae = tae("tiny", temporal_upsample_padding=config.tae.temporal_upsample_padding)
+    if "model" in config:
+        config.model = transformer(
+            "tiny",
+            num_layers=2,
+            cross_attention_norm=config.model.cross_attention_norm,
+            text_norm=config.model.text_norm,
+            position_lengths=tuple(max(4, n // 8) for n in config.model.position_lengths),
+        )
+        config.sample.update(
+            steps=4, num_frames=frames, height=height, width=width, prompts=("a red circle moves left",)
+        )
+    config.data.update(source="synthetic", height=height, width=width, num_frames=frames)
+    config.optim.warmup_steps = 1
+    config.train.update(steps=3, batch_size=2, checkpoint_every=2, keep_checkpoints=2, validate_every=3)
+    return config
