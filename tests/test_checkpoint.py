@@ -1,0 +1,307 @@
+import json
+import os
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moviegen import arraystore, checkpoint
+from moviegen.errors import DataError
+
+SAVER = Path(__file__).with_name("checkpoint_saver.py")
+saver = runpy.run_path(str(SAVER))
+save, trees_of = saver["save"], saver["trees_of"]
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for tree in expected:
+        assert got[tree].keys() == expected[tree].keys()
+        for name, value in expected[tree].items():
+            value, back = np.asarray(value), got[tree][name]
+            assert back.dtype == value.dtype and back.shape == value.shape, (tree, name)
+            assert back.tobytes() == value.tobytes(), (tree, name)
+
+
+def steps_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip(tmp_path):
+    meta = {"samples_seen": 42, "config": {"seed": 0, "betas": (0.9, 0.95)}, "best": np.float32(0.5), "note": None}
+    path = checkpoint.save(tmp_path / "new" / "folder", 7, trees_of(7), meta)
+    assert path == tmp_path / "new" / "folder" / "step-00000007"
+    trees, back = checkpoint.load(tmp_path / "new" / "folder")
+    assert_same(trees, trees_of(7))
+    config = {"seed": 0, "betas": [0.9, 0.95]}
+    assert back == {"samples_seen": 42, "config": config, "best": 0.5, "note": None, "step": 7}
+
+
+def test_one_array_per_parameter_named_by_its_path(tmp_path):
+    path = save(tmp_path, 3)
+    description = json.loads((path / "params" / "blocks" / "0" / "attn" / "q" / "zarr.json").read_text())
+    assert description["shape"] == [16, 24] and description["data_type"] == "float32"
+
+
+def test_mindspore_tensors(tmp_path):
+    import mindspore as ms
+
+    value = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    half = ms.Tensor(value).astype(ms.bfloat16)
+    trees = {"params": {"w": ms.Tensor(value), "half": half, "n": ms.Tensor(5, ms.int32)}}
+    checkpoint.save(tmp_path, 1, trees, {})
+    back, _ = checkpoint.load(tmp_path)
+    expected = {"w": value, "half": value.astype(ml_dtypes.bfloat16), "n": np.int32(5)}
+    assert_same(back, {"params": expected})
+
+
+def test_odd_names(tmp_path):
+    names = [
+        "a/../b",
+        "a//b",
+        "/etc/x",
+        "ä b",
+        "quote\"'`$",
+        "100%",
+        "a?b*c:d|e",
+        "new\nline",
+        ".",
+        "a.b-c_d",
+        "",
+        "a",
+        "a/b",
+    ]
+    tree = {name: np.full(2, i, np.float32) for i, name in enumerate(names)}
+    checkpoint.save(tmp_path / "c", 1, {"params": tree}, {})
+    assert_same(checkpoint.load(tmp_path / "c")[0], {"params": tree})
+    assert steps_in(tmp_path) == ["c"] and steps_in(tmp_path / "c") == ["step-00000001"]
+
+
+def test_select_reads_nothing_else(tmp_path):
+    path = save(tmp_path, 1)
+    shutil.rmtree(path / "params")
+    trees, meta = checkpoint.load(tmp_path, select=r"^ema/blocks/\d+/attn")
+    expected = {name: value for name, value in trees_of(1)["ema"].items() if name.startswith("blocks")}
+    assert_same(trees, {"ema": expected})
+    assert meta == {"samples_seen": 8, "step": 1}
+    with pytest.raises(DataError, match="no array matches select='nonsense'"):
+        checkpoint.load(tmp_path, select="nonsense")
+
+
+def test_dtype_casts_floats_alone(tmp_path):
+    save(tmp_path, 1)
+    trees, _ = checkpoint.load(tmp_path, dtype="float32")
+    expected = trees_of(1)
+    expected["ema"] = {name: value.astype(np.float32) for name, value in expected["ema"].items()}
+    assert_same(trees, expected)
+
+
+def test_latest_and_retention(tmp_path):
+    assert checkpoint.latest(tmp_path / "nothing") is None
+    for step in (1, 2, 10, 100):
+        save(tmp_path, step, keep=2)
+        assert checkpoint.latest(tmp_path) == step
+    assert steps_in(tmp_path) == ["step-00000010", "step-00000100"]
+    assert_same(checkpoint.load(tmp_path, step=10)[0], trees_of(10))
+    with pytest.raises(DataError, match=r"no checkpoint of step 2, expected one of \[10, 100\]"):
+        checkpoint.load(tmp_path, step=2)
+    with pytest.raises(DataError, match="no checkpoint here"):
+        checkpoint.load(tmp_path / "nothing")
+
+
+def test_same_step_again_replaces_it(tmp_path):
+    save(tmp_path, 5)
+    checkpoint.save(tmp_path, 5, trees_of(6), {})
+    assert_same(checkpoint.load(tmp_path)[0], trees_of(6))
+    assert steps_in(tmp_path) == ["step-00000005"]
+
+
+def test_going_back_drops_the_steps_beyond(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    save(tmp_path, 15, keep=1)
+    assert steps_in(tmp_path) == ["step-00000015"]
+
+
+def test_leftovers_are_never_taken_and_removed_by_the_next_save(tmp_path):
+    path = save(tmp_path, 1)
+    for name in ("step-00000002.tmp-123", "step-00000001.old.tmp-9", "step-00000003.tmp-1"):
+        shutil.copytree(path, tmp_path / name)
+    assert checkpoint.latest(tmp_path) == 1
+    (tmp_path / "notes.tmp-1").mkdir()
+    save(tmp_path, 2)
+    assert steps_in(tmp_path) == ["notes.tmp-1", "step-00000001", "step-00000002"]
+
+
+def damage_byte(path):
+    file = path / "ema" / "blocks" / "2" / "attn" / "q" / "c.0.0"
+    data = bytearray(file.read_bytes())
+    data[17] ^= 4
+    file.write_bytes(data)
+
+
+def damage_length(path):
+    os.truncate(path / "ema" / "blocks" / "2" / "attn" / "q" / "c.0.0", 100)
+
+
+def damage_missing(path):
+    (path / "ema" / "blocks" / "2" / "attn" / "q" / "c.0.0").unlink()
+
+
+def damage_description(path):
+    (path / "ema" / "blocks" / "2" / "attn" / "q" / "zarr.json").write_text("{}")
+
+
+def damage_folder(path):
+    shutil.rmtree(path / "ema" / "blocks" / "2" / "attn" / "q")
+
+
+@pytest.mark.parametrize("damage", [damage_byte, damage_length, damage_missing, damage_description, damage_folder])
+def test_damage_names_the_array_and_the_way_back(tmp_path, damage):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    damage(save(tmp_path, 3))
+    way_back = r"Step 2 is whole: load it, or remove step-00000003"
+    with pytest.raises(DataError, match=rf"step-00000003: array ema/blocks/2/attn/q is damaged .*\. {way_back}"):
+        checkpoint.load(tmp_path)
+    assert_same(checkpoint.load(tmp_path, step=2)[0], trees_of(2))
+    damage(tmp_path / "step-00000002")
+    with pytest.raises(DataError, match="Step 1 is whole"):
+        checkpoint.load(tmp_path)
+    shutil.rmtree(tmp_path / "step-00000001")
+    with pytest.raises(DataError, match="No earlier checkpoint here is whole"):
+        checkpoint.load(tmp_path)
+
+
+def test_damaged_manifest(tmp_path):
+    save(tmp_path, 1)
+    manifest = save(tmp_path, 2) / "manifest.json"
+    text = manifest.read_text()
+    for damaged in (text.replace('"samples_seen": 16', '"samples_seen": 17'), text[:-9], "", "[]", None):
+        manifest.unlink() if damaged is None else manifest.write_text(damaged)
+        with pytest.raises(DataError, match=r"step-00000002: .*manifest.json.*Step 1 is whole"):
+            checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["array", "manifest", "fsync", "rename"])
+def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, where):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        if where == "array":
+            write, count = arraystore.write, iter(range(99))
+            patch.setattr(arraystore, "write", lambda *a: full() if next(count) == 5 else write(*a))
+        else:
+            owner, name = {"manifest": (json, "dump"), "fsync": (os, "fsync"), "rename": (os, "rename")}[where]
+            patch.setattr(owner, name, full)
+        with pytest.raises(DataError, match="step-00000002: cannot write .*No space left.*step 1 is still there"):
+            save(tmp_path, 2, keep=1)
+    assert steps_in(tmp_path) == ["step-00000001"]
+    assert_same(checkpoint.load(tmp_path)[0], trees_of(1))
+    save(tmp_path, 2, keep=1)
+    assert steps_in(tmp_path) == ["step-00000002"]
+
+
+def test_what_cannot_be_stored_is_named(tmp_path):
+    with pytest.raises(TypeError, match="array params/a is a str"):
+        checkpoint.save(tmp_path, 1, {"params": {"a": "text"}}, {})
+    with pytest.raises(TypeError, match="meta holds .*object"):
+        checkpoint.save(tmp_path, 1, {"params": {}}, {"x": object()})
+    assert steps_in(tmp_path) == []
+
+
+def start(folder, *fatal):
+    return subprocess.Popen([sys.executable, SAVER, folder, *fatal], stdout=subprocess.PIPE)
+
+
+def assert_whole(folder):
+    step = checkpoint.latest(folder)
+    trees, meta = checkpoint.load(folder)
+    assert_same(trees, trees_of(step))
+    assert meta == {"samples_seen": 8 * step, "step": step}
+    return step
+
+
+def kill_at_random(folder, times):
+    """Kill a saving child again and again; return how often a save was under way."""
+    rng, folder, caught, last = random.Random(0), folder / "run", 0, 0
+    save(folder, 0)
+    for _ in range(times):
+        child = start(folder)
+        assert child.stdout.readline(), "the child died by itself"
+        try:
+            child.wait(timeout=rng.uniform(0, 0.1))
+            raise AssertionError("the child died by itself")
+        except subprocess.TimeoutExpired:
+            child.kill()
+        child.communicate()
+        caught += any(".tmp-" in name or ".old" in name for name in steps_in(folder))
+        step = assert_whole(folder)
+        assert step > last, "no progress since the kill before"
+        last = step
+    return caught
+
+
+def test_kill_at_random_instants(tmp_path):
+    assert kill_at_random(tmp_path, 10) > 0
+
+
+@pytest.mark.slow
+def test_kill_at_many_random_instants(tmp_path):
+    assert kill_at_random(tmp_path, 50) > 10
+
+
+# Each save below calls rename, fsync, rmtree and json.dump in a fixed order: these instants lie before and after the
+# manifest, between the two renames of a replacement, before and after the commit, and inside retention.
+@pytest.mark.parametrize("fatal", ["dump 1", "fsync 9", *[f"rename {n}" for n in range(5)], "rmtree 0"])
+def test_kill_between_two_calls(tmp_path, fatal):
+    for step in (1, 2):
+        save(tmp_path, step)
+    child = start(tmp_path, *fatal.split())
+    child.communicate()
+    assert child.returncode == -9
+    assert assert_whole(tmp_path) in (2, 3)
+    save(tmp_path, 4, keep=1)
+    assert steps_in(tmp_path) == ["step-00000004"]
+
+
+def test_safetensors_round_trip(tmp_path):
+    params = trees_of(1)["params"] | {"view": np.arange(6, dtype=np.float32).reshape(2, 3).T, "n": np.int64(3)}
+    path = checkpoint.export_safetensors(params, tmp_path / "new" / "x.safetensors")
+    assert_same({"": checkpoint.import_safetensors(path)}, {"": params})
+    half = {k: v.astype(ml_dtypes.bfloat16) if k != "n" else v for k, v in params.items()}
+    checkpoint.export_safetensors(params, path, dtype="bfloat16")
+    assert_same({"": checkpoint.import_safetensors(path)}, {"": half})
+    checkpoint.export_safetensors(half, path, dtype=None)
+    assert_same({"": checkpoint.import_safetensors(path)}, {"": half})
+    assert steps_in(path.parent) == ["x.safetensors"]
+
+
+def test_safetensors_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    path = checkpoint.export_safetensors({"a": np.ones(2, np.float32)}, tmp_path / "x.safetensors")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="x.safetensors: cannot write .*No space left"):
+        checkpoint.export_safetensors({"a": np.zeros(2, np.float32)}, path)
+    assert steps_in(tmp_path) == ["x.safetensors"]
+    np.testing.assert_array_equal(checkpoint.import_safetensors(path)["a"], 1)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x80\x04pickle", b"\xff" * 64])
+def test_safetensors_unreadable(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="x.safetensors: not a readable safetensors file"):
+        checkpoint.import_safetensors(path)
