@@ -97,7 +97,7 @@ def read_metrics(workdir: str | Path, name: str | None = None) -> list[dict]:
 
 
 def _heal(path: Path, name: str, resume_step: int | None) -> None:
-    """Drops a torn last line, and this stage's lines after resume_step; the file is replaced in one rename."""
+    """Drops a torn last line, and this stage's lines after resume_step, replacing the file in one rename."""
     if not path.exists():
         return
     kept = [
@@ -105,6 +105,8 @@ def _heal(path: Path, name: str, resume_step: int | None) -> None:
         for line in read_metrics(path.parent)
         if resume_step is None or line["stage"] != name or line["step"] <= resume_step
     ]
+    if "".join(kept) == path.read_text(encoding="utf-8"):
+        return  # most often; another stage may have the file open
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)

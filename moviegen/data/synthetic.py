@@ -4,6 +4,8 @@
 prompts. Some combinations are held out of the training split; every colour, shape, direction and pair of them is in it.
 """
 
+import functools
+
 import numpy as np
 
 from moviegen.data.video import height_width
@@ -138,14 +140,16 @@ def _stream(split: str) -> int:
 # ---- the judge
 
 _MIN_CHROMA = 40.0  # levels; grey has 0, the colours above have 110 to 170
-_MIN_OVERLAP = 0.6
+_MIN_SHARE = 0.25  # of a pixel; less is noise
+_MIN_OVERLAP = 0.75
 
 
 def judge(frames: np.ndarray) -> tuple[str | None, str | None, str | None]:
     """Measures (colour, shape, direction) of the one coloured object in uint8 (t h w c); None where it cannot tell.
 
     Colour: the hue nearest to the mean chroma of the object. Direction: a straight line fitted to its centroids.
-    Shape: the largest overlap (soft intersection over union) with any shape drawn at the object's place and area.
+    Shape: the largest overlap (soft intersection over union) of the object, its frames laid over each other, with any
+    shape drawn at the same place and area, sharp or blurred.
     """
     mask, chroma = _segment(frames)
     if mask is None:
@@ -182,7 +186,7 @@ def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, 
     if np.linalg.norm(vector) < _MIN_CHROMA:
         return None, None
     share = chroma @ vector / (vector @ vector)
-    mask = np.where(share > 0.25, np.minimum(share, 1.0), 0.0)
+    mask = np.where(share > _MIN_SHARE, np.minimum(share, 1.0), 0.0)
     return (mask, vector) if 0.01 < mask.mean() < 0.4 else (None, None)
 
 
@@ -208,14 +212,36 @@ def _direction(centroids: np.ndarray, seen: np.ndarray, size: tuple[int, int]) -
 
 
 def _shape(mask: np.ndarray, areas: np.ndarray, centroids: np.ndarray) -> str | None:
-    height, width = mask.shape[1:]
-    scores = dict.fromkeys(SHAPES, 0.0)
+    # Averaged in the object's own coordinates: a decoder's blocks stay on the pixel grid and so average out.
+    patch = np.mean([_patch(*each) for each in zip(mask, areas, centroids, strict=True)], axis=0)
+    scores = [np.minimum(patch, drawn).sum() / np.maximum(patch, drawn).sum() for _, drawn in _templates()]
+    best = int(np.argmax(scores))
+    return _templates()[best][0] if scores[best] > _MIN_OVERLAP else None
+
+
+def _patch(mask: np.ndarray, area: float, centroid: np.ndarray) -> np.ndarray:
+    """Samples a mask (h w) bilinearly on a 33x33 grid around its centroid, scaled to an area of one."""
+    grid = np.linspace(-1.2, 1.2, 33) * np.sqrt(area)
+
+    def weights(middle: float, length: int) -> np.ndarray:
+        pixels = np.arange(length) + 0.5
+        return np.maximum(0, 1 - abs(middle + grid[:, None] - pixels))
+
+    return weights(centroid[0], mask.shape[0]) @ mask @ weights(centroid[1], mask.shape[1]).T
+
+
+@functools.cache
+def _templates() -> list[tuple[str, np.ndarray]]:
+    """Every shape, sharp and blurred in four steps up to half its radius, as `_patch` sees it."""
+    found = []
     for shape in SHAPES:
-        # Area and centroid of the shape of radius 16, measured, so that every shape can be laid over the mask.
-        (area,), (centroid,) = _moments(coverage(shape, np.array([32.0, 32.0]), 16, 64, 64)[None])
-        for one, size, place in zip(mask, areas, centroids, strict=True):
-            scale = np.sqrt(size / area)
-            drawn = coverage(shape, place - (centroid - 32) * scale, 16 * scale, height, width)
-            scores[shape] += np.minimum(one, drawn).sum() / np.maximum(one, drawn).sum() / len(mask)
-    best = max(scores, key=scores.get)
-    return best if scores[best] > _MIN_OVERLAP else None
+        for sigma in (0, 3, 6, 10, 14):
+            mask = coverage(shape, np.array([64.0, 64.0]), 32, 128, 128)
+            if sigma:
+                kernel = np.exp(-0.5 * ((np.arange(128) - np.arange(128)[:, None]) / sigma) ** 2)
+                kernel /= kernel[64].sum()
+                mask = kernel @ mask @ kernel
+            mask = np.where(mask > _MIN_SHARE, mask, 0.0)
+            (area,), (centroid,) = _moments(mask[None])
+            found.append((shape, _patch(mask, area, centroid)))
+    return found
