@@ -1,0 +1,156 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from moviegen import config as configs
+from moviegen.errors import ConfigError
+
+EXPERIMENT = """
+from ml_collections import ConfigDict
+def get_config(tiny=False, width=8, data="clips"):
+    return ConfigDict({"job": "train", "width": width, "tiny": tiny, "data": data})
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "wide.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture
+def config():
+    return ConfigDict(
+        {
+            "steps": 3,
+            "on": True,
+            "name": "x",
+            "optim": {"learning_rate": 1e-4, "betas": (0.9, 0.99), "empty": ()},
+            "sample": {"prompts": ("a", "b"), "sizes": (1, 2)},
+        }
+    ).lock()
+
+
+def test_load_passes_typed_arguments_and_locks(experiment):
+    config = configs.load(f"{experiment}:tiny,width=16,data=csv")
+    assert (config.tiny, config.width, config.data) == (True, 16, "csv")
+    assert config.name == "wide-tiny-width=16-data=csv"
+    with pytest.raises(AttributeError):
+        config.other = 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("tinny", ["tinny", "did you mean 'tiny'", "width=8"]),
+        ("width=wide", ["width", "'wide'", "whole number"]),
+        ("width", ["width", "needs a value"]),
+    ],
+)
+def test_load_refuses_arguments(experiment, argument, words):
+    with pytest.raises(ConfigError) as error:
+        configs.load(f"{experiment}:{argument}")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_load_names_the_nearest_file(experiment):
+    with pytest.raises(ConfigError, match="does not exist.*'wide.py'"):
+        configs.load(str(experiment.with_name("wyde.py")))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def get_config():\n    return 1 / 0\n", "bad.py:2: ZeroDivisionError"),
+        ("def get_config(:\n", "bad.py:1: "),
+        ("x = 1\n", "no function get_config"),
+        ("def get_config():\n    return {}\n", "returned dict, expected a ConfigDict"),
+    ],
+)
+def test_load_tells_what_is_wrong_in_the_file(tmp_path, source, words):
+    (tmp_path / "bad.py").write_text(source)
+    with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+        configs.load(str(tmp_path / "bad.py"))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("steps", "12", 12),
+        ("on", "false", False),
+        ("name", "12", "12"),
+        ("optim.learning_rate", "3e-4", 3e-4),
+        ("optim.learning_rate", 1, 1.0),
+        ("optim.betas", "0.8,0.9", (0.8, 0.9)),
+        ("optim.betas", "(1, 0.5)", (1.0, 0.5)),
+        ("optim.betas", [0.5, 0.6], (0.5, 0.6)),
+        ("sample.sizes", "4,5,6", (4, 5, 6)),
+        ("sample.prompts", "a dog, running", ("a dog, running",)),
+        ("sample.prompts", '["a dog, running", "a cat"]', ("a dog, running", "a cat")),
+    ],
+)
+def test_overrides_take_the_type_of_the_key(config, key, text, value):
+    changed = configs.apply_overrides(config, {key: text})
+    for part in key.split("."):
+        changed = changed[part]
+    assert changed == value and type(changed) is type(value)
+    assert not isinstance(value, tuple) or [type(v) for v in changed] == [type(v) for v in value]
+
+
+def test_overrides_leave_the_original_alone(config):
+    changed = configs.apply_overrides(config, {"optim.learning_rate": "1"})
+    assert config.optim.learning_rate == 1e-4 and changed.is_locked
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("steps", "many", ["config.steps", "'many'", "whole number"]),
+        ("steps", "1.5", ["whole number"]),
+        ("steps", True, ["whole number"]),
+        ("steps", 1.5, ["whole number"]),
+        ("on", "maybe", ["true or false"]),
+        ("on", 2, ["true or false"]),
+        ("optim.learning_rate", "fast", ["config.optim.learning_rate", "a number"]),
+        ("optim.betas", "0.9,x", ["config.optim.betas"]),
+        ("sample.sizes", "1.5,2", ["config.sample.sizes"]),
+        ("name", 3, ["text"]),
+        ("optim", "3", ["section", "config.optim.betas"]),
+        ("optim.learning_rat", "3", ["does not exist", "did you mean 'optim.learning_rate'"]),
+        ("learning_rate", "3", ["does not exist", "did you mean 'optim.learning_rate'"]),
+        ("steps.x", "3", ["does not exist"]),
+    ],
+)
+def test_overrides_refuse(config, key, value, words):
+    with pytest.raises(ConfigError) as error:
+        configs.apply_overrides(config, {key: value})
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_split_overrides():
+    argv = ["launch.py", "--config=a.py", "--config.a.b=1=2", "--job=x", "--config.c", "3"]
+    rest, overrides = configs.split_overrides(argv)
+    assert rest == ["launch.py", "--config=a.py", "--job=x"]
+    assert overrides == {"a.b": "1=2", "c": "3"}
+    with pytest.raises(ConfigError, match="no value"):
+        configs.split_overrides(["launch.py", "--config.c"])
+
+
+def test_json_round_trip_and_changes(config, tmp_path):
+    configs.save_json(config, tmp_path / "sub" / "config.json")
+    old = json.loads((tmp_path / "sub" / "config.json").read_text())
+    assert old["optim"]["betas"] == [0.9, 0.99]
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["config.json"]
+    assert configs.changes(old, configs.to_plain(config)) == []
+    new = configs.to_plain(configs.apply_overrides(config, {"optim.learning_rate": 0.5, "steps": 4}))
+    assert configs.changes(old, new) == ["optim.learning_rate: 0.0001 -> 0.5", "steps: 3 -> 4"]
+
+
+def test_nothing_heavy_is_imported():
+    code = "import launch, sys; print([m for m in ('mindspore', 'tensorstore', 'av', 'numpy') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

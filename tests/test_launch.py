@@ -1,0 +1,170 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.testing import flagsaver
+
+import launch
+from moviegen import sweep, workers
+from moviegen.errors import ConfigError
+
+ROOT = Path(launch.__file__).parent
+EXPERIMENT = """
+from ml_collections import ConfigDict
+def get_config(tiny=False):
+    return ConfigDict({"job": "fake", "rate": 0.5, "steps": 3, "fail": "", "stages": ("one", "two")})
+"""
+# Python imports this by itself at its start: every process gets a job "fake", and a MindSpore that cannot be imported.
+SITE = """
+import os, signal, sys, time, types
+import moviegen.runner as runner
+from moviegen.errors import DataError
+
+def run(config, workdir, stage=None):
+    print("running", stage, flush=True)
+    if config.fail == "data":
+        raise DataError("clips.csv:3: a.mp4 is not a video")
+    if config.fail == "sleep":
+        time.sleep(60)
+    return {"loss": config.rate * 2}
+
+runner.jobs = lambda: ["fake"]
+module = types.ModuleType("moviegen.jobs.fake")
+module.run = run
+sys.modules["moviegen.jobs.fake"] = module
+if "WITHOUT_MINDSPORE" in os.environ:
+    sys.modules["mindspore"] = None
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "e.py").write_text(EXPERIMENT)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SITE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("WITHOUT_MINDSPORE", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(*args):
+    command = [sys.executable, str(ROOT / "launch.py"), *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["--config"]),
+        (["--config=no.py"], ["no.py does not exist"]),
+        (["--config=e.py:large"], ["no argument 'large'", "tiny"]),
+        (["--config=e.py", "--config.rat=3"], ["config.rat does not exist", "'rate'"]),
+        (["--config=e.py", "--config.rate", "fast"], ["config.rate is 'fast'", "a number"]),
+        (["--config=e.py", "--config.steps"], ["--config.steps has no value"]),
+        (["--config=e.py", "--job=dance"], ["job 'dance' does not exist"]),
+        (["--config=e.py", "--job=sweep"], ["job 'sweep' does not exist"]),
+        (["--config=e.py", "--jobs=train"], ["jobs", "--help"]),
+        (["--config=e.py", "--workers=0"], ["workers"]),
+        (["--config=e.py", "train"], ["'train' is no flag"]),
+        (["--config=e.py", "--sweep=no.py"], ["sweep file no.py does not exist"]),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_line(here, args, words, monkeypatch):
+    monkeypatch.setattr(launch.runner, "jobs", lambda: ["fake"])
+    with flagsaver.flagsaver(), pytest.raises(ConfigError) as error:
+        launch.main(["launch.py", *args])
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_exit_code_2_without_traceback(here):
+    for args in (["--config.rate=fast"], ["--mesh=data=2"], ["--stage=three"], ["--config.fail=data"]):
+        code, _, err = finish(start("--config=e.py", *args))
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+def test_run_and_continue(here):
+    code, out, err = finish(start("--config=e.py", "--config.rate=4", "--stage=two", "--workdir=w"))
+    assert code == 0, err
+    assert out == "running two\n"
+    assert json.loads((here / "w/result.json").read_text())["metrics"] == {"loss": 8.0}
+    assert json.loads((here / "w/config.json").read_text())["rate"] == 4.0
+    _, out, _ = finish(start("--config=e.py", "--workdir=w"))
+    assert "config changed since the last run in w: rate: 4.0 -> 0.5" in out
+
+
+def test_help_names_flags_and_jobs(here):
+    code, out, _ = finish(start("--help"))
+    assert code == 0
+    assert all(word in out for word in ("--config", "--stage", "--mesh", "--workers", "--sweep", "jobs: fake"))
+
+
+def test_sweep_from_the_command_line(here):
+    (here / "s.py").write_text(
+        "def sweep():\n    return [{'rate': 1.0}, {'rate': 2.0, 'fail': 'data'}, {'rate': 3.0}]\n"
+    )
+    code, out, err = finish(start("--config=e.py", "--config.steps=5", "--sweep=s.py", "--stage=one"))
+    assert code == 1
+    rows = json.loads((here / "runs/e-s/summary.json").read_text())
+    assert [row["status"] for row in rows] == ["done", "failed (2)", "done"]
+    assert [row["metrics"].get("loss") for row in rows] == [2.0, None, 6.0]
+    assert json.loads((here / "runs/e-s/rate=1.0/config.json").read_text())["steps"] == 5
+    assert "error: clips.csv:3" in err and "all numbers: runs/e-s/summary.json" in out
+
+
+def test_interrupt_says_how_to_continue(here):
+    process = start("--config=e.py", "--config.fail=sleep", "--workdir=w")
+    assert process.stdout.readline() == "running None\n"
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130 and "Traceback" not in err
+    assert "--config=e.py --config.fail=sleep --workdir=w" in err
+
+
+def test_workers_start_this_script_again_without_workers(here, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(launch.runner, "jobs", lambda: ["fake"])
+    monkeypatch.setattr(workers, "run", lambda *args: seen.update(args=args) or 5)
+    with flagsaver.flagsaver():
+        assert launch.main(["launch.py", "--config=e.py", "--workers=2", "--config.rate=1", "--stage=one"]) == 5
+    command, ranks, workdir = seen["args"]
+    assert command == [str(ROOT / "launch.py"), "--config=e.py", "--config.rate=1", "--stage=one"]
+    assert ranks == 2 and workdir == Path("runs/e")
+
+
+def test_a_sweep_gives_its_runs_their_workers(here, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(launch.runner, "jobs", lambda: ["fake"])
+    monkeypatch.setattr(sweep, "run", lambda *args: seen.update(args=args) or 0)
+    with flagsaver.flagsaver():
+        launch.main(["launch.py", "--config=e.py", "--workers=2", "--sweep=s.py", "--workdir=w"])
+    file, _, workdir, command = seen["args"]
+    assert (file, workdir) == ("s.py", "w") and command[1:] == ["--config=e.py", "--workers=2"]
+
+
+@pytest.mark.slow
+def test_two_ranks(here, monkeypatch):
+    monkeypatch.delenv("WITHOUT_MINDSPORE")
+    code, out, err = finish(start("--config=e.py", "--workers=2", "--workdir=w"))
+    assert code == 0, err
+    assert "running None" in out and "MindSpore" not in out
+    assert json.loads((here / "w/result.json").read_text())["metrics"] == {"loss": 1.0}
+    assert (here / "w/ranks/worker_1.log").read_text().count("running None") == 1
+
+
+@pytest.mark.slow
+def test_a_failing_rank_gives_its_exit_code(here, monkeypatch):
+    monkeypatch.delenv("WITHOUT_MINDSPORE")
+    code, _, err = finish(start("--config=e.py", "--workers=2", "--workdir=w", "--config.fail=data"))
+    assert code == 2
+    assert "error: clips.csv:3: a.mp4 is not a video" in err

@@ -1,0 +1,111 @@
+import json
+import sys
+import types
+
+import pytest
+from ml_collections import ConfigDict
+
+import moviegen
+from moviegen import runner
+from moviegen.errors import ConfigError
+
+
+@pytest.fixture
+def config():
+    return ConfigDict({"job": "fake", "name": "exp", "seed": 1, "optim": {"learning_rate": 0.5}, "stages": ("a", "b")})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A job named fake that notes what it was called with."""
+    calls = []
+
+    def run(config, workdir, stage=None):
+        calls.append((config, workdir, stage))
+        return {"loss": config.optim.learning_rate / 2}
+
+    module = types.ModuleType("moviegen.jobs.fake")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "moviegen.jobs.fake", module)
+    monkeypatch.setattr(runner, "jobs", lambda: ["fake", "sample"])
+    return calls
+
+
+def test_run_returns_metrics_and_notes_config_and_result(config, calls, tmp_path):
+    assert moviegen.run(config, workdir=tmp_path / "run", stage="b") == {"loss": 0.25}
+    (given, workdir, stage), *_ = calls
+    assert given.is_locked and not config.is_locked and workdir == tmp_path / "run" and stage == "b"
+    assert json.loads((tmp_path / "run/config.json").read_text())["optim"] == {"learning_rate": 0.5}
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["job"], result["stage"], result["metrics"]) == ("fake", "b", {"loss": 0.25})
+
+
+def test_a_sweep_is_a_loop(config, calls, tmp_path):
+    losses = []
+    for rate in (0.5, 1.0):
+        config.optim.learning_rate = rate
+        losses.append(moviegen.run(config, workdir=tmp_path / str(rate))["loss"])
+    assert losses == [0.25, 0.5]
+
+
+def test_run_from_a_file_with_the_default_workdir(calls, tmp_path, monkeypatch):
+    (tmp_path / "e.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(rate=1.0):\n    return ConfigDict({'job': 'fake', 'optim': {'learning_rate': rate}})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert moviegen.run("e.py:rate=4") == {"loss": 2.0}
+    assert (tmp_path / "runs/e-rate=4/config.json").is_file()
+
+
+def test_resume_says_what_changed(config, calls, tmp_path, capsys):
+    moviegen.run(config, workdir=tmp_path)
+    moviegen.run(config, workdir=tmp_path)
+    assert capsys.readouterr().out == ""
+    config.optim.learning_rate = 0.25
+    moviegen.run(config, workdir=tmp_path)
+    assert "optim.learning_rate: 0.5 -> 0.25" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["learning_rate"] == 0.25
+
+
+def test_a_failed_run_leaves_no_result(config, calls, tmp_path):
+    moviegen.run(config, workdir=tmp_path)
+    sys.modules["moviegen.jobs.fake"].run = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        moviegen.run(config, workdir=tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"job": "fak"}, "job 'fak' does not exist.*'fake'.*fake, sample"),
+        ({"stage": "c"}, "stage 'c' does not exist.*stages: a, b"),
+        ({"mesh": "data=3"}, "3 ranks"),
+    ],
+)
+def test_wrong_settings_leave_no_trace(config, calls, tmp_path, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        moviegen.run(config, workdir=tmp_path / "run", **settings)
+    assert calls == [] and not (tmp_path / "run").exists()
+
+
+def test_no_workdir_without_a_name(config, calls):
+    del config["name"]
+    with pytest.raises(ConfigError, match="no workdir"):
+        moviegen.run(config)
+
+
+def test_a_second_rank_writes_nothing(config, calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.meshes, "setup", lambda axes: None)
+    for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "RANK_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    moviegen.run(config, workdir=tmp_path / "run", mesh="data=2")
+    assert len(calls) == 1 and not (tmp_path / "run").exists()
+
+
+def test_jobs_are_the_files_of_the_folder(tmp_path, monkeypatch):
+    for name in ("train.py", "sample.py", "_shared.py", "__init__.py"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(runner, "JOBS", tmp_path)
+    assert runner.jobs() == ["sample", "train"]
