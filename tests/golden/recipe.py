@@ -1,6 +1,8 @@
 """Deterministic weights for golden tests: every array follows from its parameter's name alone."""
 
-import math, zlib
+import math
+import zlib
+
 import numpy as np
 
 

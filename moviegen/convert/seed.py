@@ -1,0 +1,104 @@
+"""Checkpoints of the MindSpore Movie Gen example (mindone, examples/moviegen) as parameters of our models."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moviegen import backend
+from moviegen.errors import ConfigError
+from moviegen.models import transformer as transformer_model
+
+# Our path of every parameter outside the layers, by the seed's name.
+GLOBAL = {
+    "latent_embedder.proj.weight": "patch",
+    "pos_embedding_table_t.embedding_table": "position/t",
+    "pos_embedding_table_h.embedding_table": "position/h",
+    "pos_embedding_table_w.embedding_table": "position/w",
+    "timestep_embedder.mlp.0.weight": "time/in",
+    "timestep_embedder.mlp.2.weight": "time/out",
+    "adaLN_modulation.1.weight": "modulation",
+    "final_layer.scale_shift_table": "final/modulation",
+    "final_layer.input_layernorm.weight": "final/norm",
+    "final_layer.proj.weight": "final/proj",
+    **{f"text_projector.{e}_linear.weight": f"text/{e}/proj" for e in transformer_model.ENCODERS},
+    **{f"text_projector.{e}_layernorm.weight": f"text/{e}/norm" for e in transformer_model.ENCODERS},
+}
+LAYER = {
+    "scale_shift_table": "modulation",
+    "input_layernorm.weight": "attn/norm",
+    "post_attention_layernorm.weight": "mlp/norm",
+    **{f"self_attn.{name}_proj.weight": f"attn/{name}" for name in "qkvo"},
+    **{f"cross_attn.{name}_proj.weight": f"cross/{name}" for name in "qkvo"},
+    **{f"mlp.{name}_proj.weight": f"mlp/{name}" for name in ("gate", "up", "down")},
+}
+
+
+def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]:
+    """Names without any leading run of the components ("ema|network|model"), as training wrappers put before them.
+
+    Raises ConfigError where two names fall together: the file then holds several sets of weights, say EMA beside plain.
+    """
+    origin: dict[str, str] = {}
+    stripped = {}
+    for name, value in arrays.items():
+        short = re.sub(rf"^(?:(?:{components})\.)+", "", name)
+        if short in origin:
+            raise ConfigError(
+                f"{origin[short]!r} and {name!r} are the same parameter of two sets of weights: pass the arrays of one "
+                "of the two prefixes alone"
+            )
+        origin[short] = name
+        stripped[short] = value
+    return stripped
+
+
+def match(found: Mapping[str, Any], unknown: list[str], wanted: Mapping[str, tuple[int, ...]], hint: str) -> None:
+    """Raise one ConfigError that names every missing, extra and wrongly shaped parameter, if there is any."""
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted([*unknown, *(found.keys() - wanted.keys())])
+    wrong = [
+        f"{path} is {tuple(found[path].shape)}, expected {shape}"
+        for path, shape in wanted.items()
+        if path in found and tuple(found[path].shape) != shape
+    ]
+    problems = [("missing", missing), ("extra", extra), ("wrong shape", wrong)]
+    if any(names for _, names in problems):
+        text = "; ".join(f"{title}: {', '.join(names)}" for title, names in problems if names)
+        raise ConfigError(f"the weights do not fit the config: {text}{hint}")
+
+
+def transformer(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
+    """Parameters of our transformer from the seed's arrays by name, in float32.
+
+    Takes any run of the prefixes `ema.`, `network.`, `model.`; a linear or a convolutional patch embedder; position
+    tables of another length, which are interpolated. Raises ConfigError naming every missing, extra or wrongly shaped
+    parameter.
+    """
+    wanted = transformer_model.shapes(cfg)
+    found, unknown = {}, []
+    for name, value in strip_prefixes(arrays, "ema|network|model").items():
+        path = _path(name)
+        if path is None:
+            unknown.append(name)
+            continue
+        value = np.asarray(value).astype(np.float32)
+        if path.endswith("/modulation") and path.startswith("blocks/") and value.shape[:1] == (1,):
+            value = value[0]
+        elif path == "patch" and value.ndim == 5:
+            value = value.reshape(len(value), -1)
+        elif path.startswith("position/") and value.ndim == 2 and len(value) and path in wanted:
+            value = transformer_model.resize_table(value, wanted[path][0])
+        found[path] = value
+    ours = any(path.endswith(("cross/norm", "/norm_bias")) for path in wanted.keys() - found.keys())
+    match(found, unknown, wanted, "; the seed's weights need a config with compat='seed'" if ours else "")
+    return backend.to_tensors(found)
+
+
+def _path(name: str) -> str | None:
+    """Our path of the seed's (unprefixed) name, or None."""
+    layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+    if layer is None:
+        return GLOBAL.get(name)
+    return f"blocks/{layer[1]}/{LAYER[layer[2]]}" if layer[2] in LAYER else None

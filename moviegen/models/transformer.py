@@ -1,0 +1,219 @@
+"""Movie Gen's generator: a transformer that maps noisy latents, a time and text to the velocity of a flow.
+
+A LLaMa-3 block (RMSNorm, SwiGLU, no biases) with full attention, cross-attention to three text encoders, and time
+entering through one modulation shared by all layers plus a table per layer (paper, section 3). Learned positions,
+factorised over time, height and width, are added at the start of every layer. `cross_attention_norm` and `text_norm`
+choose between the paper's arithmetic (True, "layer") and that of the seed's checkpoints (False, "rms").
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from moviegen import backend, flow, layerwise, tree
+from moviegen.errors import ConfigError
+from moviegen.models import transformer_stages as stages
+
+Params = dict[str, ms.Tensor]
+Text = Mapping[str, tuple[Any, Any]]
+ENCODERS = ("ul2", "metaclip", "byt5")  # order of their tokens in the context
+AXES = ("t", "h", "w")
+
+
+def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every parameter. Raises ConfigError for a config of which no model can be built."""
+    _check_config(cfg)
+    d, patch = cfg.hidden_size, cfg.latent_channels * int(np.prod(cfg.patch_size))
+    table = {
+        "patch": (d, patch),
+        **{f"position/{axis}": (length, d) for axis, length in zip(AXES, cfg.position_lengths, strict=True)},
+        "time/in": (d, stages.TIME_WIDTH),
+        "time/out": (d, d),
+        "modulation": (6 * d, d),
+    }
+    for name in _encoders(cfg):
+        table |= {f"text/{name}/proj": (d, cfg.text_dims[name]), f"text/{name}/norm": (d,)}
+        if cfg.text_norm == "layer":
+            table[f"text/{name}/norm_bias"] = (d,)
+    for i in range(cfg.num_layers):
+        block = {"modulation": (6, d), "attn/norm": (d,), "mlp/norm": (d,)}
+        block |= {f"{part}/{name}": (d, d) for part in ("attn", "cross") for name in "qkvo"}
+        if cfg.cross_attention_norm:
+            block["cross/norm"] = (d,)
+        block |= {"mlp/gate": (cfg.ffn_size, d), "mlp/up": (cfg.ffn_size, d), "mlp/down": (d, cfg.ffn_size)}
+        table |= tree.join({f"blocks/{i}": block})
+    return table | {"final/modulation": (2, d), "final/norm": (d,), "final/proj": (patch, d)}
+
+
+def init(cfg: Any, seed: int) -> Params:
+    """Random parameters: matrices and positions N(0, 0.02), tables of modulation N(0, 1/d), so that the velocity is 0.
+
+    Each is drawn from (seed, its path) alone: adding a parameter changes no other.
+    """
+    params = {}
+    for path, shape in shapes(cfg).items():
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        if path.endswith("/norm"):
+            value = np.ones(shape, np.float32)
+        elif path.endswith("/norm_bias") or path in ("modulation", "final/proj"):
+            value = np.zeros(shape, np.float32)
+        else:
+            std = cfg.hidden_size**-0.5 if path.endswith("/modulation") else 0.02
+            value = np.float32(std) * rng.standard_normal(shape, dtype=np.float32)
+        params[path] = backend.tensor(value)
+    return params
+
+
+def resize_table(table: np.ndarray, length: int) -> np.ndarray:
+    """A position table (old, d) as (length, d), linear between its rows, first and last row kept; float32."""
+    table = np.asarray(table, np.float32)
+    at = np.linspace(0, len(table) - 1, length)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, len(table) - 1)
+    weight = (at - low)[:, None]
+    return ((1 - weight) * table[low] + weight * table[high]).astype(np.float32)
+
+
+def interpolate_positions(params: Mapping[str, Any], cfg: Any) -> Params:
+    """The same parameters with position tables of cfg.position_lengths, for a next stage of larger clips."""
+    grown = backend.to_tensors(params)
+    for axis, length in zip(AXES, cfg.position_lengths, strict=True):
+        path = f"position/{axis}"
+        if grown[path].shape[0] != length:
+            grown[path] = backend.tensor(resize_table(grown[path].asnumpy(), length))
+    return grown
+
+
+def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text) -> ms.Tensor:
+    """Velocity (b c t h w) of latents (b c t h w) at flow times t (b,), 0 = noise.
+
+    text: {encoder: (embeddings (b l width), mask (b l) with 1 = token, or None = all are)}. Raises ConfigError for
+    inputs that do not fit the config.
+    """
+    params, latents, t, text, mask = _check(params, cfg, latents, t, text)
+    prologue, block, dtype = _stages(cfg, bool(mask))
+    x, pos, time, modulation, context = layerwise.run(prologue, _outer(params), latents, t, *text, *mask)
+    for i in range(cfg.num_layers):
+        x = layerwise.run(block, tree.sub(params, f"blocks/{i}"), x, pos, modulation, context, *mask)
+    patch = tuple(cfg.patch_size)
+    grid = tuple(n // p for n, p in zip(latents.shape[2:], patch, strict=True))
+    return layerwise.run(stages.make_epilogue(patch, grid, cfg.norm_eps, dtype), tree.sub(params, "final"), x, time)
+
+
+def loss_and_grads(
+    params: Mapping[str, Any], cfg: Any, latents: Any, noise: Any, t: Any, text: Text
+) -> tuple[ms.Tensor, Params]:
+    """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
+
+    latents and noise (b c t h w), t (b,), text as in `apply`. Only the blocks' inputs are kept for the way back.
+    """
+    params, latents, t, text, mask = _check(params, cfg, latents, t, text)
+    noise = backend.tensor(noise)
+    if noise.shape != latents.shape:
+        raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
+    prologue, block, dtype = _stages(cfg, bool(mask))
+    noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
+
+    outputs, prologue_pull = layerwise.vjp(prologue, _outer(params), noisy, t, *text, *mask, wrt=0)
+    x, pos, time, modulation, context = outputs
+    pulls = []
+    for i in range(cfg.num_layers):
+        weights = tree.sub(params, f"blocks/{i}")
+        x, pull = layerwise.vjp(block, weights, x, pos, modulation, context, *mask, wrt=4)
+        pulls.append(pull)
+    loss_fn = stages.make_loss(tuple(cfg.patch_size), cfg.norm_eps, dtype)
+    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(loss_fn, tree.sub(params, "final"), x, time, target, wrt=2)
+
+    grads = tree.join({"final": dfinal})
+    shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
+    for i in reversed(range(cfg.num_layers)):
+        dblock, (dx, *dshared) = pulls.pop()(dx)
+        grads |= tree.join({f"blocks/{i}": dblock})
+        shared = [total + part for total, part in zip(shared, dshared, strict=True)]
+    dpos, dmodulation, dcontext = shared
+    douter, _ = prologue_pull(dx, dpos, dtime, dmodulation, dcontext)
+    return loss, grads | douter
+
+
+def _encoders(cfg: Any) -> tuple[str, ...]:
+    return tuple(name for name in ENCODERS if name in cfg.text_dims)
+
+
+def _outer(params: Params) -> Params:
+    """The prologue's parameters: all but the blocks' and the epilogue's."""
+    return {path: value for path, value in params.items() if not path.startswith(("blocks/", "final/"))}
+
+
+def _stages(cfg: Any, masked: bool) -> tuple:
+    dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
+    eps = cfg.norm_eps
+    prologue = stages.make_prologue(tuple(cfg.patch_size), _encoders(cfg), cfg.text_norm, eps, masked, dtype)
+    return prologue, stages.make_block(cfg.num_heads, eps, cfg.cross_attention_norm, masked, dtype), dtype
+
+
+def _check_config(cfg: Any) -> None:
+    if cfg.hidden_size % cfg.num_heads:
+        raise ConfigError(f"num_heads is {cfg.num_heads}, which does not divide hidden_size {cfg.hidden_size}")
+    if cfg.text_norm not in ("layer", "rms"):
+        raise ConfigError(f"text_norm is {cfg.text_norm!r}: expected 'layer' (the paper's) or 'rms' (the seed's)")
+    for key in ("patch_size", "position_lengths"):
+        if len(cfg[key]) != 3:
+            raise ConfigError(f"{key} is {tuple(cfg[key])}: expected three numbers, for time, height and width")
+    if not _encoders(cfg) or set(cfg.text_dims) - set(ENCODERS):
+        raise ConfigError(f"text_dims names {', '.join(cfg.text_dims) or 'nothing'}: expected {', '.join(ENCODERS)}")
+
+
+def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text) -> tuple:
+    """Parameters, latents, times, embeddings by encoder and [mask (b m 1)] or [] as tensors that fit together."""
+    wanted = shapes(cfg)
+    if params.keys() != wanted.keys():
+        raise ConfigError(
+            f"the parameters are not of this config: missing {sorted(wanted.keys() - params.keys())}, "
+            f"unknown {sorted(params.keys() - wanted.keys())}"
+        )
+    latents, t = backend.tensor(latents), backend.tensor(t)
+    if len(latents.shape) != 5 or latents.shape[1] != cfg.latent_channels:
+        raise ConfigError(f"latents have shape {latents.shape}, expected (b {cfg.latent_channels} t h w)")
+    batch = latents.shape[0]
+    if t.shape != (batch,):
+        raise ConfigError(f"times have shape {t.shape}, expected ({batch},): one for each sample")
+    for i, axis in enumerate(AXES):
+        size, patch, length = latents.shape[2 + i], cfg.patch_size[i], cfg.position_lengths[i]
+        rows = params[f"position/{axis}"].shape[0]
+        if size % patch or not size:
+            raise ConfigError(f"latents have {size} along {axis}, not a multiple of patch_size[{i}] = {patch}")
+        if size // patch > length:
+            raise ConfigError(
+                f"latents have {size // patch} patches along {axis}, position_lengths[{i}] is {length}: raise it "
+                "(interpolate_positions grows the tables of trained parameters)"
+            )
+        if rows != length:
+            raise ConfigError(
+                f"position/{axis} has {rows} rows, position_lengths[{i}] is {length}: pass the parameters through "
+                "interpolate_positions"
+            )
+    embeddings, mask = _check_text(cfg, text, batch)
+    return backend.to_tensors(params), latents, t, embeddings, mask
+
+
+def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
+    embeddings, masks = [], []
+    if set(text) != set(cfg.text_dims):
+        raise ConfigError(f"text has {sorted(text)}, expected the encoders of text_dims, {sorted(cfg.text_dims)}")
+    for name in _encoders(cfg):
+        values, mask = text[name]
+        width = cfg.text_dims[name]
+        if len(values.shape) != 3 or values.shape[0] != batch or values.shape[2] != width:
+            raise ConfigError(f"text {name!r} has shape {tuple(values.shape)}, expected ({batch} l {width})")
+        if mask is not None and tuple(mask.shape) != tuple(values.shape[:2]):
+            raise ConfigError(f"text {name!r} has a mask of shape {tuple(mask.shape)}, expected {values.shape[:2]}")
+        embeddings.append(backend.tensor(values))
+        masks.append(mask if mask is not None else np.ones(values.shape[:2], np.float32))
+    if all(text[name][1] is None for name in text):
+        return embeddings, []
+    mask = ops.concat([backend.tensor(m).astype(ms.float32) for m in masks], 1)
+    return embeddings, [ops.expand_dims(mask, -1)]
