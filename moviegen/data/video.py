@@ -118,7 +118,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
     if not fps > 0:
         raise ValueError(f"{path}: frames per second must be above 0, got {fps}")
     with _aside(path) as temporary, av.open(temporary, "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1001)
+        rate = Fraction(float(fps)).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index, array in enumerate(frames):

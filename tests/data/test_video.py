@@ -1,0 +1,210 @@
+import os
+import struct
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from moviegen import metrics
+from moviegen.data import video
+from moviegen.errors import DataError
+
+
+def moving_square(num_frames=20, height=48, width=64):
+    frames = np.full((num_frames, height, width, 3), (40, 90, 160), np.uint8)
+    for t in range(num_frames):
+        frames[t, 16:32, t * 2 : t * 2 + 16] = (220, 200, 60)
+    return frames
+
+
+def write_exact(path, frames, codec="ffv1", fps=25):
+    """Without loss, in another container than write_mp4's."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
+        for array in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_mp4_reads_back(tmp_path):
+    frames = moving_square()
+    video.write_mp4(tmp_path / "new" / "a.mp4", frames, 29.97)
+    got, fps = video.read(tmp_path / "new" / "a.mp4")
+    assert got.shape == frames.shape and got.dtype == np.uint8
+    assert fps == pytest.approx(29.97, abs=1e-3)
+    assert metrics.psnr(got, frames).min() > 28  # 4:2:0 blurs the coloured edges
+    assert os.listdir(tmp_path / "new") == ["a.mp4"]
+    with av.open(str(tmp_path / "new" / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.video[0].pix_fmt == "yuv420p"
+
+
+def test_read_takes_exactly_the_frames_asked_for(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (13, 16, 24, 3), dtype=np.uint8)
+    path = write_exact(tmp_path / "a.mkv", frames)
+    np.testing.assert_array_equal(video.read(path)[0], frames)
+    got, fps = video.read(path, start=3, num_frames=4, stride=3)
+    np.testing.assert_array_equal(got, frames[[3, 6, 9, 12]])
+    assert fps == pytest.approx(25 / 3)
+    np.testing.assert_array_equal(video.read(path, start=5, stride=4)[0], frames[5::4])
+
+
+def test_b_frames_come_in_display_order(tmp_path):
+    frames = np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 32 * 32 * 3).reshape(24, 32, 32, 3)
+    video.write_mp4(tmp_path / "a.mp4", frames, 24)
+    got, _ = video.read(tmp_path / "a.mp4", start=7, num_frames=9)
+    np.testing.assert_allclose(got.mean(axis=(1, 2, 3)), np.arange(70, 160, 10), atol=3)
+
+
+def test_size_covers_and_crops_the_centre(tmp_path):
+    wide = np.zeros((1, 32, 96, 3), np.uint8)
+    wide[:, :, :32], wide[:, :, 32:64], wide[:, :, 64:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    path = write_exact(tmp_path / "a.mkv", wide)
+    square, _ = video.read(path, size=16)
+    assert square.shape == (1, 16, 16, 3)
+    np.testing.assert_allclose(square[0, :, 2:-2], np.broadcast_to((0, 255, 0), (16, 12, 3)), atol=20)
+    flat, _ = video.read(path, size=(8, 48))  # only rows are cropped: all three colours, in thirds
+    np.testing.assert_allclose(flat[0, 4, [4, 24, 44]], [(255, 0, 0), (0, 255, 0), (0, 0, 255)], atol=20)
+    np.testing.assert_array_equal(video.read(path, size=(32, 96))[0], wide)
+
+
+def test_rotation_of_the_file_is_honoured(tmp_path):
+    frames = np.zeros((2, 32, 64, 3), np.uint8)
+    frames[:, :, :16] = 255  # a bright left edge
+    video.write_mp4(tmp_path / "a.mp4", frames, 10)
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40  # version 0: after times, ids, layer and volume
+    quarter = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)  # shown turned 90 degrees clockwise
+    content[matrix : matrix + 36] = quarter
+    (tmp_path / "b.mp4").write_bytes(content)
+    got, _ = video.read(tmp_path / "b.mp4")
+    assert got.shape == (2, 64, 32, 3)
+    assert got[:, :12].min() > 230 and got[:, 20:].max() < 25  # clockwise: left becomes top
+    assert video.read(tmp_path / "b.mp4", size=(40, 20))[0][:, :8].min() > 220
+    assert (video.probe(tmp_path / "b.mp4")["height"], video.probe(tmp_path / "b.mp4")["width"]) == (64, 32)
+
+
+def test_images_are_one_frame(tmp_path):
+    frame = moving_square(1)[0]
+    video.write_png(tmp_path / "a.png", frame)
+    got, fps = video.read(tmp_path / "a.png", num_frames=1)
+    np.testing.assert_array_equal(got, frame[None])
+    assert fps == 0
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn 90 degrees clockwise to show"
+    Image.fromarray(frame).save(tmp_path / "b.jpg", exif=exif, quality=98, subsampling=0)
+    np.testing.assert_allclose(video.read(tmp_path / "b.jpg")[0][0], np.rot90(frame, -1), atol=12)
+    assert video.read(tmp_path / "b.jpg", size=32)[0].shape == (1, 32, 32, 3)
+    with pytest.raises(DataError, match="one frame"):
+        video.read(tmp_path / "a.png", num_frames=2)
+
+
+def test_probe(tmp_path):
+    video.write_mp4(tmp_path / "a.mp4", moving_square(17), 12.5)
+    assert video.probe(tmp_path / "a.mp4") == {"frames": 17, "fps": 12.5, "height": 48, "width": 64, "seconds": 1.36}
+    video.write_png(tmp_path / "a.png", moving_square(1)[0])
+    assert video.probe(tmp_path / "a.png")["frames"] == 1
+
+
+def check_refused(path, reason, **arguments):
+    for function in (video.read, video.probe) if not arguments else (video.read,):
+        with pytest.raises(DataError, match=reason) as caught:
+            function(path, **arguments)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+    check_refused(tmp_path / "none.mp4", "no such file")
+    check_refused(tmp_path, "no such file")
+    for name in ("a.mp4", "a.png"):
+        (tmp_path / name).write_bytes(b"")
+        check_refused(tmp_path / name, "damaged")
+        (tmp_path / name).write_bytes(bytes(range(256)) * 20)
+        check_refused(tmp_path / name, "damaged")
+
+
+def test_truncated_files_are_refused(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    video.write_mp4(tmp_path / "a.mp4", frames, 25)
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    check_refused(tmp_path / "cut.mp4", "damaged")
+    video.write_png(tmp_path / "a.png", frames[0])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    check_refused(tmp_path / "cut.png", "damaged")
+    # An index in front survives the cut and promises frames that are gone.
+    with av.open(str(tmp_path / "front.mp4"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "1", "bf": "0", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = (tmp_path / "front.mp4").read_bytes()
+    (tmp_path / "front.mp4").write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(DataError, match="truncated or damaged"):
+        video.read(tmp_path / "front.mp4")
+    assert len(video.read(tmp_path / "front.mp4", num_frames=4)[0]) == 4  # what is whole can be used
+    with pytest.raises(DataError, match="front.mp4"):
+        video.read(tmp_path / "front.mp4", num_frames=12)
+
+
+def test_too_few_frames_are_refused(tmp_path):
+    video.write_mp4(tmp_path / "a.mp4", moving_square(10), 25)
+    check_refused(tmp_path / "a.mp4", "10 frames, but frames 2 to 10 were asked for", start=2, num_frames=3, stride=4)
+    check_refused(tmp_path / "a.mp4", "10 frames, but frames from 10", start=10)
+    with pytest.raises(ValueError, match="stride 0"):
+        video.read(tmp_path / "a.mp4", stride=0)
+
+
+def test_audio_alone_and_no_frame_are_refused(tmp_path):
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    check_refused(tmp_path / "a.wav", "no video stream")
+    with av.open(str(tmp_path / "empty.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "bgr0"
+        container.start_encoding()
+    check_refused(tmp_path / "empty.mkv", "no decodable video frame|damaged")
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    video.write_mp4(path, moving_square(3), 10)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="even height and width, got 47x64"):
+        video.write_mp4(path, moving_square(3, height=47), 10)
+    with pytest.raises(ValueError, match="above 0"):
+        video.write_mp4(path, moving_square(3), 0)
+    with pytest.raises(ValueError, match="float32"):
+        video.write_mp4(path, moving_square(3).astype(np.float32), 10)
+    monkeypatch.setattr(video.os, "replace", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        video.write_mp4(path, moving_square(5), 10)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_sheet_lays_frames_out_in_rows(tmp_path):
+    frames = np.stack([np.full((4, 6, 3), 40 * i, np.uint8) for i in range(5)])
+    video.write_sheet(tmp_path / "s.png", frames, columns=3)
+    sheet = video.read(tmp_path / "s.png")[0][0]
+    assert sheet.shape == (4 + 2 + 4, 6 * 3 + 2 * 2, 3)
+    assert [sheet[0, 0, 0], sheet[0, 8, 0], sheet[3, 21, 0], sheet[6, 0, 0], sheet[9, 13, 0]] == [0, 40, 80, 120, 160]
+    assert sheet[4, 0, 0] == sheet[0, 6, 0] == sheet[9, 21, 0] == 255
+
+
+def test_model_range_and_back():
+    levels = np.arange(256, dtype=np.uint8).reshape(2, 8, 16, 1).repeat(3, axis=3)
+    levels[..., 1] = 255 - levels[..., 1]
+    got = video.to_model(levels)
+    assert got.dtype == np.float32 and got.shape == (3, 2, 8, 16) and got.min() == -1 and got.max() == 1
+    assert got[1, 0, 0, 0] == 1 and got[0, 0, 0, 0] == -1
+    np.testing.assert_array_equal(video.to_uint8(got), levels)
+    np.testing.assert_array_equal(
+        video.to_uint8(np.array([-9.0, 9.0, 0.0]).reshape(3, 1, 1, 1))[0, 0, 0], [0, 255, 128]
+    )
