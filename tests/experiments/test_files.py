@@ -1,0 +1,63 @@
+"""Every experiment file: it loads, and what it asks for fits together."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from experiments import common
+from moviegen import config as configs
+
+FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if p.name != "common.py")
+STAGES = [p for p in FILES if "_stage" in p.name]
+
+
+def test_all_stages_are_there():
+    assert {p.stem for p in STAGES} == {f"{size}_stage{n}" for size in ("1b", "5b", "30b") for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_loads_and_is_locked(path):
+    config = configs.load(str(path))
+    assert config.is_locked and config.name == path.stem and config.job
+    with pytest.raises(AttributeError):
+        config.new_key = 1
+
+
+@pytest.mark.parametrize("argument", ["", ":tiny"])
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_a_stage_fits_together(path, argument):
+    config = configs.load(f"{path}{argument}")
+    model, data, sample = config.model, config.data, config.sample
+    assert model.hidden_size % model.num_heads == 0
+    assert model.latent_channels == config.tae.latent_channels
+    for clip in (data, sample):
+        assert clip.height % 16 == 0 and clip.width % 16 == 0
+        patches = (math.ceil(clip.num_frames / 8), clip.height // 16, clip.width // 16)
+        assert all(n <= length for n, length in zip(patches, model.position_lengths, strict=True)), patches
+    assert set(data.text_folders) == set(data.empty_text) == set(model.text_dims)
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_the_seeds_hyperparameters(path):
+    """The numbers that the seed's three stage files share, where they are not one of its mistakes."""
+    config = configs.load(str(path))
+    optim = config.optim
+    assert (config.seed, config.data.text_drop_prob, config.sample.steps) == (42, 0.2, 50)
+    assert (optim.learning_rate, optim.warmup_steps, optim.schedule) == (1e-4, 1000, "constant")
+    assert (optim.betas, optim.weight_decay, optim.clip_norm, optim.accumulate) == ((0.9, 0.999), 0.1, 1.0, 1)
+    assert optim.plateau.to_dict() == dict(factor=0.5, patience=50, min_delta=0.01, min_learning_rate=1e-6)
+    assert (config.train.checkpoint_every, config.train.keep_checkpoints) == (500, 10)
+    assert config.train.steps == (30_000 if "stage1" in path.stem else 20_000)
+    assert optim.eps > 1e-10  # the seed's 1e-15 is no floor at all
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_tiny_is_the_same_experiment(path):
+    full, tiny = configs.load(str(path)), configs.load(f"{path}:tiny")
+    changed = {line.split(":")[0] for line in configs.changes(configs.to_plain(full), configs.to_plain(tiny))}
+    assert {"train.steps", "data.source", "model.hidden_size"} <= changed
+    for key in changed:
+        assert key.split(".")[0] in ("name", "model", "tae", "data", "train", "sample") or key == "optim.warmup_steps"
+    assert "model.text_norm" not in changed and "data.image_fraction" not in changed
+    assert tiny.train.steps == 3
