@@ -69,6 +69,10 @@ def test_size_covers_and_crops_the_centre(tmp_path):
     flat, _ = video.read(path, size=(8, 48))  # only rows are cropped: all three colours, in thirds
     np.testing.assert_allclose(flat[0, 4, [4, 24, 44]], [(255, 0, 0), (0, 255, 0), (0, 0, 255)], atol=20)
     np.testing.assert_array_equal(video.read(path, size=(32, 96))[0], wide)
+    tall = write_exact(tmp_path / "b.mkv", np.rot90(wide, axes=(1, 2)))
+    np.testing.assert_allclose(
+        video.read(tall, size=16)[0][0, 2:-2], np.broadcast_to((0, 255, 0), (12, 16, 3)), atol=20
+    )
 
 
 def test_rotation_of_the_file_is_honoured(tmp_path):
