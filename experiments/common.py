@@ -29,7 +29,7 @@ TRANSFORMERS = {
 }
 TAES = {
     "full": dict(base_channels=128, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=32),
-    "tiny": dict(base_channels=16, channel_multipliers=(1, 3, 6, 8), num_res_blocks=1, norm_groups=8),
+    "tiny": dict(base_channels=16, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8),
 }
 
 
@@ -148,7 +148,7 @@ def stage(size: str, number: int) -> ConfigDict:
                 betas=(0.9, 0.999),
                 eps=1e-8,  # seed: 1e-15, with which a weight that hardly gets a gradient still moves at full speed
                 weight_decay=0.1,
-                no_decay=r"norm|bias",
+                no_decay="norm|bias",
                 warmup_steps=1000,
                 schedule="constant",  # paper: constant too; cosine for its fine-tuning
                 final_learning_rate=1e-6,
