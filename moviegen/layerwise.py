@@ -19,6 +19,7 @@ from mindspore import ops
 from moviegen import backend
 
 Fn = Callable[..., Any]
+_make_dict = ops.functional.make_dict
 _grad_with_sens = ops.GradOperation(get_all=True, sens_param=True)
 
 
@@ -27,10 +28,7 @@ def _positional(fn: Fn, paths: tuple[str, ...]) -> Fn:
     n = len(paths)
 
     def flat(*args):
-        p = {}
-        for i in range(n):
-            p[paths[i]] = args[i]
-        return fn(p, *args[n:])
+        return fn(_make_dict(paths, args[:n]), *args[n:])  # filling a dict in a loop compiles two to four times as long
 
     return flat
 
@@ -87,7 +85,7 @@ def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None)
     wrt = len(inputs) if wrt is None else wrt
 
     def pullback(*douts):
-        grads = _backward(fn, paths, outputs, wrt)(*douts, *flat, *inputs)
+        grads = _backward(fn, paths, outputs, wrt)(*[backend.tensor(d) for d in douts], *flat, *inputs)
         return dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
     return out, pullback
@@ -101,6 +99,8 @@ def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0
     """
     paths, flat = _split(params)
     value, grads = _value_and_grad(fn, paths, wrt, aux)(*flat, *[backend.tensor(x) for x in inputs])
+    if not isinstance(grads, (tuple, list)):  # MindSpore unpacks the tuple of a single position
+        grads = (grads,)
     return value, dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
 

@@ -1,0 +1,54 @@
+"""The small autoencoder that ships with the package, trained from nothing on two cores.
+
+    python launch.py --config=experiments/tiny_tae.py --workdir=runs/tiny_tae
+
+writes runs/tiny_tae/tae.safetensors, which is moviegen/weights/tiny_tae.safetensors. Log and numbers: docs/tae.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config() -> ConfigDict:
+    """Random crops of real clips mixed with the synthetic set."""
+    return ConfigDict(
+        dict(
+            job="train_tae",
+            seed=0,
+            tae=common.tae("tiny", latent_shift=0.0, latent_scale=1.0),
+            data=dict(
+                source="clips",
+                csv="",
+                video_folder="",
+                num_frames=16,  # two latent frames: temporal layers must see a neighbour
+                height=32,
+                width=32,
+                synthetic_fraction=0.3,
+                image_fraction=0.15,
+                image_batch_size=24,
+            ),
+            loss=dict(l1=0.5, mse=2.0, kl=1e-5),
+            optim=dict(
+                learning_rate=2e-3,
+                betas=(0.9, 0.99),
+                eps=1e-8,
+                weight_decay=0.0,
+                no_decay="norm|bias|/b$",
+                warmup_steps=50,
+                schedule="cosine",
+                final_learning_rate=1e-4,
+                clip_norm=1.0,
+            ),
+            ema=dict(decay=0.995),
+            train=dict(
+                steps=4000,
+                batch_size=4,
+                log_every=10,
+                validate_every=100,
+                checkpoint_every=100,
+                keep_checkpoints=2,
+                init_from="",
+            ),
+        )
+    )

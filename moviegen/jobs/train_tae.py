@@ -1,0 +1,100 @@
+"""Trains the temporal autoencoder; a killed run continues from its workdir as if nothing had happened."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moviegen import backend, checkpoint, optim, reconstruction
+from moviegen.data import crops, video
+from moviegen.models import tae
+from moviegen.writers import Writer
+
+
+def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = "tae") -> dict[str, float]:
+    """Train to `train.steps` and return the validation numbers of the averaged weights.
+
+    Starts from the newest checkpoint in `workdir`, else from the weights that `train.init_from` names (a safetensors file
+    or a checkpoint folder), else from random ones.
+    """
+    workdir, steps = Path(workdir), config.train.steps
+    folder = workdir / "checkpoints"
+    start, params, average, state = _start(config, folder)
+    writer = Writer(workdir, name, resume_step=start)
+    source = crops.source(config.data)
+    weights = dict(config.loss)
+    heldout = functools.cache(lambda: reconstruction.validation_clips(config))
+    metrics: dict[str, float] = {}
+    for step in range(start, steps):
+        clips = crops.batch(source, config.data, config.seed, step, config.train.batch_size)
+        losses, grads = tae.loss_and_grads(params, config.tae, clips, _noise(config, step, clips), weights)
+        norm = optim.global_norm(grads)
+        lr = optim.learning_rate(config.optim, step, steps)
+        optim.adamw_update(params, grads, state, step, lr, config.optim, norm)
+        # An average over few steps weighs the random start too much: the decay grows to its value.
+        optim.ema_update(average, params, min(config.ema.decay, (1 + step) / (10 + step)))
+        done = step + 1
+        if done % config.train.log_every == 0 or done == steps:
+            numbers = {key: float(value.asnumpy()) for key, value in losses.items()}
+            if not np.isfinite(numbers["loss"]):
+                raise FloatingPointError(f"the loss of step {step} is {numbers['loss']}; the last checkpoint is in {folder}")
+            numbers["psnr"] = float(10 * np.log10(4 / numbers.pop("mse")))  # the video's range [-1, 1] is 2 wide
+            writer.scalars(done, {f"{name}/{key}": v for key, v in numbers.items()} | {f"{name}/norm": norm, f"{name}/lr": lr})
+            writer.progress(name, done, steps, **numbers)
+        if done % config.train.validate_every == 0 or done == steps:
+            metrics = reconstruction.evaluate(average, config.tae, heldout())
+            writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
+            print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
+        if done % config.train.checkpoint_every == 0 or done == steps:
+            trees = {"params": params, "ema": average, "opt/m": state["m"], "opt/v": state["v"]}
+            checkpoint.save(folder, done, trees, {"step": done}, config.train.keep_checkpoints)
+    path = checkpoint.export_safetensors(backend.to_numpy(average), workdir / "tae.safetensors", "float16")
+    _show(writer, steps, average, config, heldout())
+    writer.close()
+    print(f"{name}: {steps} steps done; averaged weights in {path}, checkpoints in {folder}", flush=True)
+    return metrics
+
+
+def load_weights(path: str | Path, cfg: Any) -> dict[str, Any]:
+    """Autoencoder weights from a safetensors file or the averaged weights of a checkpoint folder, checked against cfg."""
+    from moviegen.errors import DataError
+
+    path = Path(path)
+    if path.is_dir():
+        arrays = checkpoint.load(path, select="^ema/")[0]["ema"]
+    else:
+        arrays = checkpoint.import_safetensors(path)
+    want = tae.shapes(cfg)
+    wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]
+    if wrong:
+        raise DataError(f"{path}: these weights are not of this tae config: {', '.join(sorted(wrong)[:5])} ({len(wrong)} differ)")
+    return backend.to_tensors({name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def _start(config: Any, folder: Path) -> tuple:
+    step = checkpoint.latest(folder)
+    if step is not None:
+        trees, _ = checkpoint.load(folder, step)
+        print(f"continuing from step {step} in {folder}", flush=True)
+        state = {name: backend.to_tensors(trees[f"opt/{name}"]) for name in "mv"}
+        return step, backend.to_tensors(trees["params"]), backend.to_tensors(trees["ema"]), state
+    given = config.train.init_from
+    params = load_weights(given, config.tae) if given else tae.init(config.tae, config.seed)
+    average = backend.to_tensors({path: array.copy() for path, array in backend.to_numpy(params).items()})
+    return 0, params, average, optim.init_state(params)
+
+
+def _noise(config: Any, step: int, clips: np.ndarray) -> np.ndarray:
+    b, _, t, h, w = clips.shape
+    rng = np.random.default_rng([config.seed, step, 1])
+    return rng.standard_normal((b, config.tae.latent_channels, -(-t // 8), h // 8, w // 8), np.float32)
+
+
+def _show(writer: Writer, step: int, params: Any, config: Any, clips: dict[str, np.ndarray]) -> None:
+    for label, clip in clips.items():
+        made = reconstruction.roundtrip(params, config.tae, clip[:16])
+        pair = np.concatenate([clip[:16:5], made[::5]], 1)  # originals above reconstructions
+        sheet = np.concatenate(list(pair), 1)
+        video.write_png(writer.workdir / "samples" / f"recons-{label}.png", sheet)
+        writer.images(step, {label: sheet})

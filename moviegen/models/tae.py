@@ -1,0 +1,326 @@
+"""Temporal autoencoder: an image autoencoder inflated with temporal convolutions and attention, 8x8x8 compression.
+
+Movie Gen section on the TAE; layer placement as in the SD3.5 image VAE. Video is (b 3 t h w) in [-1, 1], latents are
+(b c ceil(t/8) h/8 w/8), raw: `normalize` maps them to the about unit-variance space that the transformer works in.
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from moviegen import backend, layers, layerwise, tree
+from moviegen.errors import ConfigError
+
+Params = Mapping[str, Any]
+
+
+# ---- blocks: each is compiled once for each shape
+
+
+@functools.lru_cache
+def _conv(padding: int):
+    def conv(p, x):
+        return layers.temporal_conv(
+            layers.spatial_conv(x, p["spatial/w"], p["spatial/b"], 1, padding), p["temporal/w"], p["temporal/b"]
+        )
+
+    return conv
+
+
+def _norm_conv(p, x, norm, conv, groups):
+    h = ops.silu(layers.group_norm(x, p[norm + "/scale"], p[norm + "/bias"], groups))
+    h = layers.spatial_conv(h, p[conv + "/spatial/w"], p[conv + "/spatial/b"], 1, 1)
+    return layers.temporal_conv(h, p[conv + "/temporal/w"], p[conv + "/temporal/b"])
+
+
+@functools.lru_cache
+def _res_block(groups: int, shortcut: bool):
+    def res_block(p, x):
+        h = _norm_conv(p, x, "norm1", "conv1", groups)
+        h = _norm_conv(p, h, "norm2", "conv2", groups)
+        if shortcut:
+            x = layers.spatial_conv(x, p["shortcut/spatial/w"], p["shortcut/spatial/b"])
+            x = layers.temporal_conv(x, p["shortcut/temporal/w"], p["shortcut/temporal/b"])
+        return x + h
+
+    return res_block
+
+
+@functools.lru_cache
+def _attention(groups: int, temporal: bool):
+    """Single-head self-attention over a frame's pixels, or over a pixel's frames, with GroupNorm and a residual."""
+    order = (0, 3, 4, 2, 1) if temporal else (0, 2, 3, 4, 1)  # b h w t c, or b t h w c
+    back = (0, 4, 3, 1, 2) if temporal else (0, 4, 1, 2, 3)
+
+    def attention(p, x):
+        h = ops.transpose(layers.group_norm(x, p["norm/scale"], p["norm/bias"], groups), order)
+        b, i, j, k, c = h.shape
+        if temporal:
+            rows = ops.reshape(h, (b * i * j, 1, k, c))
+        else:
+            rows = ops.reshape(h, (b * i, 1, j * k, c))
+        q = layers.linear(rows, p["q/w"], p["q/b"])
+        key = layers.linear(rows, p["k/w"], p["k/b"])
+        v = layers.linear(rows, p["v/w"], p["v/b"])
+        out = layers.linear(layers.attention(q, key, v), p["out/w"], p["out/b"])
+        return x + ops.transpose(ops.reshape(out, (b, i, j, k, c)), back)
+
+    return attention
+
+
+@functools.lru_cache
+def _downsample():
+    def downsample(p, x):
+        # Zeros at the right and bottom only, as the image VAE pads: h -> floor(h/2). Time: t -> ceil(t/2).
+        x = ops.pad(x, (0, 1, 0, 1, 0, 0))
+        return layers.temporal_conv(
+            layers.spatial_conv(x, p["spatial/w"], p["spatial/b"], 2), p["temporal/w"], p["temporal/b"], 2
+        )
+
+    return downsample
+
+
+@functools.lru_cache
+def _upsample(padding: str):
+    def upsample(p, x):
+        b, c, t, h, w = x.shape
+        x = ops.reshape(ops.tile(ops.reshape(x, (b, c, t, h, 1, w, 1)), (1, 1, 1, 1, 2, 1, 2)), (b, c, t, 2 * h, 2 * w))
+        x = layers.spatial_conv(x, p["spatial/w"], p["spatial/b"], 1, 1)
+        x = ops.reshape(
+            ops.tile(ops.reshape(x, (b, c, t, 1, 2 * h, 2 * w)), (1, 1, 1, 2, 1, 1)), (b, c, 2 * t, 2 * h, 2 * w)
+        )
+        return layers.temporal_conv(x, p["temporal/w"], p["temporal/b"], 1, padding)
+
+    return upsample
+
+
+@functools.lru_cache
+def _head(groups: int):
+    def head(p, x):
+        return _norm_conv(p, x, "norm", "conv", groups)
+
+    return head
+
+
+# ---- the two networks as lists of (function, prefix)
+
+
+def _plan(cfg, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
+    """(function, prefix, parameter shapes) of every block of "encoder" or "decoder", in order of execution."""
+    widths = [cfg.base_channels * m for m in cfg.channel_multipliers]
+    groups, levels = cfg.norm_groups, len(cfg.channel_multipliers)
+    plan = []
+
+    def conv_shapes(name, ci, co, k):
+        pre = name + "/" if name else ""
+        return {
+            pre + "spatial/w": (co, ci, k, k),
+            pre + "spatial/b": (co,),
+            pre + "temporal/w": (co, co, k),
+            pre + "temporal/b": (co,),
+        }
+
+    def norm_shapes(name, c):
+        return {name + "/scale": (c,), name + "/bias": (c,)}
+
+    def res(prefix, ci, co):
+        shapes = norm_shapes("norm1", ci) | conv_shapes("conv1", ci, co, 3)
+        shapes |= norm_shapes("norm2", co) | conv_shapes("conv2", co, co, 3)
+        if ci != co:
+            shapes |= conv_shapes("shortcut", ci, co, 1)
+        plan.append((_res_block(groups, ci != co), prefix, shapes))
+
+    def mid(c):
+        res(f"{side}/mid/block/0", c, c)
+        for temporal in (False, True) if cfg.temporal_attention else (False,):
+            shapes = norm_shapes("norm", c)
+            for name in ("q", "k", "v", "out"):
+                shapes |= {f"{name}/w": (c, c), f"{name}/b": (c,)}
+            prefix = f"{side}/mid/{'temporal' if temporal else 'spatial'}_attention"
+            plan.append((_attention(groups, temporal), prefix, shapes))
+        res(f"{side}/mid/block/1", c, c)
+
+    def head(c, out):
+        plan.append((_head(groups), f"{side}/head", norm_shapes("norm", c) | conv_shapes("conv", c, out, 3)))
+
+    if side == "encoder":
+        plan.append((_conv(1), "encoder/conv_in", conv_shapes("", 3, widths[0], 3)))
+        c = widths[0]
+        for level in range(levels):
+            for i in range(cfg.num_res_blocks):
+                res(f"encoder/down/{level}/block/{i}", c, widths[level])
+                c = widths[level]
+            if level < levels - 1:
+                plan.append((_downsample(), f"encoder/down/{level}/downsample", conv_shapes("", c, c, 3)))
+        mid(c)
+        head(c, 2 * cfg.latent_channels)
+    else:
+        c = widths[-1]
+        plan.append((_conv(1), "decoder/conv_in", conv_shapes("", cfg.latent_channels, c, 3)))
+        mid(c)
+        for level in reversed(range(levels)):
+            for i in range(cfg.num_res_blocks + 1):
+                res(f"decoder/up/{level}/block/{i}", c, widths[level])
+                c = widths[level]
+            if level > 0:
+                fn = _upsample(cfg.temporal_upsample_padding)
+                plan.append((fn, f"decoder/up/{level}/upsample", conv_shapes("", c, c, 3)))
+        head(c, 3)
+    return plan
+
+
+def segments(params: Params, cfg, side: str) -> list[tuple[Any, Params, str]]:
+    """The "encoder" or "decoder" as segments for `layerwise.chain`."""
+    return [(fn, tree.sub(params, prefix), prefix) for fn, prefix, _ in _plan(cfg, side)]
+
+
+def shapes(cfg) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter."""
+    _check(cfg)
+    return tree.join({prefix: s for side in ("encoder", "decoder") for _, prefix, s in _plan(cfg, side)})
+
+
+def _check(cfg) -> None:
+    for m in cfg.channel_multipliers:
+        if cfg.base_channels * m % cfg.norm_groups:
+            raise ConfigError(
+                f"tae.norm_groups is {cfg.norm_groups}, which does not divide the width "
+                f"{cfg.base_channels} x {m} = {cfg.base_channels * m}: choose a divisor of every width"
+            )
+    if cfg.temporal_upsample_padding not in ("replicate", "zeros"):
+        raise ConfigError(
+            f"tae.temporal_upsample_padding is {cfg.temporal_upsample_padding!r}, expected 'replicate' or 'zeros'"
+        )
+
+
+def init(cfg, seed: int) -> dict[str, ms.Tensor]:
+    """Random weights that start as an image autoencoder: temporal kernels are the identity at their centre.
+
+    Residual branches and attention outputs start at a tenth of their size, so that at the start the network is close to
+    the chain of its down- and upsampling convolutions: it trains from nothing about as fast as a linear one.
+    Every array depends on (seed, its path) alone.
+    """
+    params = {}
+    for path, shape in shapes(cfg).items():
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        last = path.rsplit("/", 1)[-1]
+        if last == "scale":
+            value = np.ones(shape)
+        elif last in ("bias", "b"):
+            value = np.zeros(shape)
+            if path == "encoder/head/conv/temporal/b":
+                value[cfg.latent_channels :] = -6.0  # logvar: with unit noise at the start the latents carry nothing
+        elif path.endswith("temporal/w"):
+            value = np.zeros(shape)
+            value[:, :, shape[2] // 2] = np.eye(shape[0])
+        else:
+            value = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
+            if "/conv2/" in path or path.endswith("/out/w"):
+                value = value * 0.1
+        params[path] = backend.tensor(value.astype(np.float32))
+    return params
+
+
+# ---- use
+
+
+def _check_video(video, cfg) -> None:
+    factor = 2 ** (len(cfg.channel_multipliers) - 1)
+    if (
+        len(video.shape) != 5
+        or video.shape[1] != 3
+        or video.shape[3] % factor
+        or video.shape[4] % factor
+        or not video.shape[2]
+    ):
+        raise ConfigError(
+            f"video has shape {tuple(video.shape)}, expected (b 3 t h w) with h and w multiples of {factor} and t >= 1"
+        )
+
+
+def encode(params: Params, cfg, video: Any) -> tuple[ms.Tensor, ms.Tensor]:
+    """Posterior (mean, logvar), each (b c ceil(t/8) h/8 w/8), of video (b 3 t h w) in [-1, 1]; an image is t = 1.
+
+    Raises ConfigError if height or width is not a multiple of 8. Source: paper, TAE.
+    """
+    _check_video(video, cfg)
+    x = backend.tensor(video)
+    for fn, p, _ in segments(params, cfg, "encoder"):
+        x = layerwise.run(fn, p, x)
+    return x[:, : cfg.latent_channels], ops.clip_by_value(x[:, cfg.latent_channels :], -30.0, 20.0)
+
+
+def decode(params: Params, cfg, latents: Any, num_frames: int | None = None) -> ms.Tensor:
+    """Video (b 3 t h w) of raw latents (b c t h w); the first `num_frames` of the 8 per latent frame (default all)."""
+    x = backend.tensor(latents)
+    for fn, p, _ in segments(params, cfg, "decoder"):
+        x = layerwise.run(fn, p, x)
+    return x if num_frames is None else x[:, :, :num_frames]
+
+
+def _per_channel(value: Any) -> np.ndarray:
+    return np.asarray(value, np.float32).reshape(1, -1, 1, 1, 1)
+
+
+def normalize(latents: Any, cfg) -> Any:
+    """Raw latents to the transformer's space: (latents - latent_shift) * latent_scale, scalars or one per channel."""
+    return (latents - backend.tensor(_per_channel(cfg.latent_shift))) * backend.tensor(_per_channel(cfg.latent_scale))
+
+
+def denormalize(latents: Any, cfg) -> Any:
+    """The inverse of `normalize`."""
+    return latents / backend.tensor(_per_channel(cfg.latent_scale)) + backend.tensor(_per_channel(cfg.latent_shift))
+
+
+# ---- training
+
+
+@functools.lru_cache
+def _sample_and_kl(channels: int):
+    def sample_and_kl(p, x, noise):
+        mean = x[:, :channels]
+        logvar = ops.clip_by_value(x[:, channels:], -30.0, 20.0)
+        kl = 0.5 * ops.mean(ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
+        return mean + ops.exp(0.5 * logvar) * noise, kl
+
+    return sample_and_kl
+
+
+@functools.lru_cache
+def _reconstruction(l1: float, mse: float):
+    def reconstruction(p, decoded, video):
+        diff = decoded[:, :, : video.shape[2]] - video
+        mean_square = ops.mean(ops.square(diff))
+        return l1 * ops.mean(ops.abs(diff)) + mse * mean_square, mean_square
+
+    return reconstruction
+
+
+def loss_and_grads(
+    params: Params, cfg, video: Any, noise: Any, weights: Mapping[str, float]
+) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
+    """One training step's losses and the gradient of every parameter.
+
+    video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"},
+    each loss a mean over elements so that it does not depend on resolution. Only the blocks'
+    inputs are kept between forward and backward. Returns ({"loss", "mse", "kl"}, grads).
+    """
+    _check_video(video, cfg)
+    video = backend.tensor(video)
+    encoder, decoder = segments(params, cfg, "encoder"), segments(params, cfg, "decoder")
+    sample, kl_weight = _sample_and_kl(cfg.latent_channels), float(weights["kl"])
+    reconstruction = _reconstruction(float(weights["l1"]), float(weights["mse"]))
+    moments, pull_encoder = layerwise.chain(encoder, video)
+    (z, kl), pull_sample = layerwise.vjp(sample, {}, moments, noise, wrt=1)
+    decoded, pull_decoder = layerwise.chain(decoder, z)
+    (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
+    grads, dz = pull_decoder(dout)
+    _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))
+    grads.update(pull_encoder(dmoments)[0])
+    return {"loss": loss + kl_weight * kl, "mse": mse, "kl": kl}, grads
