@@ -1,0 +1,193 @@
+"""The measured cases: each builds its arrays from a fixed seed and says what to call. MindSpore is imported inside."""
+
+import itertools
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Work(NamedTuple):
+    """What a case measures: `step()` -> (loss or None, {name: gradient}); the peer gets `arrays` and `settings`."""
+
+    step: Callable[[], tuple[Any, dict[str, Any]]]
+    arrays: dict[str, np.ndarray]
+    settings: dict[str, Any]
+
+
+class Case(NamedTuple):
+    about: str
+    build: Callable[[], Work]
+    repeats: int
+
+
+def measure_case(name: str, exchange: Path) -> dict[str, float]:
+    """Seconds of the first call and the median of the others, peak resident memory of this process, loss, norm.
+
+    Leaves the case's arrays and settings in `exchange` for the torch peer.
+    """
+    work = CASES[name].build()
+    result = {"before_mb": peak_mb()}
+    seconds, loss, grads = [], None, {}
+    for _ in range(1 + CASES[name].repeats):
+        start = time.perf_counter()
+        loss, grads = work.step()
+        grads = {path: g.asnumpy() for path, g in grads.items()}  # waits for the device; on CPU it copies nothing
+        seconds.append(time.perf_counter() - start)
+    result |= {"first_seconds": seconds[0], "seconds": statistics.median(seconds[1:]), "peak_mb": peak_mb()}
+    if loss is not None:
+        result["loss"] = float(loss.asnumpy())
+    result["gradient_norm"] = float(
+        np.sqrt(
+            sum(
+                np.vdot(
+                    g,
+                    g,
+                )
+                for g in grads.values()
+            )
+        )
+    )
+    np.savez(exchange / "arrays.npz", **work.arrays)
+    settings = work.settings | {"repeats": CASES[name].repeats}
+    (exchange / "settings.json").write_text(json.dumps(settings))
+    return result
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, **sizes: Any) -> Work:
+    """Loss and gradients on latents of `grid` patches (t, h, w), and `text_tokens` of each encoder."""
+    from moviegen.models import transformer as model
+
+    cfg, params, inputs = _transformer(batch, grid, text_tokens, sizes)
+    latents, noise, t, text = _tensors(inputs, cfg)
+
+    def step():
+        return model.loss_and_grads(params, cfg, latents, noise, t, text)
+
+    return Work(step, inputs | {f"params/{path}": v.asnumpy() for path, v in params.items()}, json.loads(cfg.to_json()))
+
+
+def transformer_training_step() -> Work:
+    """What a run does each step: loss, gradients, clipping, AdamW, average of the weights."""
+    from ml_collections import ConfigDict
+
+    from moviegen import optim
+    from moviegen.models import transformer as model
+
+    cfg, params, inputs = _transformer(4, (2, 4, 4), 16, {"size": "tiny"})
+    latents, noise, t, text = _tensors(inputs, cfg)
+    arrays = inputs | {f"params/{path}": v.asnumpy().copy() for path, v in params.items()}
+    settings = ConfigDict(dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, no_decay="norm", clip_norm=1.0))
+    state, ema = optim.init_state(params), {path: v.copy() for path, v in params.items()}
+    count = itertools.count()
+
+    def step():
+        loss, grads = model.loss_and_grads(params, cfg, latents, noise, t, text)
+        norm = optim.global_norm(grads)
+        optim.adamw_update(params, grads, state, next(count), 0.0, settings, norm)  # rate 0: every call is the same
+        optim.ema_update(ema, params, 0.999)
+        return loss, grads
+
+    return Work(step, arrays, json.loads(cfg.to_json()) | {"train": True})
+
+
+def attention(batch: int, heads: int, tokens: int, width: int) -> Work:
+    """Self-attention, forward only."""
+    from moviegen import layers, layerwise
+
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((batch, heads, tokens, width), dtype=np.float32) for name in "qkv"}
+
+    def attend(p, q, k, v):
+        return layers.attention(q, k, v)
+
+    def step():
+        return None, {"output": layerwise.run(attend, {}, *arrays.values())}
+
+    return Work(step, arrays, {})
+
+
+def tae(size: str, batch: int, frames: int, side: int) -> Work:
+    """Loss and gradients of the autoencoder on batch x frames x side x side noise."""
+    from experiments import common
+    from moviegen.models import tae as model
+
+    cfg = common.tae(size)
+    params = model.init(cfg, 0)
+    rng = np.random.default_rng(0)
+    video = np.tanh(rng.standard_normal((batch, 3, frames, side, side), dtype=np.float32))
+    noise = rng.standard_normal((batch, cfg.latent_channels, -(-frames // 8), side // 8, side // 8), dtype=np.float32)
+    weights = {"l1": 1.0, "mse": 1.0, "kl": 1e-6}
+
+    def step():
+        losses, grads = model.loss_and_grads(params, cfg, video, noise, weights)
+        return losses["loss"], grads
+
+    arrays = {"video": video, "noise": noise} | {f"params/{path}": v.asnumpy() for path, v in params.items()}
+    return Work(step, arrays, json.loads(cfg.to_json()) | {"weights": weights})
+
+
+def _transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, sizes: dict) -> tuple[Any, dict, dict]:
+    from experiments import common
+    from moviegen import backend
+    from moviegen.models import transformer as model
+
+    cfg = common.transformer(**{"size": "1b", "compute_dtype": "float32", "position_lengths": grid} | sizes)
+    rng = np.random.default_rng(0)
+    params = model.init(cfg, 0)
+    for path, value in params.items():
+        if not value.asnumpy().any():  # what starts at zero would make most gradients zero, and hide differences
+            params[path] = backend.tensor(0.02 * rng.standard_normal(value.shape, dtype=np.float32))
+    shape = (batch, cfg.latent_channels, *(n * p for n, p in zip(grid, cfg.patch_size, strict=True)))
+    inputs = {name: rng.standard_normal(shape, dtype=np.float32) for name in ("latents", "noise")}
+    inputs["t"] = rng.random(batch, dtype=np.float32)
+    for name, width in cfg.text_dims.items():
+        inputs[f"text/{name}"] = rng.standard_normal((batch, text_tokens, width), dtype=np.float32)
+    return cfg, params, inputs
+
+
+def _tensors(inputs: dict[str, np.ndarray], cfg: Any) -> tuple[Any, Any, Any, dict]:
+    from moviegen import backend
+
+    text = {name: (backend.tensor(inputs[f"text/{name}"]), None) for name in cfg.text_dims}
+    return *(backend.tensor(inputs[name]) for name in ("latents", "noise", "t")), text
+
+
+def _compile(layers: int) -> Case:
+    sizes = dict(hidden_size=64, num_heads=4, ffn_size=128, num_layers=layers)
+    return Case(
+        f"{layers} layers of width 64: the first call is mostly compilation",
+        lambda: transformer(1, (2, 4, 4), 8, **sizes),
+        3,
+    )
+
+
+CASES = {
+    "transformer_tiny": Case(
+        "whole training step of the demo's transformer, 4 x 32 tokens", transformer_training_step, 10
+    ),
+    "transformer_4x256": Case(
+        "loss and gradients, 4 layers of width 256, 2 x 512 latent and 192 text tokens",
+        lambda: transformer(2, (2, 16, 16), 64, hidden_size=256, num_heads=4, ffn_size=1024, num_layers=4),
+        7,
+    ),
+    "attention_14336": Case(
+        "attention forward, 14 336 tokens (256 frames at 256x448), 16 heads of 96",
+        lambda: attention(1, 16, 14336, 96),
+        1,
+    ),
+    "tae_tiny": Case("loss and gradients of the demo's TAE, 4 clips of 8 x 32 x 32", lambda: tae("tiny", 4, 8, 32), 7),
+    "tae_full": Case("loss and gradients, 119 M weights, 16 frames of 64x64", lambda: tae("full", 1, 16, 64), 1),
+    "compile_8": _compile(8),
+    "compile_24": _compile(24),
+    "compile_48": _compile(48),
+}
