@@ -104,21 +104,25 @@ def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0
     return value, dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
 
-def chain(segments: Sequence[tuple[Fn, Mapping[str, Any], str]], x: Any) -> tuple[Any, Callable]:
+def chain(
+    segments: Sequence[tuple[Fn, Mapping[str, Any], str]], x: Any, input_grad: bool = True
+) -> tuple[Any, Callable]:
     """Run `x` through segments (fn, parameters, prefix), one compiled graph per distinct fn and shape.
 
-    Returns the output and `pullback(dout) -> (gradients by full path, dx)`; only the segments' inputs are kept.
+    Returns the output and `pullback(dout) -> (gradients by full path, dx)`; only the segments' inputs are kept. dx is None
+    without `input_grad`.
     """
     pulls = []
     for fn, params, prefix in segments:
-        x, pull = vjp(fn, params, x)
+        x, pull = vjp(fn, params, x, wrt=1 if pulls or input_grad else 0)
         pulls.append((prefix, pull))
 
     def pullback(dout):
         grads = {}
         while pulls:
             prefix, pull = pulls.pop()
-            dparams, (dout,) = pull(dout)
+            dparams, dinputs = pull(dout)
+            dout = dinputs[0] if dinputs else None
             grads.update({f"{prefix}/{path}": g for path, g in dparams.items()})
         return grads, dout
 

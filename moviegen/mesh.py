@@ -2,10 +2,21 @@
 
 import os
 import sys
+from typing import Any
 
 from moviegen.errors import ConfigError
 
 AXES = ("data", "zero", "sp")
+
+
+def ranks() -> int:
+    """How many processes run this experiment together: what msrun says, else 1."""
+    return int(os.environ.get("MS_WORKER_NUM", 1))
+
+
+def rank() -> int:
+    """Which of them this process is: what msrun says, else 0."""
+    return int(os.environ.get("RANK_ID", 0)) if "MS_ROLE" in os.environ else 0
 
 
 def parse(text: str | None, ranks: int) -> dict[str, int]:
@@ -48,3 +59,23 @@ def setup(axes: dict[str, int]) -> None:
     communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit()
+
+
+def barrier() -> None:
+    """Waits until every rank is here."""
+    if ranks() > 1:
+        import numpy as np
+
+        all_reduce_mean({"barrier": np.zeros(1, np.float32)})["barrier"].asnumpy()
+
+
+def all_reduce_mean(tree: dict[str, Any]) -> dict[str, Any]:
+    """The mean over the ranks of every tensor of a tree; the tree itself on a single rank."""
+    if ranks() == 1:
+        return tree
+    from mindspore import ops
+
+    from moviegen import backend
+
+    reduce = ops.AllReduce()
+    return {path: reduce(backend.tensor(value)) / ranks() for path, value in tree.items()}

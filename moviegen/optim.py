@@ -39,6 +39,19 @@ def learning_rate(optim: Any, step: int, total_steps: int) -> float:
     return optim.final_learning_rate + (optim.learning_rate - optim.final_learning_rate) * wave
 
 
+def plateau(state: dict[str, float], value: float, rule: Any) -> dict[str, float]:
+    """State {"best", "bad", "factor"} after one more validation loss.
+
+    After `patience` validations in a row that are not `min_delta` below the best, factor is multiplied by rule.factor and
+    the count starts anew; the learning rate is multiplied by factor, with rule.min_learning_rate as its floor.
+    """
+    if value < state["best"] - rule.min_delta:
+        return state | {"best": value, "bad": 0}
+    if state["bad"] + 1 < rule.patience:
+        return state | {"bad": state["bad"] + 1}
+    return state | {"bad": 0, "factor": state["factor"] * rule.factor}
+
+
 @ms.jit
 def _square_sum(x):
     return ops.sum(ops.square(x))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from moviegen import config as configs
 from moviegen import mesh as meshes
 from moviegen.errors import ConfigError
+from moviegen.mesh import rank, ranks
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -78,16 +79,6 @@ def prepare(
 def jobs() -> list[str]:
     """Names of the jobs there are, without importing any."""
     return sorted(path.stem for path in JOBS.glob("*.py") if not path.stem.startswith("_"))
-
-
-def ranks() -> int:
-    """How many processes run this experiment together: what msrun says, else 1."""
-    return int(os.environ.get("MS_WORKER_NUM", 1))
-
-
-def rank() -> int:
-    """Which of them this process is: what msrun says, else 0."""
-    return int(os.environ.get("RANK_ID", 0)) if "MS_ROLE" in os.environ else 0
 
 
 def _note_config(config: ConfigDict, workdir: Path) -> None:

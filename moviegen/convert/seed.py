@@ -8,6 +8,7 @@ import numpy as np
 
 from moviegen import backend
 from moviegen.errors import ConfigError
+from moviegen.models import tae as tae_model
 from moviegen.models import transformer as transformer_model
 
 # Our path of every parameter outside the layers, by the seed's name.
@@ -102,3 +103,48 @@ def _path(name: str) -> str | None:
     if layer is None:
         return GLOBAL.get(name)
     return f"blocks/{layer[1]}/{LAYER[layer[2]]}" if layer[2] in LAYER else None
+
+
+# Path of the seed's autoencoder below its encoder or decoder -> ours; the last component of a name follows TAE_LEAVES.
+TAE_MODULES = (
+    (r"\.conv_spat$", "/spatial"),
+    (r"\.conv_temp$", "/temporal"),
+    (r"\.(down|up)sample_(spat|temp)\.conv$", lambda m: f".{m[1]}sample/{'spatial' if m[2] == 'spat' else 'temporal'}"),
+    (r"\.mid\.block_([12])", lambda m: f".mid.block.{int(m[1]) - 1}"),
+    (r"\.mid\.attn_1\.([01])\.", lambda m: f".mid.{('spatial', 'temporal')[int(m[1])]}_attention."),
+    (r"attention\.to_([qkv])$", r"attention.\1"),
+    (r"attention\.proj_out$", "attention.out"),
+    (r"\.nin_shortcut", ".shortcut"),
+    (r"^(encoder|decoder)\.norm_out$", r"\1.head.norm"),
+    (r"^(encoder|decoder)\.conv_out", r"\1.head.conv"),
+)
+TAE_LEAVES = {"weight": "w", "bias": "b", "gamma": "scale", "beta": "bias"}
+
+
+def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
+    """Parameters of our autoencoder from the seed's arrays by name, in float32.
+
+    Takes any run of the prefixes `ema.`, `network.`, `model.`, `autoencoder.`, the wrapper's `_backbone.` anywhere, and
+    files with or without the unused `temb_proj`. Raises ConfigError naming every missing, extra or wrongly shaped
+    parameter.
+    """
+    cleaned = {name.replace("_backbone.", ""): value for name, value in arrays.items()}
+    found = {}
+    for name, value in strip_prefixes(cleaned, "ema|network|model|autoencoder").items():
+        if ".temb_proj." in name:
+            continue  # never read by the seed's model either
+        module, _, leaf = name.rpartition(".")
+        for pattern, replacement in TAE_MODULES:
+            module = re.sub(pattern, replacement, module)
+        path = f"{module}/{TAE_LEAVES.get(leaf, leaf)}".replace(".", "/")
+        found[path] = _tae_array(path, np.asarray(value).astype(np.float32))
+    match(found, [], tae_model.shapes(cfg), "")
+    return backend.to_tensors(found)
+
+
+def _tae_array(path: str, value: np.ndarray) -> np.ndarray:
+    if path.endswith("temporal/w") and value.ndim == 4 and value.shape[2] == 1:
+        return value[:, :, 0]  # the seed's 1-D kernels are 1 x k
+    if "attention/" in path and value.ndim == 4:
+        return value.reshape(value.shape[:2])  # its 1x1 convolutions are projections
+    return value

@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import ops
 
 from moviegen import backend, layers, layerwise, tree
+from moviegen.convolution import halving_conv, spatial_conv, temporal_conv
 from moviegen.errors import ConfigError
 
 Params = Mapping[str, Any]
@@ -24,10 +25,10 @@ Params = Mapping[str, Any]
 
 
 @functools.lru_cache
-def _conv(padding: int):
+def _conv():
     def conv(p, x):
-        return layers.temporal_conv(
-            layers.spatial_conv(x, p["spatial/w"], p["spatial/b"], 1, padding), p["temporal/w"], p["temporal/b"]
+        return temporal_conv(
+            spatial_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"]
         )
 
     return conv
@@ -35,8 +36,8 @@ def _conv(padding: int):
 
 def _norm_conv(p, x, norm, conv, groups):
     h = ops.silu(layers.group_norm(x, p[norm + "/scale"], p[norm + "/bias"], groups))
-    h = layers.spatial_conv(h, p[conv + "/spatial/w"], p[conv + "/spatial/b"], 1, 1)
-    return layers.temporal_conv(h, p[conv + "/temporal/w"], p[conv + "/temporal/b"])
+    h = spatial_conv(h, p[conv + "/spatial/w"], p[conv + "/spatial/b"])
+    return temporal_conv(h, p[conv + "/temporal/w"], p[conv + "/temporal/b"])
 
 
 @functools.lru_cache
@@ -45,8 +46,8 @@ def _res_block(groups: int, shortcut: bool):
         h = _norm_conv(p, x, "norm1", "conv1", groups)
         h = _norm_conv(p, h, "norm2", "conv2", groups)
         if shortcut:
-            x = layers.spatial_conv(x, p["shortcut/spatial/w"], p["shortcut/spatial/b"])
-            x = layers.temporal_conv(x, p["shortcut/temporal/w"], p["shortcut/temporal/b"])
+            x = spatial_conv(x, p["shortcut/spatial/w"], p["shortcut/spatial/b"])
+            x = temporal_conv(x, p["shortcut/temporal/w"], p["shortcut/temporal/b"])
         return x + h
 
     return res_block
@@ -77,11 +78,8 @@ def _attention(groups: int, temporal: bool):
 @functools.lru_cache
 def _downsample():
     def downsample(p, x):
-        # Zeros at the right and bottom only, as the image VAE pads: h -> floor(h/2). Time: t -> ceil(t/2).
-        x = ops.pad(x, (0, 1, 0, 1, 0, 0))
-        return layers.temporal_conv(
-            layers.spatial_conv(x, p["spatial/w"], p["spatial/b"], 2), p["temporal/w"], p["temporal/b"], 2
-        )
+        x = halving_conv(x, p["spatial/w"], p["spatial/b"])
+        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 2)  # t -> ceil(t/2)
 
     return downsample
 
@@ -91,11 +89,11 @@ def _upsample(padding: str):
     def upsample(p, x):
         b, c, t, h, w = x.shape
         x = ops.reshape(ops.tile(ops.reshape(x, (b, c, t, h, 1, w, 1)), (1, 1, 1, 1, 2, 1, 2)), (b, c, t, 2 * h, 2 * w))
-        x = layers.spatial_conv(x, p["spatial/w"], p["spatial/b"], 1, 1)
+        x = spatial_conv(x, p["spatial/w"], p["spatial/b"])
         x = ops.reshape(
             ops.tile(ops.reshape(x, (b, c, t, 1, 2 * h, 2 * w)), (1, 1, 1, 2, 1, 1)), (b, c, 2 * t, 2 * h, 2 * w)
         )
-        return layers.temporal_conv(x, p["temporal/w"], p["temporal/b"], 1, padding)
+        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 1, padding)
 
     return upsample
 
@@ -150,7 +148,7 @@ def _plan(cfg, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
         plan.append((_head(groups), f"{side}/head", norm_shapes("norm", c) | conv_shapes("conv", c, out, 3)))
 
     if side == "encoder":
-        plan.append((_conv(1), "encoder/conv_in", conv_shapes("", 3, widths[0], 3)))
+        plan.append((_conv(), "encoder/conv_in", conv_shapes("", 3, widths[0], 3)))
         c = widths[0]
         for level in range(levels):
             for i in range(cfg.num_res_blocks):
@@ -162,7 +160,7 @@ def _plan(cfg, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
         head(c, 2 * cfg.latent_channels)
     else:
         c = widths[-1]
-        plan.append((_conv(1), "decoder/conv_in", conv_shapes("", cfg.latent_channels, c, 3)))
+        plan.append((_conv(), "decoder/conv_in", conv_shapes("", cfg.latent_channels, c, 3)))
         mid(c)
         for level in reversed(range(levels)):
             for i in range(cfg.num_res_blocks + 1):
@@ -316,7 +314,7 @@ def loss_and_grads(
     encoder, decoder = segments(params, cfg, "encoder"), segments(params, cfg, "decoder")
     sample, kl_weight = _sample_and_kl(cfg.latent_channels), float(weights["kl"])
     reconstruction = _reconstruction(float(weights["l1"]), float(weights["mse"]))
-    moments, pull_encoder = layerwise.chain(encoder, video)
+    moments, pull_encoder = layerwise.chain(encoder, video, input_grad=False)
     (z, kl), pull_sample = layerwise.vjp(sample, {}, moments, noise, wrt=1)
     decoded, pull_decoder = layerwise.chain(decoder, z)
     (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)

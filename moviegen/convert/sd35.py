@@ -1,0 +1,58 @@
+"""The SD3.5 image autoencoder (diffusers names) inflated into a temporal one that reproduces it on one frame."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moviegen import backend
+from moviegen.convert.seed import match
+from moviegen.models import tae as model
+
+LEAVES = {"weight": "w", "bias": "b"}
+NORMS = {"weight": "scale", "bias": "bias"}
+
+
+def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
+    """Parameters of a temporal autoencoder from an image autoencoder's arrays by name, in float32.
+
+    What the image model lacks starts as nothing: temporal kernels are the identity and the temporal attention's output is
+    zero, so one frame comes out as from the image model. Raises ConfigError naming every missing, extra or wrongly shaped
+    parameter. Source: paper, TAE initialisation.
+    """
+    levels = len(cfg.channel_multipliers)
+    found = {}
+    for name, value in arrays.items():
+        path = _path(name, levels)
+        value = np.asarray(value).astype(np.float32)
+        found[path] = value.reshape(value.shape[:2]) if "attention/" in path and value.ndim == 4 else value
+    wanted = model.shapes(cfg)
+    inflated = [path for path in wanted if "/temporal" in path]
+    match(found, [], {path: shape for path, shape in wanted.items() if path not in inflated}, "")
+    for path, start in model.init(cfg, 0).items():
+        if path in inflated:
+            nothing = "attention/out/" in path or path.endswith("/b")
+            found[path] = np.zeros(start.shape, np.float32) if nothing else start
+    return backend.to_tensors(found)
+
+
+def _path(name: str, levels: int) -> str:
+    module, _, leaf = name.rpartition(".")
+    module = re.sub(r"^encoder\.down_blocks\.(\d+)\.resnets", r"encoder.down.\1.block", module)
+    module = re.sub(r"^encoder\.down_blocks\.(\d+)\.downsamplers\.0\.conv", r"encoder.down.\1.downsample", module)
+    module = re.sub(r"^decoder\.up_blocks\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", module)
+    module = module.replace(".resnets.", ".block.").replace(".upsamplers.0.conv", ".upsample")
+    module = module.replace("mid_block.block.", "mid.block.")
+    module = re.sub(r"mid_block\.attentions\.0", "mid.spatial_attention", module)
+    module = re.sub(r"attention\.group_norm$", "attention.norm", module)
+    module = re.sub(r"attention\.to_([qkv])$", r"attention.\1", module)
+    module = re.sub(r"attention\.to_out\.0$", "attention.out", module)
+    module = module.replace("conv_shortcut", "shortcut")
+    module = re.sub(r"\.conv_norm_out$", ".head.norm", module)
+    module = re.sub(r"\.conv_out$", ".head.conv", module)
+    last = module.rsplit(".", 1)[-1]
+    if last.startswith("norm"):
+        return f"{module}.{NORMS.get(leaf, leaf)}".replace(".", "/")
+    kernel = "" if "attention." in module else "spatial/"
+    return f"{module}/{kernel}{LEAVES.get(leaf, leaf)}".replace(".", "/")

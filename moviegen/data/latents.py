@@ -1,0 +1,158 @@
+"""Cached latents of the embedded captioned sets: encoded once by the autoencoder, read by every training stage."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen import config as configs
+from moviegen import mesh
+from moviegen.data import clips, synthetic, video
+from moviegen.errors import ConfigError, DataError
+
+HELDOUT_SAMPLES = 32
+_BATCH = 8
+
+
+class LatentSet(NamedTuple):
+    """Raw latents (n c t h w) by split ("video", "image", "heldout"), their captions, and per-channel statistics."""
+
+    latents: dict[str, np.ndarray]
+    captions: dict[str, list[str]]
+    shift: list[float]
+    scale: list[float]
+
+
+def weights_path(config: Any) -> Path:
+    """The autoencoder weights that `data.tae_weights` names; "package:NAME" is a file that ships with the package."""
+    name = config.data.tae_weights
+    package = Path(__file__).parents[1] / "weights"
+    path = package / f"{name[8:]}.safetensors" if name.startswith("package:") else Path(name)
+    if not name or not path.exists():
+        raise ConfigError(f"data.tae_weights is {name!r}: expected a safetensors file or a checkpoint folder that exists")
+    return path
+
+
+def prepare(config: Any, workdir: str | Path) -> LatentSet:
+    """The cached latents of `data.source`, made now if they are not there yet.
+
+    Raises ConfigError, naming what differs, when the folder holds latents of other data or other weights.
+    """
+    folder = Path(config.data.latent_cache or Path(workdir) / "latents")
+    weights = weights_path(config)
+    manifest = {
+        "weights": _digest(weights),
+        "tae": configs.to_plain(config.tae),
+        **{key: config.data[key] for key in ("source", "height", "width", "num_frames", "num_samples")},
+        "seed": config.seed,
+    }
+    _check_manifest(folder, json.loads(json.dumps(manifest)))
+    splits = _splits(config)
+    if mesh.rank() == 0:
+        _build(folder, splits, weights, config)
+        configs.write_json(manifest, folder / "manifest.json")
+    mesh.barrier()
+    latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
+    mean, std = _statistics(latents["video"])
+    captions = {name: [caption for _, caption in samples()] for name, (samples, _) in splits.items()}
+    return LatentSet(latents, captions, mean, [1.0 / s for s in std])
+
+
+def _digest(path: Path) -> str:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_manifest(folder: Path, manifest: dict) -> None:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return
+    differs = configs.changes(json.loads(path.read_text()), manifest)
+    if differs:
+        raise ConfigError(f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or set data.latent_cache")
+
+
+def _splits(config: Any) -> dict[str, tuple]:
+    """Split -> (captions and frames on demand, number of samples)."""
+    data = config.data
+    size = (data.height, data.width)
+
+    if data.source == "synthetic":
+
+        def drawn(split, count, frames):
+            def samples(start=0) -> Iterator:
+                for i in range(start, count):
+                    combination = synthetic.sample_combination(config.seed, i, split)
+                    if frames > 1:
+                        yield _Lazy(synthetic.sample_clip, config.seed, i, split, frames, size), synthetic.caption(combination)
+                    else:
+                        text = synthetic.caption((*combination[:2], None))
+                        yield _Lazy(synthetic.sample_image, config.seed, i, split, size), text
+
+            return samples, count
+
+        found = {"image": drawn("train", data.num_samples, 1)}
+        frames = max(2, data.num_frames)
+        return found | {"video": drawn("train", data.num_samples, frames), "heldout": drawn("heldout", HELDOUT_SAMPLES, frames)}
+    if data.source == "clips":
+        real = clips.captioned_clips()
+
+        def shots(frames):
+            def samples(start=0) -> Iterator:
+                for clip in real[start:]:
+                    yield _Lazy(clips.read_clip, clip, frames, size), clip.caption
+
+            return samples, len(real)
+
+        return {"image": shots(1), "video": shots(data.num_frames)}
+    raise ConfigError(f"data.source is {data.source!r}, expected 'synthetic', 'clips' or 'csv'")
+
+
+class _Lazy:
+    """Frames made only when asked for: captions alone are wanted when the latents are there already."""
+
+    def __init__(self, make, *args):
+        self.make, self.args = make, args
+
+    def __call__(self) -> np.ndarray:
+        made = self.make(*self.args)
+        return made[0] if isinstance(made, tuple) else made
+
+
+def _build(folder: Path, splits: dict[str, tuple], weights: Path, config: Any) -> None:
+    missing = [name for name in splits if not (folder / f"{name}.npy").is_file()]
+    if not missing:
+        return
+    from moviegen.jobs import train_tae
+    from moviegen.models import tae
+    from moviegen.writers import Writer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    params, writer = train_tae.load_weights(weights, config.tae), Writer(folder, "latents")
+    for name in missing:
+        samples, count = splits[name]
+        made, waiting = [], []
+        for frames, _ in samples():
+            waiting.append(video.to_model(frames()))
+            if len(waiting) == _BATCH or len(made) + len(waiting) == count:
+                made.extend(tae.encode(params, config.tae, np.stack(waiting))[0].asnumpy())
+                waiting = []
+                writer.progress(f"latents, {name}", len(made), count)
+        aside = folder / f"{name}.tmp.npy"
+        np.save(aside, np.stack(made))
+        os.replace(aside, folder / f"{name}.npy")
+    writer.close()
+
+
+def _statistics(latents: np.ndarray) -> tuple[list[float], list[float]]:
+    if not len(latents):
+        raise DataError("no latents to take statistics of: data.num_samples must be at least 1")
+    flat = np.moveaxis(np.asarray(latents), 1, 0).reshape(latents.shape[1], -1).astype(np.float64)
+    return flat.mean(1).tolist(), np.maximum(flat.std(1), 1e-3).tolist()

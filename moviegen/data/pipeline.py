@@ -1,0 +1,125 @@
+"""Training batches of the generator: a pure function of (seed, step), cut the same on any number of ranks."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen import flow
+from moviegen.data import latents, table
+from moviegen.errors import ConfigError
+from moviegen.models import toy_text
+
+
+class Samples(NamedTuple):
+    """Samples by index: raw latents (c t h w), given a generator for what is drawn, and text; index -1 is the empty prompt."""
+
+    count: int
+    latents: Callable[[int, np.random.Generator], np.ndarray]
+    text: Callable[[Sequence[int]], dict]
+
+
+class Data(NamedTuple):
+    """Sources of a run: "video" and "image" for training, "heldout" (may be missing) for validation; latent statistics."""
+
+    samples: dict[str, Samples]
+    shift: list[float]
+    scale: list[float]
+
+
+class Batch(NamedTuple):
+    """What one training step sees: latents and noise (b c t h w), times (b,), text as the transformer takes it."""
+
+    latents: np.ndarray
+    noise: np.ndarray
+    t: np.ndarray
+    text: dict
+
+
+def open_data(config: Any, workdir: str | Path) -> Data:
+    """The data that `config.data` names, checked. Raises ConfigError or DataError before any training."""
+    if config.data.source == "csv":
+        splits = {"video": table.read(config, config.data.csv)}
+        splits["image"] = splits["video"]
+        if config.data.validation_csv:
+            splits["heldout"] = table.read(config, config.data.validation_csv)
+        channels = config.tae.latent_channels
+        shift, scale = (np.broadcast_to(v, channels).tolist() for v in (config.tae.latent_shift, config.tae.latent_scale))
+        return Data({name: _from_table(rows, config) for name, rows in splits.items()}, shift, scale)
+    cached = latents.prepare(config, workdir)
+    samples = {name: _embedded(cached, name, config) for name in cached.latents}
+    return Data(samples, cached.shift, cached.scale)
+
+
+def _embedded(cached: latents.LatentSet, split: str, config: Any) -> Samples:
+    arrays, captions = cached.latents[split], cached.captions[split]
+
+    def text(indices):
+        return toy_text.encode([captions[i] if i >= 0 else "" for i in indices], config.model.text_dims)
+
+    return Samples(len(arrays), lambda i, rng: arrays[i], text)
+
+
+def _from_table(rows: list[table.Row], config: Any) -> Samples:
+    frames = -(-config.data.num_frames // 8)
+
+    def text(indices):
+        return table.read_text([rows[i].text if i >= 0 else dict(config.data.empty_text) for i in indices])
+
+    return Samples(len(rows), lambda i, rng: table.read_latents(rows[i], frames, rng), text)
+
+
+def is_image_step(config: Any, step: int) -> bool:
+    """Whether this step trains on images: a share `data.image_fraction` of the steps, drawn from the seed."""
+    if config.data.num_frames == 1:
+        return True
+    return np.random.default_rng([config.seed, step, 7]).random() < config.data.image_fraction
+
+
+def batch(data: Data, config: Any, step: int, part: range) -> Batch:
+    """The samples `part` (positions in the global batch) of step `step`.
+
+    Every epoch is a new order of all samples, drawn from the seed; the position is counted in samples, so it does not
+    depend on how many ranks there are. The prompt is dropped with probability `data.text_drop_prob`.
+    """
+    samples = data.samples["image" if is_image_step(config, step) else "video"]
+    made, indices = [], []
+    for position in part:
+        index = _index(config.seed, samples.count, step * config.train.batch_size + position)
+        rng = np.random.default_rng([config.seed, step, position, 1])
+        made.append(samples.latents(index, rng))
+        indices.append(-1 if rng.random() < config.data.text_drop_prob else index)
+    x = normalize(np.stack(made), data)
+    noise, t = flow.draw_batch(config.seed, step, part, x.shape[1:])
+    return Batch(x, noise, t, samples.text(indices))
+
+
+def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
+    """Validation batches: every held-out sample at every time, with noise that is the same in every validation."""
+    samples = data.samples["heldout"]
+    for start in range(0, samples.count - size + 1, size):
+        part = range(start, start + size)
+        x = normalize(np.stack([samples.latents(i, np.random.default_rng([0, i])) for i in part]), data)
+        noise, _ = flow.draw_batch(0, 0, part, x.shape[1:])
+        for t in times:
+            yield Batch(x, noise, np.full(size, t, np.float32), samples.text(list(part)))
+
+
+def normalize(x: np.ndarray, data: Data) -> np.ndarray:
+    """Raw latents (b c t h w) to about zero mean and unit variance by the data's statistics."""
+    shift, scale = (np.asarray(v, np.float32).reshape(1, -1, 1, 1, 1) for v in (data.shift, data.scale))
+    return (x - shift) * scale
+
+
+def _index(seed: int, count: int, position: int) -> int:
+    if not count:
+        raise ConfigError("the data has no samples")
+    epoch, place = divmod(position, count)
+    return int(_order(seed, count, epoch)[place])
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, count: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 3]).permutation(count)
