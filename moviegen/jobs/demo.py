@@ -1,0 +1,105 @@
+"""The whole course at toy size: stages one after another, each in a process of its own, finished ones skipped."""
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moviegen import config as configs
+from moviegen import isolate
+from moviegen.data import clips
+from moviegen.errors import ConfigError
+
+STAGES = ("tae", "t2i", "t2v", "sample", "report")
+
+
+def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+    """Run all stages, or `stage` alone, and return the report's numbers (or that stage's).
+
+    Each stage has a folder below `workdir`; its `done.json` holds its metrics, time and memory. A stage whose settings,
+    or whose earlier stages' settings, have changed since is run again: continued when only its own have changed, from
+    the start when what it builds on has. Raises ConfigError before any work when the real clips are missing.
+    """
+    workdir = Path(workdir)
+    if set(config.stages) != set(STAGES):
+        raise ConfigError(f"config.stages has {', '.join(config.stages)}: the demo's stages are {', '.join(STAGES)}")
+    clips.real_clips()
+    identity, metrics = "", {}
+    for number, name in enumerate(STAGES, 1):
+        before, identity = identity, _identity(config, name, identity)
+        done = finished(workdir, name)
+        current = done is not None and done["identity"] == identity
+        if name == stage or (stage is None and not current):
+            print(f"[{number}/{len(STAGES)}] {name}", flush=True)
+            done = _run_stage(config, workdir, name, before, identity)
+            print(f"[{number}/{len(STAGES)}] {name} done: {_summary(done)}", flush=True)
+        elif stage is None:
+            print(f"[{number}/{len(STAGES)}] {name} was done before: {_summary(done)}", flush=True)
+        elif not current:
+            raise ConfigError(
+                f"--stage={stage} needs the stage {name}, which is not done in {workdir}: run --stage={name} first"
+            )
+        metrics = done["metrics"]
+        if name == stage:
+            return metrics
+    print(f"report: {workdir / 'report.html'}", flush=True)
+    return metrics
+
+
+def stage_config(config: Any, workdir: str | Path, name: str) -> ConfigDict:
+    """The config that a stage runs with: the experiment's own, the stage's section over it, the stages joined up."""
+    made = ConfigDict({key: value for key, value in config.to_dict().items() if key != "stages"})
+    made.update(config.stages[name].to_dict())
+    workdir = Path(workdir)
+    if name in ("t2i", "t2v", "sample") and not made.data.tae_weights:
+        made.data.tae_weights = str(workdir / "tae" / "tae.safetensors")
+    if name == "t2v" and not made.train.init_from:
+        made.train.init_from = str(workdir / "t2i" / "checkpoints")
+    if name == "sample" and not made.sample.checkpoint:
+        made.sample.checkpoint = str(workdir / "t2v" / "checkpoints")
+    return made.lock()
+
+
+def finished(workdir: str | Path, name: str) -> dict | None:
+    """What a finished stage noted: metrics, seconds, peak_memory_gb, identity. None when it is not finished."""
+    path = Path(workdir) / name / "done.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _identity(config: Any, name: str, before: str) -> str:
+    """Changes whenever the settings of this stage or of one before it do; where the workdir lies does not matter."""
+    settings = configs.to_plain(stage_config(config, "", name))
+    settings.pop("name", None)
+    return hashlib.sha256(json.dumps([settings, before], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _run_stage(config: Any, workdir: Path, name: str, before: str, identity: str) -> dict:
+    folder = workdir / name
+    started = folder / "started.json"
+    if started.is_file() and json.loads(started.read_text())["before"] != before:
+        print(f"{name}: starts anew, a stage before it has changed", flush=True)
+        shutil.rmtree(folder)
+    (folder / "done.json").unlink(missing_ok=True)
+    configs.write_json({"before": before}, started)
+    made = stage_config(config, workdir, name)
+    configs.save_json(made, folder / "config.json")
+    start = time.time()
+    # A process for each stage: compiled graphs keep their memory for the life of the process.
+    metrics, peak = isolate.call(f"moviegen.demo_stages:{name}", made, str(folder))
+    done = dict(
+        metrics=metrics,
+        seconds=round(time.time() - start, 1),
+        peak_memory_gb=round(peak + isolate.own_peak_memory_gb(), 3),  # both are alive at the same time
+        identity=identity,
+    )
+    configs.write_json(done, folder / "done.json")
+    return done
+
+
+def _summary(done: dict) -> str:
+    numbers = [f"{key} {value:.4g}" for key, value in done["metrics"].items()]
+    return ", ".join([*numbers[:12], f"{done['seconds']:.0f} s", f"{done['peak_memory_gb']:.1f} GB"])

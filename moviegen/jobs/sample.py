@@ -1,0 +1,171 @@
+"""Samples videos of prompts: Euler steps through the flow with guidance, then the autoencoder's decoder."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from ml_collections import ConfigDict
+
+from moviegen import backend, checkpoint, flow
+from moviegen.data import latents as cached_latents
+from moviegen.data import table, video
+from moviegen.errors import ConfigError, DataError
+from moviegen.jobs import train_tae
+from moviegen.models import tae, toy_text, transformer
+from moviegen.writers import Writer
+
+SHEET_FRAMES = 8
+
+
+def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+    """Sample every prompt of `sample.prompts` with the newest averaged weights.
+
+    Writes `samples/NN-slug.mp4` (H.264) and a contact sheet `.png` for each; a single frame is a PNG alone. The weights
+    are those of `sample.checkpoint`, by default the run's own `checkpoints`.
+    """
+    folder = Path(workdir) / "samples"
+    count = 0
+    for index, prompt, frames in sample_videos(config, workdir):
+        write(folder, index, prompt, frames, config.sample.fps)
+        count += 1
+    print(f"sample: {count} samples in {folder}", flush=True)
+    return {"samples": count}
+
+
+def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Yield (index, prompt, frames uint8 (t h w c)) of each prompt; `sample.batch_size` of them are in memory at once.
+
+    Sample i depends on (seed, i, prompt) alone, not on the batch that it is in.
+    Raises ConfigError or DataError when there are no prompts, weights, or embeddings of a prompt.
+    """
+    settings, prompts = config.sample, list(config.sample.prompts)
+    if not prompts:
+        raise ConfigError(
+            "sample.prompts is empty: give at least one, --config.sample.prompts='a red circle moves left'"
+        )
+    text, empty = _encode(prompts, config)
+    params, tae_cfg = _load(config, Path(workdir))
+    decoder = train_tae.load_weights(cached_latents.weights_path(config), config.tae)
+    shape = latent_shape(config)
+    size = min(settings.batch_size, len(prompts))
+    writer = Writer(workdir, "sample")
+    for start in range(0, len(prompts), size):
+        # The last batch is filled up with its last prompt: a smaller batch would be compiled anew.
+        indices = [min(i, len(prompts) - 1) for i in range(start, start + size)]
+        rows = {name: (values[indices], mask[indices]) for name, (values, mask) in text.items()}
+        made = generate(params, config.model, rows, empty, shape, settings, config.seed, indices)
+        for index, sample in list(zip(indices, made, strict=True))[: len(prompts) - start]:
+            raw = tae.denormalize(backend.tensor(sample[None]), tae_cfg)
+            decoded = tae.decode(decoder, config.tae, raw, num_frames=settings.num_frames)
+            yield index, prompts[index], video.to_uint8(decoded.asnumpy()[0])
+            writer.progress("sample", index + 1, len(prompts))
+    writer.close()
+
+
+def generate(
+    params: Any,
+    model_cfg: Any,
+    text: dict,
+    empty_text: dict,
+    latent_shape: Sequence[int],
+    settings: Any,
+    seed: int,
+    indices: Sequence[int],
+) -> np.ndarray:
+    """Latents float32 (b c t h w), in the transformer's space, of the prompts in `text`, one of `indices` for each.
+
+    Noise is drawn from (seed, index). `settings` has steps, schedule and guidance_scale; the model sees the samples
+    with their text and with the empty prompt (`empty_text`, batch 1) in one batch. The state stays in float32.
+    """
+    count = len(indices)
+    noise = np.stack([_noise(seed, index, latent_shape) for index in indices])
+    scale = settings.guidance_scale
+    guided = scale != 1  # with 1 the unconditional half would be multiplied by zero
+    if guided:
+        text = {name: _with_empty(*pair, *empty_text[name]) for name, pair in text.items()}
+    text = {name: (backend.tensor(values), backend.tensor(mask)) for name, (values, mask) in text.items()}
+
+    def velocity(x: ms.Tensor, t: float) -> ms.Tensor:
+        x = ms.ops.concat([x, x]) if guided else x
+        out = transformer.apply(params, model_cfg, x, np.full(x.shape[0], t, np.float32), text)
+        return flow.guide(out[:count], out[count:], scale) if guided else out
+
+    return flow.euler(velocity, backend.tensor(noise), flow.schedule(settings.schedule, settings.steps)).asnumpy()
+
+
+def latent_shape(config: Any) -> tuple[int, int, int, int]:
+    """(c t h w) of one sample's latents. Raises ConfigError for a size that the two models cannot make."""
+    settings = config.sample
+    for key, patch in (("height", config.model.patch_size[1]), ("width", config.model.patch_size[2])):
+        if settings[key] % (8 * patch):
+            raise ConfigError(f"sample.{key} is {settings[key]}: expected a multiple of {8 * patch}")
+    frames = -(-settings.num_frames // 8)
+    return config.tae.latent_channels, frames, settings.height // 8, settings.width // 8
+
+
+def write(folder: Path, index: int, prompt: str, frames: np.ndarray, fps: float) -> Path:
+    """Write uint8 frames (t h w c) as `NN-slug.mp4` with a contact sheet `.png`; returns the path without suffix."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "empty"
+    base = folder / f"{index:02d}-{slug}"
+    if len(frames) > 1:
+        video.write_mp4(base.with_suffix(".mp4"), frames, fps)
+    shown = np.linspace(0, len(frames) - 1, min(len(frames), SHEET_FRAMES)).round().astype(int)
+    video.write_sheet(base.with_suffix(".png"), frames[shown], columns=len(shown))
+    return base
+
+
+def _noise(seed: int, index: int, shape: Sequence[int]) -> np.ndarray:
+    return np.random.default_rng([seed, index, 0, 1]).standard_normal(tuple(shape), dtype=np.float32)
+
+
+def _with_empty(values: Any, mask: Any, empty_values: Any, empty_mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a batch followed by as many empty prompts."""
+    count = len(values)
+    return np.concatenate([values, np.repeat(empty_values, count, 0)]), np.concatenate(
+        [mask, np.repeat(empty_mask, count, 0)]
+    )
+
+
+def _load(config: Any, workdir: Path) -> tuple[dict, ConfigDict]:
+    """Averaged weights, and the autoencoder's config with the latent statistics that they were trained with."""
+    folder = Path(config.sample.checkpoint or workdir / "checkpoints")
+    if checkpoint.latest(folder) is None:
+        raise ConfigError(
+            f"sample.checkpoint is {config.sample.checkpoint!r}, and there is no checkpoint in {folder}: "
+            "train first, or name the checkpoints folder of a run"
+        )
+    trees, meta = checkpoint.load(folder, select="^ema/")
+    statistics = {key: tuple(meta[key]) for key in ("latent_shift", "latent_scale")}
+    tae_cfg = ConfigDict(config.tae.to_dict() | statistics)
+    print(f"sample: weights of step {meta['step']} in {folder}", flush=True)
+    return backend.to_tensors(trees["ema"]), tae_cfg
+
+
+def _encode(prompts: list[str], config: Any) -> tuple[dict, dict]:
+    """Text of the prompts (b l d), and of the empty prompt with batch 1, of the same length."""
+    if config.data.source == "csv":
+        text = table.read_text([*_embedding_files(prompts, config.data), dict(config.data.empty_text)])
+    else:
+        text = toy_text.encode([*prompts, ""], config.model.text_dims)
+    split = {name: ((values[:-1], mask[:-1]), (values[-1:], mask[-1:])) for name, (values, mask) in text.items()}
+    return {name: first for name, (first, _) in split.items()}, {name: last for name, (_, last) in split.items()}
+
+
+def _embedding_files(prompts: list[str], data: Any) -> list[dict[str, Path]]:
+    """Where each prompt's embeddings are: `<text folder>/<prompt>.npz` for each encoder."""
+    found = [{name: Path(folder) / f"{prompt}.npz" for name, folder in data.text_folders.items()} for prompt in prompts]
+    for prompt, files in zip(prompts, found, strict=True):
+        for name, path in files.items():
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: no {name} embeddings of the prompt {prompt!r}; data.text_folders.{name} must hold them"
+                )
+    for name, path in data.empty_text.items():
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"data.empty_text.{name} is {path!r}, no file: guidance needs the empty prompt's embeddings"
+            )
+    return found
