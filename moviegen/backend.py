@@ -1,6 +1,7 @@
 """MindSpore set-up and the border between numpy and MindSpore: devices, tensors, dtypes."""
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,10 @@ from moviegen.errors import ConfigError
 if int(np.__version__.split(".")[0]) >= 2:
     # MindSpore 2.10 is compiled against numpy 1.x: with numpy 2 an `a * a` inside a gradient raises SystemError.
     raise ConfigError(f"numpy {np.__version__} does not work with MindSpore 2.10: pip install 'numpy>=1.26,<2'")
+
+# On AVX-512 processors oneDNN 3.10 (in MindSpore 2.10) runs plain-layout convolutions with a reference kernel: 604 ms for
+# 1x64x4x32x32, 3x3, against 5 ms below AVX-512; products of matrices are as fast either way (benchmarks/README.md).
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 import mindspore as ms
 
@@ -44,7 +49,7 @@ def tensor(x: Any) -> ms.Tensor:
     x = np.asarray(x)
     if x.dtype == np.float64:
         x = x.astype(np.float32)
-    return ms.Tensor(np.ascontiguousarray(x))
+    return ms.Tensor(np.asarray(x, order="C"))  # ascontiguousarray would make a scalar a vector
 
 
 def to_tensors(params: Mapping[str, Any]) -> dict[str, ms.Tensor]:

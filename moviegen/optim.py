@@ -52,34 +52,61 @@ def plateau(state: dict[str, float], value: float, rule: Any) -> dict[str, float
     return state | {"bad": 0, "factor": state["factor"] * rule.factor}
 
 
-@ms.jit
-def _square_sum(x):
-    return ops.sum(ops.square(x))
+# Updates run compiled, one part of the model at a time: a call for every tensor would take as long as the backward pass
+# of a small model. Parts of equal shapes, such as a transformer's blocks, share one graph.
+_PART = 24
+
+
+def _parts(params: Mapping[str, Any]) -> list[list[str]]:
+    """Paths that share their first two components, at most _PART of them together."""
+    groups: dict[str, list[str]] = {}
+    for path in params:
+        groups.setdefault("/".join(path.split("/")[:2]) if "/" in path else "", []).append(path)
+    return [paths[i : i + _PART] for paths in groups.values() for i in range(0, len(paths), _PART)]
+
+
+@functools.cache
+def _square_sum(n: int):
+    def square_sum(*grads):
+        total = ops.sum(ops.square(grads[0]))
+        for i in range(1, n):
+            total = total + ops.sum(ops.square(grads[i]))
+        return total
+
+    return ms.jit(square_sum)
+
+
+@functools.cache
+def _adam_step(n: int):
+    def adam_step(power1, power2, rate, beta1, beta2, eps, factor, *tensors):
+        for i in range(n):
+            p, m, v, grad = tensors[i], tensors[n + i], tensors[2 * n + i], tensors[3 * n + i]
+            _adam(p, m, v, power1, power2, rate, beta1, beta2, eps, grad * factor)
+        return rate
+
+    return ms.jit(adam_step)
+
+
+@functools.cache
+def _moved(n: int):
+    def moved(rate, *tensors):
+        out = ()
+        for i in range(n):
+            out = out + (tensors[i] + (tensors[n + i] - tensors[i]) * rate,)
+        return out
+
+    return ms.jit(moved)
 
 
 @ms.jit
-def _decay(p, factor):
+def _decayed(p, factor):
     return p * factor
-
-
-@ms.jit
-def _average(average, p, rate):
-    return average + (p - average) * rate
-
-
-@ms.jit
-def _scaled(g, factor):
-    return g * factor
 
 
 def global_norm(grads: Mapping[str, ms.Tensor]) -> float:
     """Root of the sum of all squared gradients."""
-    return math.sqrt(sum(float(_square_sum(g).asnumpy()) for g in grads.values()))
-
-
-@functools.cache
-def _decays(pattern: str, path: str) -> bool:
-    return re.search(pattern, path) is None
+    sums = [_square_sum(len(part))(*[grads[path] for path in part]) for part in _parts(grads)]
+    return math.sqrt(sum(float(total.asnumpy()) for total in sums))
 
 
 def adamw_update(
@@ -91,20 +118,22 @@ def adamw_update(
     """
     scale = optim.clip_norm / norm if optim.clip_norm and norm > optim.clip_norm else 1.0
     beta1, beta2 = optim.betas
-    b1, b2, power1, power2, rate, eps, factor = (
-        backend.tensor(np.float32(x))
-        for x in (beta1, beta2, beta1 ** (step + 1), beta2 ** (step + 1), lr, optim.eps, scale)
-    )
-    kept = backend.tensor(np.float32(1.0 - lr * optim.weight_decay))
-    for path, p in params.items():
-        if optim.weight_decay and _decays(optim.no_decay, path):
-            p.assign_value(_decay(p, kept))
-        grad = grads[path] if scale == 1.0 else _scaled(grads[path], factor)
-        _adam(p, state["m"][path], state["v"][path], power1, power2, rate, b1, b2, eps, grad)
+    numbers = (beta1 ** (step + 1), beta2 ** (step + 1), lr, beta1, beta2, optim.eps, scale)
+    numbers = [backend.tensor(np.float32(x)) for x in numbers]
+    if optim.weight_decay:
+        kept = backend.tensor(np.float32(1.0 - lr * optim.weight_decay))
+        for path, p in params.items():
+            if re.search(optim.no_decay, path) is None:
+                p.assign_value(_decayed(p, kept))
+    for part in _parts(params):
+        trees = (params, state["m"], state["v"], grads)
+        _adam_step(len(part))(*numbers, *[tree[path] for tree in trees for path in part])
 
 
 def ema_update(average: Tree, params: Tree, decay: float) -> None:
     """average <- decay * average + (1 - decay) * params, in place, float32."""
     rate = backend.tensor(np.float32(1.0 - decay))
-    for path, p in params.items():
-        average[path].assign_value(_average(average[path], p, rate))
+    for part in _parts(params):
+        moved = _moved(len(part))(rate, *[average[path] for path in part], *[params[path] for path in part])
+        for path, value in zip(part, moved, strict=True):
+            average[path].assign_value(value)

@@ -17,6 +17,7 @@ from mindspore import ops
 from moviegen import backend, layers, layerwise, tree
 from moviegen.convolution import halving_conv, spatial_conv, temporal_conv
 from moviegen.errors import ConfigError
+from moviegen.group_norm import group_norm_silu
 
 Params = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def _conv():
 
 
 def _norm_conv(p, x, norm, conv, groups):
-    h = ops.silu(layers.group_norm(x, p[norm + "/scale"], p[norm + "/bias"], groups))
+    h = group_norm_silu(x, p[norm + "/scale"], p[norm + "/bias"], groups)
     h = spatial_conv(h, p[conv + "/spatial/w"], p[conv + "/spatial/b"])
     return temporal_conv(h, p[conv + "/temporal/w"], p[conv + "/temporal/b"])
 
