@@ -117,6 +117,7 @@ def _shorten(config: ConfigDict) -> ConfigDict:
     config.data.num_samples = 8
     config.model.update(hidden_size=48, num_layers=2, num_heads=2, ffn_size=96)
     config.sample.steps = 2
+    config.stages.tae.data.image_fraction = 0.0  # images are one more shape to compile
     config.stages.sample.samples_per_prompt = 1
     for name in ("tae", "t2i", "t2v"):
         config.stages[name].train.update(steps=4, log_every=1, checkpoint_every=2, validate_every=4)

@@ -14,6 +14,7 @@ from moviegen.data import clips, synthetic, video
 
 HELDOUT_CLIPS = 32  # every held-out combination twice
 SHOWN = ("rabbit-meadow", "traffic")  # training clips that the report shows beside the held-out one
+SHOWN_FRAMES = 48
 
 
 def tae(config: Any, workdir: str) -> dict[str, float]:
@@ -43,12 +44,12 @@ def tae(config: Any, workdir: str) -> dict[str, float]:
         f"tae: measuring {HELDOUT_CLIPS} held-out synthetic clips and {clips.HELDOUT}, beside both baselines",
         flush=True,
     )
-    found = _compare({"synthetic": heldout, "heldout": [clips.heldout_clip(120, size)]}, codecs)
+    found = _compare({"synthetic": heldout, "heldout": _pieces(clips.heldout_clip(size=size), config)}, codecs)
     found |= _judged_through(codecs["tae"], heldout, config)
     shots = {clip.name: clip for clip in clips.real_clips()}
     for name in (clips.HELDOUT, *SHOWN):
-        clip = clips.read_clip(shots[name], min(48, shots[name].frames), size)
-        _side_by_side(Path(workdir) / "reconstructions" / f"{name}.mp4", clip, codecs)
+        pieces = _pieces(clips.read_clip(shots[name], SHOWN_FRAMES, size), config)
+        _side_by_side(Path(workdir) / "reconstructions" / f"{name}.mp4", pieces, codecs)
     return found
 
 
@@ -137,11 +138,18 @@ def _judged_through(codec: Callable, heldout: Iterable[np.ndarray], config: Any)
     return {f"tae.judged_{key}": float(share) for key, share in zip(ATTRIBUTES, np.mean(right, 0), strict=True)}
 
 
-def _side_by_side(path: Path, clip: np.ndarray, codecs: dict[str, Callable]) -> None:
+def _pieces(clip: np.ndarray, config: Any) -> list[np.ndarray]:
+    """A long clip in pieces of the length that is trained on, so that one compiled shape does for all."""
+    length = config.data.num_frames
+    return [clip[start : start + length] for start in range(0, len(clip) - length + 1, length)]
+
+
+def _side_by_side(path: Path, pieces: list[np.ndarray], codecs: dict[str, Callable]) -> None:
+    clip = np.concatenate(pieces)
     gap = np.full((len(clip), clip.shape[1], 4, 3), 255, np.uint8)
     panels = [clip]
     for codec in codecs.values():
-        panels += [gap, codec(clip)]
+        panels += [gap, np.concatenate([codec(piece) for piece in pieces])]
     wide = np.concatenate(panels, 2).repeat(2, 1).repeat(2, 2)  # players blur small videos; H.264 blurs their colours
     video.write_mp4(path, wide, 12)
 
