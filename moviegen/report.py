@@ -120,7 +120,7 @@ def _headline(numbers: dict[str, float], config: Any) -> str:
             "text to video, combinations never seen",
             "samples",
             "guessing",
-            "real clips through the TAE",
+            "held-out clips through the TAE",
             "target",
             "reached",
         ]
@@ -173,7 +173,7 @@ def _samples(config: Any, workdir: Path) -> str:
         video = page.video(folder / "samples" / f"{v['file']}.mp4")
         cards.append(page.card(video, f"{page.escape(v['prompt'])}<br>{' '.join(judged)}"))
     intro = "No training clip showed these combinations. Below each prompt: what the judge saw in the video."
-    return page.section("Samples of held-out prompts", f"<p>{intro}</p>" + page.grid(cards))
+    return page.section("Samples of held-out prompts", f"<p>{intro}</p>" + page.grid(cards, "small"))
 
 
 def _curves(workdir: Path) -> str:
