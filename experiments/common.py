@@ -29,7 +29,7 @@ TRANSFORMERS = {
 }
 TAES = {
     "full": dict(base_channels=128, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=32),
-    "tiny": dict(base_channels=16, channel_multipliers=(1, 1, 4, 8), num_res_blocks=1, norm_groups=8),
+    "tiny": dict(base_channels=16, channel_multipliers=(1, 1, 4, 8), num_res_blocks=1, norm_groups=1),
 }
 
 
@@ -135,7 +135,11 @@ def stage(size: str, number: int) -> ConfigDict:
                 video_folder="",
                 text_folders=dict(ul2="", metaclip="", byt5=""),  # the seed feeds ones in place of MetaCLIP
                 empty_text=dict(ul2="", metaclip="", byt5=""),
-                latent_folder="",
+                latent_folder="",  # --job=encode_video fills it from video_folder with the weights of tae_weights
+                tae_weights="",
+                validation_csv="",
+                latent_cache="",  # of source="synthetic" and "clips" alone; default: WORKDIR/latents
+                num_samples=0,  # of source="synthetic" alone
                 height=height,
                 width=width,
                 num_frames=s["num_frames"],
@@ -174,6 +178,8 @@ def stage(size: str, number: int) -> ConfigDict:
                 height=height,
                 width=width,
                 fps=16,
+                batch_size=1,
+                checkpoint="",
                 prompts=("A rabbit wakes up in a meadow and stretches.",),
             ),
         )
@@ -199,6 +205,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config.sample.update(
             steps=4, num_frames=frames, height=height, width=width, prompts=("a red circle moves left",)
         )
+        config.data.update(tae_weights="package:tiny_tae", num_samples=16)
     config.data.update(source="synthetic", height=height, width=width, num_frames=frames)
     config.optim.warmup_steps = 1
     config.train.update(steps=3, batch_size=2, checkpoint_every=2, keep_checkpoints=2, validate_every=3)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moviegen import arraystore
 from moviegen.errors import ConfigError
 
 if int(np.__version__.split(".")[0]) >= 2:
@@ -59,4 +60,4 @@ def to_tensors(params: Mapping[str, Any]) -> dict[str, ms.Tensor]:
 
 def to_numpy(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tree with every value as a numpy array (bfloat16 as ml_dtypes.bfloat16)."""
-    return {path: v.asnumpy() if isinstance(v, ms.Tensor) else np.asarray(v) for path, v in params.items()}
+    return {path: arraystore.to_numpy(path, value) for path, value in params.items()}

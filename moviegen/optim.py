@@ -118,7 +118,9 @@ def adamw_update(
     """
     scale = optim.clip_norm / norm if optim.clip_norm and norm > optim.clip_norm else 1.0
     beta1, beta2 = optim.betas
-    numbers = (beta1 ** (step + 1), beta2 ** (step + 1), lr, beta1, beta2, optim.eps, scale)
+    # The kernel adds eps to the root of v as it is; AdamW adds it to that of v with its bias corrected.
+    eps = optim.eps * math.sqrt(1.0 - beta2 ** (step + 1))
+    numbers = (beta1 ** (step + 1), beta2 ** (step + 1), lr, beta1, beta2, eps, scale)
     numbers = [backend.tensor(np.float32(x)) for x in numbers]
     if optim.weight_decay:
         kept = backend.tensor(np.float32(1.0 - lr * optim.weight_decay))

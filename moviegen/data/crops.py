@@ -48,7 +48,9 @@ def source(data: Any) -> Source:
 def _synthetic(rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
     # Rendered larger than the crop half of the time, so that edges are seen at every distance from the frame's border.
     scale = 1 if rng.random() < 0.5 else 2
-    clip, _ = synthetic.sample_clip(int(rng.integers(1 << 31)), 0, "train", max(frames, 2), (height * scale, width * scale))
+    clip, _ = synthetic.sample_clip(
+        int(rng.integers(1 << 31)), 0, "train", max(frames, 2), (height * scale, width * scale)
+    )
     return _crop(clip[:frames], rng, frames, height, width)
 
 
@@ -67,13 +69,15 @@ def _mixed(videos: list[np.ndarray], synthetic_fraction: float) -> Source:
 
 
 def _crop(clip: np.ndarray, rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
-    t, y, x = (int(rng.integers(have - want + 1)) for have, want in zip(clip.shape, (frames, height, width), strict=False))
+    t, y, x = (
+        int(rng.integers(have - want + 1)) for have, want in zip(clip.shape, (frames, height, width), strict=False)
+    )
     return clip[t : t + frames, y : y + height, x : x + width]
 
 
 def _listed(data: Any) -> list[Path]:
     folder = Path(data.video_folder)
-    if not folder.is_dir():
+    if not data.video_folder or not folder.is_dir():
         raise ConfigError(f"data.video_folder is {data.video_folder!r}, which is not a folder: name the videos' folder")
     if not data.csv:
         found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -86,7 +90,10 @@ def _listed(data: Any) -> list[Path]:
         rows = csv.DictReader(file)
         if "video" not in (rows.fieldnames or ()):
             raise DataError(f"{data.csv}, line 1: no column `video` (found {rows.fieldnames})")
-        return [folder / row["video"] for row in rows]
+        listed = [folder / row["video"] for row in rows]
+    if not listed:
+        raise DataError(f"{data.csv}: no rows, only a header")
+    return listed
 
 
 def _files(paths: list[Path]) -> Source:
@@ -97,7 +104,9 @@ def _files(paths: list[Path]) -> Source:
         image = path.suffix.lower() in video.IMAGE_SUFFIXES
         have = 1 if image else int(video.probe(path)["frames"])
         if have < frames:
-            raise DataError(f"{path}: {have} frames, data.num_frames is {frames}: take it out of the list, or ask for fewer")
+            raise DataError(
+                f"{path}: {have} frames, data.num_frames is {frames}: take it out of the list, or ask for fewer"
+            )
         clip, _ = video.read(path, int(rng.integers(have - frames + 1)), frames, size=(height, width))
         return clip
 

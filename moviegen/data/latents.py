@@ -12,7 +12,7 @@ import numpy as np
 from moviegen import config as configs
 from moviegen import mesh
 from moviegen.data import clips, synthetic, video
-from moviegen.errors import ConfigError, DataError
+from moviegen.errors import ConfigError
 
 HELDOUT_SAMPLES = 32
 _BATCH = 8
@@ -33,7 +33,9 @@ def weights_path(config: Any) -> Path:
     package = Path(__file__).parents[1] / "weights"
     path = package / f"{name[8:]}.safetensors" if name.startswith("package:") else Path(name)
     if not name or not path.exists():
-        raise ConfigError(f"data.tae_weights is {name!r}: expected a safetensors file or a checkpoint folder that exists")
+        raise ConfigError(
+            f"data.tae_weights is {name!r}: expected a safetensors file or a checkpoint folder that exists"
+        )
     return path
 
 
@@ -45,16 +47,15 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
     folder = Path(config.data.latent_cache or Path(workdir) / "latents")
     weights = weights_path(config)
     manifest = {
-        "weights": _digest(weights),
+        "weights": digest(weights),
         "tae": configs.to_plain(config.tae),
         **{key: config.data[key] for key in ("source", "height", "width", "num_frames", "num_samples")},
         "seed": config.seed,
     }
-    _check_manifest(folder, json.loads(json.dumps(manifest)))
     splits = _splits(config)
+    claim(folder, manifest, "data.latent_cache")
     if mesh.rank() == 0:
         _build(folder, splits, weights, config)
-        configs.write_json(manifest, folder / "manifest.json")
     mesh.barrier()
     latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
     mean, std = _statistics(latents["video"])
@@ -62,21 +63,29 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
     return LatentSet(latents, captions, mean, [1.0 / s for s in std])
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """A short checksum of a file, or of all files of a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
 
 
-def _check_manifest(folder: Path, manifest: dict) -> None:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return
-    differs = configs.changes(json.loads(path.read_text()), manifest)
-    if differs:
-        raise ConfigError(f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or set data.latent_cache")
+def claim(folder: Path, manifest: dict, key: str) -> None:
+    """Note in the folder what its latents are made of, before the first is: what a kill leaves behind is then known.
+
+    Raises ConfigError, naming the config key and what differs, when the folder holds latents of something else.
+    """
+    manifest, path = json.loads(json.dumps(manifest)), folder / "manifest.json"
+    if path.is_file():
+        differs = configs.changes(json.loads(path.read_text()), manifest)
+        if differs:
+            raise ConfigError(
+                f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or change {key}"
+            )
+    elif mesh.rank() == 0:
+        configs.write_json(manifest, path)
 
 
 def _splits(config: Any) -> dict[str, tuple]:
@@ -85,13 +94,18 @@ def _splits(config: Any) -> dict[str, tuple]:
     size = (data.height, data.width)
 
     if data.source == "synthetic":
+        if data.num_samples < 1:
+            raise ConfigError(f"data.num_samples is {data.num_samples}, expected at least 1 synthetic sample")
 
         def drawn(split, count, frames):
             def samples(start=0) -> Iterator:
                 for i in range(start, count):
                     combination = synthetic.sample_combination(config.seed, i, split)
                     if frames > 1:
-                        yield _Lazy(synthetic.sample_clip, config.seed, i, split, frames, size), synthetic.caption(combination)
+                        yield (
+                            _Lazy(synthetic.sample_clip, config.seed, i, split, frames, size),
+                            synthetic.caption(combination),
+                        )
                     else:
                         text = synthetic.caption((*combination[:2], None))
                         yield _Lazy(synthetic.sample_image, config.seed, i, split, size), text
@@ -100,7 +114,10 @@ def _splits(config: Any) -> dict[str, tuple]:
 
         found = {"image": drawn("train", data.num_samples, 1)}
         frames = max(2, data.num_frames)
-        return found | {"video": drawn("train", data.num_samples, frames), "heldout": drawn("heldout", HELDOUT_SAMPLES, frames)}
+        return found | {
+            "video": drawn("train", data.num_samples, frames),
+            "heldout": drawn("heldout", HELDOUT_SAMPLES, frames),
+        }
     if data.source == "clips":
         real = clips.captioned_clips()
 
@@ -152,7 +169,5 @@ def _build(folder: Path, splits: dict[str, tuple], weights: Path, config: Any) -
 
 
 def _statistics(latents: np.ndarray) -> tuple[list[float], list[float]]:
-    if not len(latents):
-        raise DataError("no latents to take statistics of: data.num_samples must be at least 1")
     flat = np.moveaxis(np.asarray(latents), 1, 0).reshape(latents.shape[1], -1).astype(np.float64)
     return flat.mean(1).tolist(), np.maximum(flat.std(1), 1e-3).tolist()

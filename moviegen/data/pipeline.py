@@ -14,7 +14,7 @@ from moviegen.models import toy_text
 
 
 class Samples(NamedTuple):
-    """Samples by index: raw latents (c t h w), given a generator for what is drawn, and text; index -1 is the empty prompt."""
+    """Samples by index: raw latents (c t h w), given a generator for what is drawn, and text; -1: empty prompt."""
 
     count: int
     latents: Callable[[int, np.random.Generator], np.ndarray]
@@ -22,7 +22,7 @@ class Samples(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Sources of a run: "video" and "image" for training, "heldout" (may be missing) for validation; latent statistics."""
+    """Sources of a run: "video" and "image" to train on, "heldout" (may be missing) to validate; latent statistics."""
 
     samples: dict[str, Samples]
     shift: list[float]
@@ -41,13 +41,12 @@ class Batch(NamedTuple):
 def open_data(config: Any, workdir: str | Path) -> Data:
     """The data that `config.data` names, checked. Raises ConfigError or DataError before any training."""
     if config.data.source == "csv":
-        splits = {"video": table.read(config, config.data.csv)}
-        splits["image"] = splits["video"]
-        if config.data.validation_csv:
-            splits["heldout"] = table.read(config, config.data.validation_csv)
+        samples = _from_csv(config)
         channels = config.tae.latent_channels
-        shift, scale = (np.broadcast_to(v, channels).tolist() for v in (config.tae.latent_shift, config.tae.latent_scale))
-        return Data({name: _from_table(rows, config) for name, rows in splits.items()}, shift, scale)
+        shift, scale = (
+            np.broadcast_to(v, channels).tolist() for v in (config.tae.latent_shift, config.tae.latent_scale)
+        )
+        return Data(samples, shift, scale)
     cached = latents.prepare(config, workdir)
     samples = {name: _embedded(cached, name, config) for name in cached.latents}
     return Data(samples, cached.shift, cached.scale)
@@ -62,11 +61,31 @@ def _embedded(cached: latents.LatentSet, split: str, config: Any) -> Samples:
     return Samples(len(arrays), lambda i, rng: arrays[i], text)
 
 
-def _from_table(rows: list[table.Row], config: Any) -> Samples:
-    frames = -(-config.data.num_frames // 8)
+def _from_csv(config: Any) -> dict[str, Samples]:
+    """Images of the table train in image steps, videos in the others; at num_frames 1 every row counts as an image."""
+    data, empty = config.data, dict(config.data.empty_text)
+    frames = -(-data.num_frames // 8)
+    rows = table.read(config, data.csv)
+    images = [row for row in rows if row.image or data.num_frames == 1]
+    videos = [row for row in rows if not row.image]
+    for kind, found, share in (("image", images, data.image_fraction), ("video", videos, 1 - data.image_fraction)):
+        if share and not found and data.num_frames > 1:
+            raise ConfigError(
+                f"data.image_fraction is {data.image_fraction}, but {data.csv} has no usable {kind}: "
+                f"set it to {0.0 if kind == 'image' else 1.0} or add {kind}s"
+            )
+    samples = {"image": _from_table(images, 1, empty), "video": _from_table(videos, frames, empty)}
+    if data.validation_csv:
+        heldout = [row for row in table.read(config, data.validation_csv) if data.num_frames == 1 or not row.image]
+        if not heldout:
+            raise ConfigError(f"data.validation_csv is {data.validation_csv!r}, which has no usable video: add some")
+        samples["heldout"] = _from_table(heldout, frames, empty)
+    return samples
 
+
+def _from_table(rows: list[table.Row], frames: int, empty: dict[str, str]) -> Samples:
     def text(indices):
-        return table.read_text([rows[i].text if i >= 0 else dict(config.data.empty_text) for i in indices])
+        return table.read_text([rows[i].text if i >= 0 else empty for i in indices])
 
     return Samples(len(rows), lambda i, rng: table.read_latents(rows[i], frames, rng), text)
 
@@ -97,10 +116,15 @@ def batch(data: Data, config: Any, step: int, part: range) -> Batch:
 
 
 def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
-    """Validation batches: every held-out sample at every time, with noise that is the same in every validation."""
+    """Validation batches: every held-out sample at every time, with noise that is the same in every validation.
+
+    All batches have one size, for which the graphs are compiled: where it does not divide the number of samples, the
+    last batch takes some a second time.
+    """
     samples = data.samples["heldout"]
-    for start in range(0, samples.count - size + 1, size):
-        part = range(start, start + size)
+    for start in range(0, samples.count, size):
+        stop = min(start + size, samples.count)
+        part = range(stop - size, stop)
         x = normalize(np.stack([samples.latents(i, np.random.default_rng([0, i])) for i in part]), data)
         noise, _ = flow.draw_batch(0, 0, part, x.shape[1:])
         for t in times:

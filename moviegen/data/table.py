@@ -1,46 +1,59 @@
-"""Captioned videos from a csv, in the seed's files: cached latents and text embeddings as npz, one of each for a video."""
+"""Captioned videos from a csv, in the seed's files: cached latents and text embeddings as npz, one each for a video."""
 
 import csv
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from moviegen.data.video import IMAGE_SUFFIXES
 from moviegen.errors import ConfigError, DataError
 
 
 class Row(NamedTuple):
-    """Files of one sample: its latents, and its embeddings by encoder."""
+    """Files of one sample, its latents and its embeddings by encoder; whether they are of an image."""
 
     latents: Path
     text: dict[str, Path]
+    image: bool
 
 
 def read(config: Any, path: str) -> list[Row]:
     """The usable rows of a csv with a column `video` (a path relative to the folders).
 
-    A row whose files are missing is bad: bad rows are listed, and more than `data.max_bad_fraction` of them are refused.
-    Raises DataError.
+    A row whose files are missing is bad: bad rows are listed, and more than `data.max_bad_fraction` of them are refused
+    with a DataError.
     """
     data = config.data
-    for key, folder in {"latent_folder": data.latent_folder, **{f"text_folders.{k}": v for k, v in data.text_folders.items()}}.items():
+    for key, folder in {
+        "latent_folder": data.latent_folder,
+        **{f"text_folders.{k}": v for k, v in data.text_folders.items()},
+    }.items():
         if not Path(folder).is_dir() or not folder:
-            raise ConfigError(f"data.{key} is {folder!r}, which is not a folder (latents: --job=encode_video makes them)")
+            raise ConfigError(
+                f"data.{key} is {folder!r}, which is not a folder (latents: --job=encode_video makes them)"
+            )
     for name, empty in data.empty_text.items():
         if data.text_drop_prob and not Path(empty).is_file():
-            raise ConfigError(f"data.empty_text.{name} is {empty!r}, no file: embed the empty prompt or set data.text_drop_prob=0")
+            raise ConfigError(
+                f"data.empty_text.{name} is {empty!r}, no file: embed the empty prompt or set data.text_drop_prob=0"
+            )
     rows, bad = [], []
     for line, name in videos(path):
         stem = Path(name).with_suffix(".npz")
-        row = Row(Path(data.latent_folder) / stem, {k: Path(v) / stem for k, v in data.text_folders.items()})
+        text = {k: Path(v) / stem for k, v in data.text_folders.items()}
+        row = Row(Path(data.latent_folder) / stem, text, Path(name).suffix.lower() in IMAGE_SUFFIXES)
         missing = [file for file in (row.latents, *row.text.values()) if not file.is_file()]
         if missing:
             bad.append(f"line {line}: no {missing[0]}")
         else:
             rows.append(row)
     if bad:
-        print(f"{path}: {len(bad)} of {len(bad) + len(rows)} rows cannot be used:\n  " + "\n  ".join(bad[:10]), flush=True)
+        print(
+            f"{path}: {len(bad)} of {len(bad) + len(rows)} rows cannot be used:\n  " + "\n  ".join(bad[:10]), flush=True
+        )
     if not rows or len(bad) > data.max_bad_fraction * (len(bad) + len(rows)):
         raise DataError(
             f"{path}: {len(bad)} bad rows and {len(rows)} good ones, data.max_bad_fraction is {data.max_bad_fraction}: "
@@ -90,5 +103,5 @@ def _npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in keys}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as npz with {', '.join(keys)}: {error}") from error

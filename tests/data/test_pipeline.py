@@ -1,0 +1,129 @@
+"""Batches of made-up data: latents that say which sample they are, captions that say it too."""
+
+import collections
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from moviegen import flow
+from moviegen.data import latents, pipeline
+from moviegen.errors import ConfigError
+from moviegen.models import toy_text
+
+DIMS = {"ul2": 8, "metaclip": 4, "byt5": 4}
+COUNTS = {"video": 10, "image": 7, "heldout": 6}
+
+
+def config(**overrides):
+    data = dict(source="synthetic", num_frames=8, image_fraction=0.0, text_drop_prob=0.0) | overrides
+    return ConfigDict(dict(seed=3, data=data, train=dict(batch_size=4), model=dict(text_dims=DIMS)))
+
+
+@pytest.fixture
+def data(monkeypatch):
+    arrays = {
+        k: np.arange(n, dtype=np.float32).reshape(n, 1, 1, 1, 1) + np.zeros((n, 2, 1, 2, 2)) for k, n in COUNTS.items()
+    }
+    captions = {k: [f"{k} {i}" for i in range(n)] for k, n in COUNTS.items()}
+    made = latents.LatentSet(arrays, captions, [0.0, 1.0], [1.0, 2.0])
+    monkeypatch.setattr(latents, "prepare", lambda config, workdir: made)
+    return pipeline.open_data(config(), "unused")
+
+
+def indices(batch):
+    """Which samples a batch holds: the first channel's shift is 0 and its scale 1."""
+    return [int(i) for i in batch.latents[:, 0, 0, 0, 0]]
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(data):
+    made = [pipeline.batch(data, config(), step, range(4)) for step in (2, 2, 3)]
+    for field in ("latents", "noise", "t"):
+        np.testing.assert_array_equal(getattr(made[0], field), getattr(made[1], field))
+        assert not np.array_equal(getattr(made[0], field), getattr(made[2], field))
+    np.testing.assert_array_equal(made[0].text["ul2"][0], made[1].text["ul2"][0])
+    other = config()
+    other.seed = 4
+    assert not np.array_equal(pipeline.batch(data, other, 2, range(4)).noise, made[0].noise)
+
+
+@pytest.mark.parametrize("parts", [[range(0, 2), range(2, 4)], [range(i, i + 1) for i in range(4)]])
+def test_the_same_batch_however_it_is_cut(data, parts):
+    for cfg in (config(text_drop_prob=0.5), config(image_fraction=1.0)):
+        for step in range(4):
+            whole = pipeline.batch(data, cfg, step, range(4))
+            cut = [pipeline.batch(data, cfg, step, part) for part in parts]
+            for field in ("latents", "noise", "t"):
+                np.testing.assert_array_equal(np.concatenate([getattr(c, field) for c in cut]), getattr(whole, field))
+            for name in DIMS:
+                for i in range(2):
+                    np.testing.assert_array_equal(np.concatenate([c.text[name][i] for c in cut]), whole.text[name][i])
+
+
+def test_every_epoch_holds_every_sample_once_in_a_new_order(data):
+    seen = [i for step in range(10) for i in indices(pipeline.batch(data, config(), step, range(4)))]
+    epochs = [seen[k : k + 10] for k in range(0, 40, 10)]  # an epoch ends in the middle of a batch
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_latents_are_normalized_and_text_belongs_to_them(data):
+    batch = pipeline.batch(data, config(), 0, range(4))
+    for row, index in enumerate(indices(batch)):
+        assert (batch.latents[row, 1] == (index - 1) * 2).all()
+        expected = toy_text.encode([f"video {index}"], DIMS)
+        for name, (embedding, mask) in expected.items():
+            np.testing.assert_array_equal(batch.text[name][0][row], embedding[0])
+            np.testing.assert_array_equal(batch.text[name][1][row], mask[0])
+
+
+def test_noise_and_times_are_those_of_flow_matching(data):
+    batch = pipeline.batch(data, config(), 5, range(1, 3))
+    noise, t = flow.draw_batch(3, 5, range(1, 3), (2, 1, 2, 2))
+    np.testing.assert_array_equal(batch.noise, noise)
+    np.testing.assert_array_equal(batch.t, t)
+
+
+def test_share_of_dropped_prompts(data):
+    empty = toy_text.encode([""], DIMS)["ul2"][0][0]
+    for probability, low, high in ((0.0, 0, 0), (0.3, 0.2, 0.4), (1.0, 1, 1)):
+        cfg = config(text_drop_prob=probability)
+        made = [pipeline.batch(data, cfg, step, range(4)) for step in range(60)]
+        dropped = np.mean([np.array_equal(e, empty) for batch in made for e in batch.text["ul2"][0]])
+        assert low <= dropped <= high
+        # What is dropped is the prompt alone.
+        counts = collections.Counter(i for batch in made for i in indices(batch))
+        assert set(counts.values()) == {24}
+
+
+def test_share_of_image_steps(data):
+    assert not any(pipeline.is_image_step(config(), step) for step in range(50))
+    assert all(pipeline.is_image_step(config(image_fraction=1.0), step) for step in range(50))
+    share = np.mean([pipeline.is_image_step(config(image_fraction=0.3), step) for step in range(400)])
+    assert share == pytest.approx(0.3, abs=0.07)
+    assert all(pipeline.is_image_step(config(num_frames=1), step) for step in range(50))
+    drawn = {i for step in range(20) for i in indices(pipeline.batch(data, config(image_fraction=1.0), step, range(4)))}
+    assert drawn == set(range(COUNTS["image"]))
+
+
+def test_validation_is_the_same_every_time(data):
+    made = [list(pipeline.heldout_batches(data, cfg, (0.2, 0.7), 3)) for cfg in (config(), config(text_drop_prob=1.0))]
+    assert [[b.t.tolist() for b in batches] for batches in made] == [[[np.float32(t)] * 3 for t in (0.2, 0.7) * 2]] * 2
+    for one, two in zip(*made, strict=True):
+        np.testing.assert_array_equal(one.noise, two.noise)
+        np.testing.assert_array_equal(one.latents, two.latents)
+        np.testing.assert_array_equal(one.text["ul2"][0], two.text["ul2"][0])
+    np.testing.assert_array_equal(made[0][0].noise, made[0][1].noise)  # the same at both times
+    assert not np.array_equal(made[0][0].noise, made[0][2].noise)  # but not for other samples
+    assert [indices(b) for b in made[0]] == [[0, 1, 2]] * 2 + [[3, 4, 5]] * 2
+
+
+def test_validation_leaves_no_sample_out(data):
+    seen = [i for batch in pipeline.heldout_batches(data, config(), (0.5,), 4) for i in indices(batch)]
+    assert sorted(set(seen)) == list(range(COUNTS["heldout"]))
+
+
+def test_no_samples_are_refused(data):
+    empty = data._replace(samples={"video": data.samples["video"]._replace(count=0)})
+    with pytest.raises(ConfigError, match="no samples"):
+        pipeline.batch(empty, config(), 0, range(1))

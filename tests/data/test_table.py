@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from moviegen.data import table
+from moviegen.errors import ConfigError, DataError
+
+ENCODERS = {"ul2": 6, "byt5": 4}
+
+
+def write_text(path: Path, length: int, tokens: int, width: int, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, length, width])
+    embedding = rng.standard_normal((length, width)).astype(np.float32)
+    np.savez(path, text_emb=embedding, mask=(np.arange(length) < tokens).astype(int), tokens=np.arange(length))
+
+
+def write_latents(path: Path, frames: int, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, frames])
+    mean = rng.standard_normal((frames, 16, 2, 3)).astype(np.float32)
+    np.savez(path, latent_mean=mean, latent_std=np.full_like(mean, 0.1))
+
+
+@pytest.fixture
+def config(tmp_path):
+    videos = ["a.mp4", "deep/b.mp4", "c.png"]
+    (tmp_path / "train.csv").write_text("video,caption\n" + "".join(f'{name},"one, two"\n' for name in videos))
+    for i, name in enumerate(videos):
+        stem = Path(name).with_suffix(".npz")
+        write_latents(tmp_path / "latents" / stem, 3 + i, i)
+        for encoder, width in ENCODERS.items():
+            write_text(tmp_path / encoder / stem, 5 + i, 2 + i, width, i)
+    for encoder, width in ENCODERS.items():
+        write_text(tmp_path / f"empty-{encoder}.npz", 1, 1, width)
+    data = dict(
+        latent_folder=str(tmp_path / "latents"),
+        text_folders={encoder: str(tmp_path / encoder) for encoder in ENCODERS},
+        empty_text={encoder: str(tmp_path / f"empty-{encoder}.npz") for encoder in ENCODERS},
+        text_drop_prob=0.2,
+        max_bad_fraction=0.0,
+        num_frames=24,
+    )
+    return ConfigDict(dict(data=data))
+
+
+def test_rows_name_their_files(config, tmp_path):
+    rows = table.read(config, str(tmp_path / "train.csv"))
+    assert [row.latents for row in rows] == [tmp_path / "latents" / f"{s}.npz" for s in ("a", "deep/b", "c")]
+    assert [row.image for row in rows] == [False, False, True]
+    assert rows[1].text == {encoder: tmp_path / encoder / "deep/b.npz" for encoder in ENCODERS}
+
+
+def test_bad_rows_are_listed_and_refused_above_the_share(config, tmp_path, capsys):
+    (tmp_path / "latents" / "a.npz").unlink()
+    (tmp_path / "byt5" / "c.npz").unlink()
+    path = str(tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r"train.csv: 2 bad rows and 1 good ones.*line 2: no .*latents/a.npz"):
+        table.read(config, path)
+    listed = capsys.readouterr().out
+    assert "2 of 3 rows" in listed and "line 4: no " in listed and "byt5/c.npz" in listed
+    config.data.max_bad_fraction = 0.67
+    assert [row.latents.name for row in table.read(config, path)] == ["b.npz"]
+
+
+@pytest.mark.parametrize(
+    "key, value, error, message",
+    [
+        ("latent_folder", "", ConfigError, "data.latent_folder is ''.*encode_video"),
+        ("text_folders.byt5", "/nowhere", ConfigError, "data.text_folders.byt5 is '/nowhere'"),
+        ("empty_text.ul2", "gone.npz", ConfigError, "data.empty_text.ul2 is 'gone.npz'.*text_drop_prob=0"),
+    ],
+)
+def test_missing_folders_and_files_are_named_by_key(config, tmp_path, key, value, error, message):
+    section, _, last = key.rpartition(".")
+    (config.data[section] if section else config.data)[last] = value
+    with pytest.raises(error, match=message):
+        table.read(config, str(tmp_path / "train.csv"))
+
+
+def test_the_empty_prompt_is_not_needed_when_text_is_never_dropped(config, tmp_path):
+    config.data.empty_text.ul2, config.data.text_drop_prob = "", 0.0
+    assert len(table.read(config, str(tmp_path / "train.csv"))) == 3
+
+
+def test_tables_that_cannot_be_used(config, tmp_path):
+    with pytest.raises(DataError, match="data.csv is ''"):
+        table.read(config, "")
+    (tmp_path / "no.csv").write_text("path\na.mp4\n")
+    with pytest.raises(DataError, match="no.csv, line 1: no column `video`"):
+        table.read(config, str(tmp_path / "no.csv"))
+    (tmp_path / "empty.csv").write_text("video\n")
+    with pytest.raises(DataError, match="empty.csv.*the table is empty"):
+        table.read(config, str(tmp_path / "empty.csv"))
+
+
+def test_latents_are_draws_of_the_posterior(config, tmp_path):
+    row = table.read(config, str(tmp_path / "train.csv"))[1]  # four latent frames
+    stored = np.load(row.latents)
+    mean = stored["latent_mean"].transpose(1, 0, 2, 3)  # c t h w
+    drawn = np.stack([table.read_latents(row, 4, np.random.default_rng(i)) for i in range(400)])
+    assert drawn.shape == (400, 16, 4, 2, 3) and drawn.dtype == np.float32
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.03)
+    assert drawn.std(0).mean() == pytest.approx(0.1, rel=0.05)
+    np.testing.assert_array_equal(drawn[3], table.read_latents(row, 4, np.random.default_rng(3)))
+
+
+def test_shorter_windows_start_anywhere(config, tmp_path):
+    row = table.read(config, str(tmp_path / "train.csv"))[1]
+    mean = np.load(row.latents)["latent_mean"].transpose(1, 0, 2, 3)
+    starts = set()
+    for i in range(60):
+        drawn = table.read_latents(row, 2, np.random.default_rng(i))
+        errors = [abs(drawn - mean[:, s : s + 2]).mean() for s in range(3)]
+        assert min(errors) < 0.1
+        starts.add(int(np.argmin(errors)))
+    assert starts == {0, 1, 2}
+
+
+def test_too_few_latent_frames_are_named(config, tmp_path):
+    row = table.read(config, str(tmp_path / "train.csv"))[0]
+    with pytest.raises(DataError, match=r"a.npz: 3 latent frames, data.num_frames asks for 4"):
+        table.read_latents(row, 4, np.random.default_rng(0))
+
+
+def test_text_is_padded_to_the_longest(config, tmp_path):
+    rows = table.read(config, str(tmp_path / "train.csv"))
+    text = table.read_text([row.text for row in rows] + [dict(config.data.empty_text)])
+    assert text.keys() == ENCODERS.keys()
+    for encoder, (embeddings, mask) in text.items():
+        assert embeddings.shape == (4, 7, ENCODERS[encoder]) and embeddings.dtype == np.float32
+        assert mask.sum(1).tolist() == [2, 3, 4, 1]
+        for i, row in enumerate(rows):
+            stored = np.load(row.text[encoder])["text_emb"]
+            np.testing.assert_array_equal(embeddings[i, : len(stored)], stored)
+            assert not embeddings[i, len(stored) :].any() and not mask[i, len(stored) :].any()
+
+
+def test_damaged_files_are_named(config, tmp_path):
+    rows = table.read(config, str(tmp_path / "train.csv"))
+    rows[0].latents.write_bytes(rows[0].latents.read_bytes()[:100])
+    with pytest.raises(DataError, match="a.npz: cannot be read"):
+        table.read_latents(rows[0], 1, np.random.default_rng(0))
+    np.savez(rows[1].text["ul2"], text_emb=np.zeros((1, 6)))
+    with pytest.raises(DataError, match="ul2/deep/b.npz: cannot be read as npz with text_emb, mask"):
+        table.read_text([rows[1].text])
