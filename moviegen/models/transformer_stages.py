@@ -41,7 +41,9 @@ def positions(p, nt, nh, nw):
 
 
 def modulate(x, shift, scale):
-    return x * (1 + scale) + shift
+    """x (b n d) * (1 + scale (b 1 d)) + shift (b 1 d)."""
+    n = x.shape[1]
+    return x * layers.repeat_rows(1 + scale, n) + layers.repeat_rows(shift, n)
 
 
 @functools.lru_cache
@@ -71,7 +73,7 @@ def make_prologue(patch, encoders, text_norm, eps, masked, dtype):
             parts.append(y)
         context = ops.concat(parts, 1)
         if masked:
-            context = context * text[len(encoders)]
+            context = context * ops.tile(text[len(encoders)], (1, 1, context.shape[2]))
         return ops.cast(x, context.dtype), pos, time, modulation, context
 
     return prologue
@@ -95,20 +97,23 @@ def make_block(num_heads, eps, cross_attention_norm, masked, dtype):
         return layers.linear(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), x.shape), o, None, dtype)
 
     def block(p, x, pos, modulation, context, *mask):
-        b, _, d = x.shape
+        b, n, d = x.shape
         m = ops.reshape(modulation, (b, 6, d)) + p["modulation"]
         bias = None
         if masked:
             bias = (1 - ops.reshape(mask[0], (b, 1, 1, -1))) * MASKED
-        x = x + pos
+        x = x + ops.tile(pos, (b, 1, 1))
         y = modulate(layers.rms_norm(x, p["attn/norm"], eps), m[:, 0:1], m[:, 1:2])
-        x = x + m[:, 2:3] * attend(y, y, p["attn/q"], p["attn/k"], p["attn/v"], p["attn/o"], None)
+        x = x + layers.repeat_rows(m[:, 2:3], n) * attend(
+            y, y, p["attn/q"], p["attn/k"], p["attn/v"], p["attn/o"], None
+        )
         y = x
         if cross_attention_norm:
             y = layers.rms_norm(x, p["cross/norm"], eps)
         x = x + attend(y, context, p["cross/q"], p["cross/k"], p["cross/v"], p["cross/o"], bias)
         y = modulate(layers.rms_norm(x, p["mlp/norm"], eps), m[:, 3:4], m[:, 4:5])
-        return x + m[:, 5:6] * layers.swiglu(y, p["mlp/gate"], p["mlp/up"], p["mlp/down"], dtype)
+        y = layers.swiglu(y, p["mlp/gate"], p["mlp/up"], p["mlp/down"], dtype)
+        return x + layers.repeat_rows(m[:, 5:6], n) * y
 
     return block
 
