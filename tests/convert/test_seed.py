@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments import common
 from moviegen.convert import seed
 from moviegen.errors import ConfigError
-from moviegen.models import transformer
+from moviegen.models import tae, transformer
 from tests.golden.recipe import golden_array, golden_input
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer.npz"
@@ -114,3 +115,101 @@ def test_two_sets_of_weights_in_one_file():
     both = {"network.model." + k: v for k, v in arrays.items()} | {"ema." + name: arrays[name]}
     with pytest.raises(ConfigError, match=rf"'network.model.{name}' and 'ema.{name}'"):
         seed.transformer(both, cfg)
+
+
+# ---- the autoencoder
+
+TAE_CFG = common.tae("full", compat="seed", base_channels=32)
+
+
+@pytest.fixture
+def tae_arrays():
+    found = {}
+    for entry in np.load(GOLDEN.with_name("tae.npz"))["names"]:
+        name, shape = re.fullmatch(r"(\S+) \((.*)\)", str(entry)).groups()
+        found[name] = golden_array(name, [int(n) for n in shape.split(",") if n.strip()])
+    return found
+
+
+def without_unused(arrays):
+    return {name: value for name, value in arrays.items() if ".temb_proj." not in name}
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path].asnumpy(), value.asnumpy(), err_msg=path)
+
+
+def test_tae_takes_every_array_once(tae_arrays):
+    params = seed.tae(tae_arrays, TAE_CFG)
+    assert {path: value.shape for path, value in params.items()} == tae.shapes(TAE_CFG)
+    used = sorted(value.asnumpy().tobytes() for value in params.values())
+    assert used == sorted(value.tobytes() for value in without_unused(tae_arrays).values())
+
+
+def test_tae_places(tae_arrays):
+    params = seed.tae(tae_arrays, TAE_CFG)
+    places = {
+        "encoder.down.1.block.0.nin_shortcut.conv_temp.weight": "encoder/down/1/block/0/shortcut/temporal/w",
+        "encoder.down.2.downsample_temp.conv.weight": "encoder/down/2/downsample/temporal/w",
+        "decoder.up.3.upsample_spat.conv.bias": "decoder/up/3/upsample/spatial/b",
+        "decoder.up.0.block.2.norm2.gamma": "decoder/up/0/block/2/norm2/scale",
+        "encoder.mid.attn_1.0.proj_out.weight": "encoder/mid/spatial_attention/out/w",
+        "decoder.mid.attn_1.1.to_k.bias": "decoder/mid/temporal_attention/k/b",
+        "encoder.mid.attn_1.1.norm.beta": "encoder/mid/temporal_attention/norm/bias",
+        "decoder.mid.block_2.conv1.conv_spat.weight": "decoder/mid/block/1/conv1/spatial/w",
+        "decoder.norm_out.beta": "decoder/head/norm/bias",
+        "encoder.conv_out.conv_temp.bias": "encoder/head/conv/temporal/b",
+    }
+    for name, path in places.items():
+        np.testing.assert_array_equal(params[path].asnumpy(), tae_arrays[name].reshape(params[path].shape), name)
+
+
+@pytest.mark.parametrize("prefix", ["autoencoder.", "network.autoencoder.", "ema.model.", "model."])
+def test_tae_prefixes_and_half_floats(tae_arrays, prefix):
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in tae_arrays.items()}
+    same(seed.tae({prefix + name: value for name, value in half.items()}, TAE_CFG), seed.tae(half, TAE_CFG))
+
+
+def test_tae_with_the_wrapper_s_name_inside(tae_arrays):
+    def wrapped(name):
+        module, _, leaf = name.rpartition(".")
+        return f"autoencoder.{module}._backbone.{leaf}" if "norm" in module or "sample" in module else name
+
+    renamed = {wrapped(name): value for name, value in tae_arrays.items()}
+    assert any("_backbone" in name for name in renamed)
+    same(seed.tae(renamed, TAE_CFG), seed.tae(tae_arrays, TAE_CFG))
+
+
+def test_tae_without_the_unused_projections(tae_arrays):
+    assert len(without_unused(tae_arrays)) == len(tae_arrays) - 48
+    same(seed.tae(without_unused(tae_arrays), TAE_CFG), seed.tae(tae_arrays, TAE_CFG))
+
+
+def test_tae_with_plain_temporal_kernels_and_projections(tae_arrays):
+    flat = {
+        name: value[:, :, 0] if value.shape[2:3] == (1,) and "attn" not in name and "spat" not in name else value
+        for name, value in tae_arrays.items()
+    }
+    flat = {name: v.reshape(v.shape[:2]) if ".attn_1.0." in name and v.ndim == 4 else v for name, v in flat.items()}
+    assert {v.ndim for name, v in flat.items() if "temp.weight" in name or "sample_temp" in name} == {1, 3}
+    same(seed.tae(flat, TAE_CFG), seed.tae(tae_arrays, TAE_CFG))
+
+
+def test_tae_that_does_not_fit_is_named_at_once(tae_arrays):
+    del tae_arrays["decoder.conv_in.conv_temp.weight"]
+    tae_arrays["quant_conv.conv_spat.weight"] = np.zeros((32, 32, 1, 1))
+    tae_arrays["encoder.norm_out.gamma"] = np.zeros(64)
+    with pytest.raises(ConfigError) as error:
+        seed.tae(tae_arrays, TAE_CFG)
+    message = str(error.value)
+    assert "missing: decoder/conv_in/temporal/w;" in message
+    assert "extra: quant_conv/spatial/w;" in message
+    assert "encoder/head/norm/scale is (64,), expected (128,)" in message
+
+
+def test_tae_of_two_sets_of_weights_in_one_file(tae_arrays):
+    name = "encoder.norm_out.gamma"
+    with pytest.raises(ConfigError, match=rf"'{name}' and 'ema.{name}'"):
+        seed.tae(tae_arrays | {"ema." + name: tae_arrays[name]}, TAE_CFG)
