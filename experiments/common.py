@@ -29,7 +29,7 @@ TRANSFORMERS = {
 }
 TAES = {
     "full": dict(base_channels=128, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=32),
-    "tiny": dict(base_channels=16, channel_multipliers=(1, 1, 4, 8), num_res_blocks=1, norm_groups=1),
+    "tiny": dict(base_channels=16, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=1),
 }
 
 

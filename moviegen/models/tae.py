@@ -199,31 +199,54 @@ def _check(cfg) -> None:
 
 
 def init(cfg, seed: int) -> dict[str, ms.Tensor]:
-    """Random weights that start as an image autoencoder: temporal kernels are the identity at their centre.
+    """Random weights that start close to a well-conditioned linear autoencoder, so that training from nothing takes hold.
 
-    Residual branches and attention outputs start at a tenth of their size, so that at the start the network is close to
-    the chain of its down- and upsampling convolutions: it trains from nothing about as fast as a linear one.
-    Every array depends on (seed, its path) alone.
+    Temporal kernels are the identity at their centre, as in an inflated image model. Off the residual branches, spatial
+    kernels are orthonormal maps (of 2x2 patches where they halve, a bilinear filter of each channel where they double):
+    a product of that many random ones would pass only a few directions. Residual branches start at a tenth of their
+    size. Every second channel before the last norms starts with a constant: a norm takes a clip's brightness and contrast
+    away unless some channels of a group say what was normal. Every array depends on (seed, its path) alone.
     """
     params = {}
+    before_heads = {f"{_plan(cfg, side)[-2][1]}/conv2/temporal/b" for side in ("encoder", "decoder")}
     for path, shape in shapes(cfg).items():
         rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        last = path.rsplit("/", 1)[-1]
-        if last == "scale":
-            value = np.ones(shape)
-        elif last in ("bias", "b"):
-            value = np.zeros(shape)
-            if path == "encoder/head/conv/temporal/b":
-                value[cfg.latent_channels :] = -6.0  # logvar: with unit noise at the start the latents carry nothing
+        value = np.zeros(shape)
+        if path.endswith("scale"):
+            value[:] = 1.0
+        elif path == "encoder/head/conv/temporal/b":
+            value[cfg.latent_channels :] = -6.0  # logvar: with unit noise at the start the latents carry nothing
+        elif path in before_heads:
+            value[1::2] = np.resize((2.0, -2.0), shape[0] // 2)
         elif path.endswith("temporal/w"):
-            value = np.zeros(shape)
             value[:, :, shape[2] // 2] = np.eye(shape[0])
-        else:
-            value = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
-            if "/conv2/" in path or path.endswith("/out/w"):
-                value = value * 0.1
+        elif path.endswith("/w"):
+            value = _spatial_init(path, shape, rng)
         params[path] = backend.tensor(value.astype(np.float32))
     return params
+
+
+def _spatial_init(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    value = np.zeros(shape)
+    if "downsample" in path:
+        value[:, :, :2, :2] = _orthonormal(shape[0], shape[1] * 4, rng).reshape(*shape[:2], 2, 2)
+    elif "upsample" in path:
+        value += np.eye(shape[0])[:, :, None, None] * np.outer((1, 2, 1), (1, 2, 1)) / 16
+    elif "shortcut" in path:
+        value[:, :, 0, 0] = np.eye(*shape[:2])
+    elif "conv_in" in path or "head" in path:
+        value[:, :, 1, 1] = _orthonormal(*shape[:2], rng)
+    else:
+        value = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
+        if "/conv2/" in path or "/out/" in path:
+            value *= 0.1
+    return value
+
+
+def _orthonormal(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """A matrix with orthonormal rows, or columns if they are fewer."""
+    q, _ = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
+    return q if rows >= columns else q.T
 
 
 # ---- use
