@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
             ),
             loss=dict(l1=0.5, mse=2.0, kl=1e-5),
             optim=dict(
-                learning_rate=2e-3,
+                learning_rate=8e-4,
                 betas=(0.9, 0.99),
                 eps=1e-8,
                 weight_decay=0.0,
@@ -43,12 +43,13 @@ def get_config() -> ConfigDict:
             ema=dict(decay=0.995),
             train=dict(
                 steps=4000,
-                batch_size=4,
+                batch_size=2,
                 log_every=10,
                 validate_every=100,
                 checkpoint_every=100,
                 keep_checkpoints=2,
                 init_from="",
+                linear_start=64,
             ),
         )
     )

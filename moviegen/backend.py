@@ -25,7 +25,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "bfloat16_simulated")
 
 @functools.cache
 def device() -> str:
-    """"Ascend" or "CPU": what MindSpore runs on in this process. Eager mode; hot code compiles itself (layerwise.py)."""
+    """ "Ascend" or "CPU": what MindSpore runs on in this process. Eager mode; hot code compiles itself (layerwise.py)."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     return ms.get_context("device_target")
 

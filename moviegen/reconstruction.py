@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend, baselines, metrics
+from moviegen import metrics
 from moviegen.data import clips, synthetic, video
 from moviegen.models import tae
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from moviegen.errors import ConfigError
 from moviegen.mesh import rank, ranks
 
 JOBS = Path(__file__).parent / "jobs"
+ONE_RANK = ("demo", "encode_video", "sample")  # jobs of which every rank would do all of the work
 
 
 class Plan(NamedTuple):
@@ -67,6 +67,8 @@ def prepare(
     job = job or config.get("job")
     if job not in jobs():
         raise ConfigError(f"job {job!r} does not exist{configs.nearest(str(job), jobs())}; jobs: {', '.join(jobs())}")
+    if ranks > 1 and job in ONE_RANK:
+        raise ConfigError(f"job {job!r} runs on one rank, there are {ranks}: leave --workers out")
     stages = list(config.get("stages", ()))
     if stage and stage not in stages:
         known = f"stages: {', '.join(stages)}" if stages else "this experiment has no stages"

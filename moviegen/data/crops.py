@@ -14,16 +14,23 @@ SUFFIXES = (*video.IMAGE_SUFFIXES, ".mp4", ".avi", ".mov", ".mkv", ".mpg", ".web
 Source = Callable[[np.random.Generator, int, int, int], np.ndarray]  # (rng, frames, height, width) -> uint8 (t h w c)
 
 
-def batch(source: Source, data: Any, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The clips of one step, float32 (b 3 t h w) in [-1, 1]: images (t = 1) in a share `image_fraction` of the steps.
+def batch(
+    source: Source, data: Any, seed: int, step: int, batch_size: int, rank: int = 0, ranks: int = 1
+) -> np.ndarray:
+    """One rank's clips of a step, float32 (b 3 t h w) in [-1, 1]: images (t = 1) in a share `image_fraction` of the steps.
 
-    An image step holds `image_batch_size` images. The same (seed, step) gives the same batch.
+    All ranks together hold batch_size clips, or `image_batch_size` images in an image step. The same (seed, step) gives
+    the same global batch.
     """
     rng = np.random.default_rng([seed, step])
     image = rng.random() < data.image_fraction
     frames, count = (1, data.image_batch_size) if image else (data.num_frames, batch_size)
+    if count % ranks:
+        raise ConfigError(
+            f"{'data.image_batch_size' if image else 'train.batch_size'} is {count}, not a multiple of {ranks} ranks"
+        )
     made = []
-    for i in range(count):
+    for i in range(rank * count // ranks, (rank + 1) * count // ranks):
         clip = source(np.random.default_rng([seed, step, i]), frames, data.height, data.width)
         made.append(video.to_model(clip))
     return np.stack(made)

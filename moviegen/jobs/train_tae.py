@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend, checkpoint, optim, reconstruction
+from moviegen import backend, checkpoint, mesh, optim, reconstruction
 from moviegen.data import crops, video
-from moviegen.models import tae
+from moviegen.models import tae, tae_linear
 from moviegen.writers import Writer
 
 
@@ -16,19 +16,20 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     """Train to `train.steps` and return the validation numbers of the averaged weights.
 
     Starts from the newest checkpoint in `workdir`, else from the weights that `train.init_from` names (a safetensors file
-    or a checkpoint folder), else from random ones.
+    or a checkpoint folder), else from a linear autoencoder fitted to `train.linear_start` clips, else from random ones.
     """
     workdir, steps = Path(workdir), config.train.steps
     folder = workdir / "checkpoints"
     start, params, average, state = _start(config, folder)
-    writer = Writer(workdir, name, resume_step=start)
+    writer = Writer(workdir, name, resume_step=start, rank=mesh.rank())
     source = crops.source(config.data)
     weights = dict(config.loss)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))
     metrics: dict[str, float] = {}
     for step in range(start, steps):
-        clips = crops.batch(source, config.data, config.seed, step, config.train.batch_size)
+        clips = crops.batch(source, config.data, config.seed, step, config.train.batch_size, mesh.rank(), mesh.ranks())
         losses, grads = tae.loss_and_grads(params, config.tae, clips, _noise(config, step, clips), weights)
+        losses, grads = mesh.all_reduce_mean(losses), mesh.all_reduce_mean(grads)
         norm = optim.global_norm(grads)
         lr = optim.learning_rate(config.optim, step, steps)
         optim.adamw_update(params, grads, state, step, lr, config.optim, norm)
@@ -38,17 +39,24 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
         if done % config.train.log_every == 0 or done == steps:
             numbers = {key: float(value.asnumpy()) for key, value in losses.items()}
             if not np.isfinite(numbers["loss"]):
-                raise FloatingPointError(f"the loss of step {step} is {numbers['loss']}; the last checkpoint is in {folder}")
+                raise FloatingPointError(
+                    f"the loss of step {step} is {numbers['loss']}; the last checkpoint is in {folder}"
+                )
             numbers["psnr"] = float(10 * np.log10(4 / numbers.pop("mse")))  # the video's range [-1, 1] is 2 wide
-            writer.scalars(done, {f"{name}/{key}": v for key, v in numbers.items()} | {f"{name}/norm": norm, f"{name}/lr": lr})
+            writer.scalars(
+                done, {f"{name}/{key}": v for key, v in numbers.items()} | {f"{name}/norm": norm, f"{name}/lr": lr}
+            )
             writer.progress(name, done, steps, **numbers)
-        if done % config.train.validate_every == 0 or done == steps:
+        if (done % config.train.validate_every == 0 or done == steps) and mesh.rank() == 0:
             metrics = reconstruction.evaluate(average, config.tae, heldout())
             writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
             print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
-        if done % config.train.checkpoint_every == 0 or done == steps:
+        if (done % config.train.checkpoint_every == 0 or done == steps) and mesh.rank() == 0:
             trees = {"params": params, "ema": average, "opt/m": state["m"], "opt/v": state["v"]}
             checkpoint.save(folder, done, trees, {"step": done}, config.train.keep_checkpoints)
+    mesh.barrier()
+    if mesh.rank() != 0:
+        return metrics
     path = checkpoint.export_safetensors(backend.to_numpy(average), workdir / "tae.safetensors", "float16")
     _show(writer, steps, average, config, heldout())
     writer.close()
@@ -68,7 +76,9 @@ def load_weights(path: str | Path, cfg: Any) -> dict[str, Any]:
     want = tae.shapes(cfg)
     wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]
     if wrong:
-        raise DataError(f"{path}: these weights are not of this tae config: {', '.join(sorted(wrong)[:5])} ({len(wrong)} differ)")
+        raise DataError(
+            f"{path}: these weights are not of this tae config: {', '.join(sorted(wrong)[:5])} ({len(wrong)} differ)"
+        )
     return backend.to_tensors({name: array.astype(np.float32) for name, array in arrays.items()})
 
 
@@ -80,15 +90,32 @@ def _start(config: Any, folder: Path) -> tuple:
         state = {name: backend.to_tensors(trees[f"opt/{name}"]) for name in "mv"}
         return step, backend.to_tensors(trees["params"]), backend.to_tensors(trees["ema"]), state
     given = config.train.init_from
-    params = load_weights(given, config.tae) if given else tae.init(config.tae, config.seed)
+    if given:
+        params = load_weights(given, config.tae)
+    elif config.train.get("linear_start"):
+        params = _linear_start(config)
+    else:
+        params = tae.init(config.tae, config.seed)
     average = backend.to_tensors({path: array.copy() for path, array in backend.to_numpy(params).items()})
     return 0, params, average, optim.init_state(params)
 
 
+def _linear_start(config: Any) -> dict[str, Any]:
+    """Weights fitted in closed form to `train.linear_start` clips, four times as large as the training crops."""
+    data, source = config.data, crops.source(config.data)
+    drawn = [
+        source(np.random.default_rng([config.seed, i, 5]), data.num_frames, 2 * data.height, 2 * data.width)
+        for i in range(config.train.linear_start)
+    ]
+    return tae_linear.init(config.tae, drawn, config.seed)
+
+
 def _noise(config: Any, step: int, clips: np.ndarray) -> np.ndarray:
     b, _, t, h, w = clips.shape
-    rng = np.random.default_rng([config.seed, step, 1])
-    return rng.standard_normal((b, config.tae.latent_channels, -(-t // 8), h // 8, w // 8), np.float32)
+    shape, first = (config.tae.latent_channels, -(-t // 8), h // 8, w // 8), mesh.rank() * b
+    return np.stack(
+        [np.random.default_rng([config.seed, step, first + i, 1]).standard_normal(shape, np.float32) for i in range(b)]
+    )
 
 
 def _show(writer: Writer, step: int, params: Any, config: Any, clips: dict[str, np.ndarray]) -> None:

@@ -28,9 +28,7 @@ Params = Mapping[str, Any]
 @functools.lru_cache
 def _conv():
     def conv(p, x):
-        return temporal_conv(
-            spatial_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"]
-        )
+        return temporal_conv(spatial_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"])
 
     return conv
 

@@ -26,7 +26,9 @@ def init(cfg: Any, clips: Sequence[np.ndarray], seed: int) -> dict:
     Raises ConfigError unless norm_groups is 1 and every level is wide enough.
     """
     if cfg.norm_groups != 1:
-        raise ConfigError(f"tae.norm_groups is {cfg.norm_groups}: a linear start needs 1, constants steady one norm at a time")
+        raise ConfigError(
+            f"tae.norm_groups is {cfg.norm_groups}: a linear start needs 1, constants steady one norm at a time"
+        )
     widths = [cfg.base_channels * m for m in cfg.channel_multipliers]
     params = {path: value.asnumpy().copy() for path, value in tae.init(cfg, seed).items()}
     for path, value in params.items():
@@ -53,7 +55,9 @@ def init(cfg: Any, clips: Sequence[np.ndarray], seed: int) -> dict:
         path = f"decoder/up/{level + 1}/upsample"
         for kind, target in (("spatial", _pairs(fine)), ("temporal", fine)):
             if target.shape[-1] > widths[level + 1]:
-                raise ConfigError(f"tae.channel_multipliers: level {level + 1} needs {target.shape[-1]} channels to start linear")
+                raise ConfigError(
+                    f"tae.channel_multipliers: level {level + 1} needs {target.shape[-1]} channels to start linear"
+                )
             columns = _columns(x, kind)
             solution = _least_squares(columns, target)
             x = columns @ solution
@@ -71,7 +75,9 @@ def last_shortcut(cfg: Any, side: str) -> str:
     paths = [prefix for _, prefix, shapes in tae._plan(cfg, side) if "shortcut/spatial/w" in shapes]
     level = len(cfg.channel_multipliers) - 1 if side == "encoder" else 0
     if not paths or f"/{level}/" not in paths[-1]:
-        raise ConfigError("tae.channel_multipliers: a linear start needs the last level of each side to change its width")
+        raise ConfigError(
+            "tae.channel_multipliers: a linear start needs the last level of each side to change its width"
+        )
     return paths[-1] + "/shortcut"
 
 
