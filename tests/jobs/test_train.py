@@ -129,9 +129,9 @@ def test_gradient_accumulation_is_the_same_batch_in_pieces():
 def test_overfitting_one_batch(tmp_path, monkeypatch):
     batch = pipeline.batch
     monkeypatch.setattr(pipeline, "batch", lambda data, config, step, part: batch(data, config, 0, part))
-    train.run(settings(steps=40, checkpoint_every=100, validate_every=100), tmp_path)
+    train.run(settings(steps=16, checkpoint_every=100, validate_every=100), tmp_path)
     losses = [line["train/video_loss"] for line in read_metrics(tmp_path) if "train/video_loss" in line]
-    assert losses[-1] < 0.4 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
 
 
 def test_the_next_stage_starts_from_the_averaged_weights_with_grown_tables(unbroken, tmp_path):
