@@ -18,7 +18,7 @@ table { border-collapse: collapse; margin: .9rem 0; } th, td { padding: .3rem .9
 th { font-weight: 600; color: #55616b; border-bottom: 1px solid #b9c2c9; } td { border-bottom: 1px solid #e6eaed; }
 .yes { color: #1f7a37; font-weight: 600; } .no { color: #b3261e; font-weight: 600; }
 .grid { display: grid; gap: 1rem 1.2rem; grid-template-columns: repeat(auto-fill, minmax(262px, 1fr)); }
-.grid.small { grid-template-columns: repeat(auto-fill, minmax(175px, 1fr)); }
+.grid.small { grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(540px, 1fr)); }
 .grid.charts { grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); }
 figure { margin: 0; } figcaption { font-size: .86rem; color: #37424a; }
