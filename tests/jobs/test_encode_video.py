@@ -1,0 +1,200 @@
+"""Videos to the seed's latent files, and a generator trained on them from a csv."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import common
+from moviegen import checkpoint
+from moviegen.data import pipeline, table, video
+from moviegen.errors import ConfigError, DataError
+from moviegen.jobs import encode_video, train
+from moviegen.models import tae
+
+DIMS = dict(ul2=8, metaclip=6, byt5=4)
+VIDEOS = {"a.mp4": 12, "deep/b.mp4": 8, "c.png": 1}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Videos, their csv, weights and embeddings; the latents are each test's own."""
+    root = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    for name, frames in VIDEOS.items():
+        pixels = rng.integers(0, 255, (frames, 6, 6, 3), np.uint8).repeat(6, 1).repeat(6, 2)
+        if name.endswith(".png"):
+            video.write_png(root / "videos" / name, pixels[0])
+        else:
+            video.write_mp4(root / "videos" / name, pixels, 8)
+        for encoder, width in DIMS.items():
+            path = root / encoder / Path(name).with_suffix(".npz")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, text_emb=rng.standard_normal((3, width)).astype(np.float32), mask=np.array([1, 1, 0]))
+            np.savez(root / f"empty-{encoder}.npz", text_emb=np.zeros((1, width), np.float32), mask=np.ones(1, int))
+    (root / "train.csv").write_text("video,caption\n" + "".join(f"{name},x\n" for name in VIDEOS))
+    checkpoint.export_safetensors(tae.init(settings(root, root).tae, 0), root / "tae.safetensors")
+    return root
+
+
+def settings(root, folder, **data):
+    config = common.shrink(common.stage("1b", 2))
+    config.tae = common.tae("tiny", base_channels=8, channel_multipliers=(1, 1, 2, 2), norm_groups=4)
+    config.model.update(hidden_size=24, num_layers=1, num_heads=2, ffn_size=32, position_lengths=(1, 1, 1))
+    config.model.text_dims = DIMS
+    values = dict(
+        source="csv",
+        csv=str(root / "train.csv"),
+        video_folder=str(root / "videos"),
+        latent_folder=str(folder / "latents"),
+        text_folders={name: str(root / name) for name in DIMS},
+        empty_text={name: str(root / f"empty-{name}.npz") for name in DIMS},
+        tae_weights=str(root / "tae.safetensors"),
+        height=16,
+        width=16,
+        num_frames=8,
+        image_fraction=0.5,
+        max_bad_fraction=0.0,
+    )
+    config.data.update(values | data)
+    return config
+
+
+def stored(folder, name):
+    with np.load(folder / "latents" / Path(name).with_suffix(".npz")) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def encoded(shared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoded")
+    return folder, encode_video.run(settings(shared, folder), folder)
+
+
+def test_files_hold_mean_and_std_of_the_first_frames(encoded, shared):
+    folder, metrics = encoded
+    assert metrics == {"encoded": 3, "kept": 0, "bad": 0}
+    config = settings(shared, folder)
+    params = checkpoint.import_safetensors(shared / "tae.safetensors")
+    for name, frames in (("deep/b.mp4", 8), ("c.png", 1)):
+        clip, _ = video.read(shared / "videos" / name, 0, frames, size=16)
+        mean, logvar = (x.asnumpy()[0] for x in tae.encode(params, config.tae, video.to_model(clip)[None]))
+        found = stored(folder, name)
+        assert found.keys() == {"latent_mean", "latent_std"}
+        assert all(v.dtype == np.float32 and v.shape == (1, 16, 2, 2) for v in found.values())
+        np.testing.assert_allclose(found["latent_mean"], mean.transpose(1, 0, 2, 3), atol=1e-6)
+        np.testing.assert_allclose(found["latent_std"] ** 2, np.exp(logvar.transpose(1, 0, 2, 3)), rtol=1e-5)
+    assert not list(folder.rglob("*.tmp*"))
+
+
+def test_a_second_run_encodes_only_what_is_missing(encoded, shared, tmp_path, monkeypatch):
+    folder, _ = encoded
+    target = folder / "latents" / "a.npz"
+    before, other = stored(folder, "a.mp4"), (folder / "latents" / "c.npz").stat().st_mtime_ns
+    target.unlink()
+    assert encode_video.run(settings(shared, folder), tmp_path) == {"encoded": 1, "kept": 2, "bad": 0}
+    np.testing.assert_array_equal(stored(folder, "a.mp4")["latent_mean"], before["latent_mean"])
+    assert (folder / "latents" / "c.npz").stat().st_mtime_ns == other
+    monkeypatch.setattr(tae, "encode", None)
+    assert encode_video.run(settings(shared, folder), tmp_path) == {"encoded": 0, "kept": 3, "bad": 0}
+
+
+def test_latents_of_other_settings_are_not_mixed(encoded, shared, tmp_path):
+    folder, _ = encoded
+    with pytest.raises(ConfigError, match=r"num_frames: 8 -> 9\): delete it or change data.latent_folder"):
+        encode_video.run(settings(shared, folder, num_frames=9), tmp_path)
+
+
+def test_all_frames_at_zero(shared, tmp_path):
+    table_of_one = tmp_path / "one.csv"
+    table_of_one.write_text("video\ndeep/b.mp4\n")  # which has eight, as the other tests: one shape to compile
+    encode_video.run(settings(shared, tmp_path, num_frames=0, csv=str(table_of_one)), tmp_path)
+    assert stored(tmp_path, "deep/b.mp4")["latent_mean"].shape == (1, 16, 2, 2)
+
+
+def test_bad_files_are_listed_and_refused_above_the_share(shared, tmp_path, capsys):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("video\nc.png\ngone.mp4\nshort.mp4\n")
+    config = settings(shared, tmp_path, csv=str(bad), max_bad_fraction=0.4)
+    with pytest.raises(DataError, match=r"bad.csv: 2 of 3 rows are bad.*is 0.4: first bad one, line 3: .*gone.mp4"):
+        encode_video.run(config, tmp_path)
+    assert "line 4: " in capsys.readouterr().out
+    config.data.max_bad_fraction = 0.7
+    assert encode_video.run(config, tmp_path) == {"encoded": 0, "kept": 1, "bad": 2}
+
+
+@pytest.mark.parametrize(
+    "overrides, error, message",
+    [
+        ({"video_folder": "/nowhere"}, ConfigError, "data.video_folder is '/nowhere'"),
+        ({"latent_folder": ""}, ConfigError, "data.latent_folder is empty"),
+        ({"tae_weights": "gone"}, ConfigError, "data.tae_weights is 'gone'"),
+        ({"csv": "gone.csv"}, DataError, "data.csv is 'gone.csv'"),
+    ],
+)
+def test_wrong_settings_are_named(shared, tmp_path, overrides, error, message):
+    with pytest.raises(error, match=message):
+        encode_video.run(settings(shared, tmp_path, **overrides), tmp_path)
+
+
+# ---- training on them
+
+
+def test_training_from_the_csv(encoded, shared, tmp_path):
+    folder, _ = encoded
+    config = settings(shared, folder)
+    metrics = train.run(config, tmp_path)
+    assert set(metrics) == {"loss", "image_loss", "video_loss"} and np.isfinite(list(metrics.values())).all()
+    meta = checkpoint.load(tmp_path / "checkpoints")[1]
+    assert meta["latent_shift"] == [0.0609] * 16 and meta["latent_scale"] == [1.5305] * 16
+
+
+def test_images_and_videos_go_to_their_own_steps(encoded, shared):
+    folder, _ = encoded
+    config = settings(shared, folder)
+    data = pipeline.open_data(config, "unused")
+    assert {name: samples.count for name, samples in data.samples.items()} == {"image": 1, "video": 2}
+    rng = np.random.default_rng(0)
+    image, found = stored(folder, "c.png"), data.samples["image"].latents(0, rng)
+    assert abs(found - image["latent_mean"].swapaxes(0, 1)).max() < 6 * image["latent_std"].max()
+    config.data.num_frames = 1
+    assert pipeline.open_data(config, "unused").samples["image"].count == 3
+
+
+def test_dropped_prompts_are_the_empty_embedding(encoded, shared):
+    config = settings(shared, encoded[0], image_fraction=0.0, csv=str(shared / "videos.csv"), text_drop_prob=1.0)
+    (shared / "videos.csv").write_text("video\na.mp4\ndeep/b.mp4\n")
+    data = pipeline.open_data(config, "unused")
+    batch = pipeline.batch(data, config, 0, range(2))
+    embedding, mask = batch.text["ul2"]
+    assert not embedding.any() and mask.sum(1).tolist() == [1, 1]
+    config.data.text_drop_prob = 0.0
+    embedding, mask = pipeline.batch(data, config, 0, range(2)).text["ul2"]
+    assert mask.sum(1).tolist() == [2, 2] and abs(embedding).min(2).all()
+
+
+def test_validation_on_a_table_of_its_own(encoded, shared):
+    config = settings(shared, encoded[0], validation_csv=str(shared / "train.csv"))
+    data = pipeline.open_data(config, "unused")
+    assert data.samples["heldout"].count == 2
+    assert len(list(pipeline.heldout_batches(data, config, (0.5,), 2))) == 1
+    config.data.validation_csv = "gone.csv"
+    with pytest.raises(DataError, match="gone.csv"):
+        pipeline.open_data(config, "unused")
+
+
+def test_a_mix_that_the_table_cannot_give_is_refused(encoded, shared):
+    one = shared / "image.csv"
+    one.write_text("video\nc.png\n")
+    config = settings(shared, encoded[0], csv=str(one))
+    with pytest.raises(ConfigError, match="data.image_fraction is 0.5, but .*image.csv has no usable video"):
+        pipeline.open_data(config, "unused")
+    config.data.csv, config.data.image_fraction = str(shared / "videos.csv"), 0.1
+    (shared / "videos.csv").write_text("video\na.mp4\n")
+    with pytest.raises(ConfigError, match="has no usable image: set it to 0.0"):
+        pipeline.open_data(config, "unused")
+
+
+def test_training_before_encoding_says_what_to_do(shared, tmp_path):
+    with pytest.raises(ConfigError, match="data.latent_folder is .*--job=encode_video"):
+        table.read(settings(shared, tmp_path), str(shared / "train.csv"))
