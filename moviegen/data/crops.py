@@ -11,6 +11,7 @@ from moviegen.data import clips, synthetic, video
 from moviegen.errors import ConfigError, DataError
 
 SUFFIXES = (*video.IMAGE_SUFFIXES, ".mp4", ".avi", ".mov", ".mkv", ".mpg", ".webm", ".gif")
+CLIP_HEIGHT = 64  # of the smallest copy of the real clips; the held-out clip is judged at this size
 Source = Callable[[np.random.Generator, int, int, int], np.ndarray]  # (rng, frames, height, width) -> uint8 (t h w c)
 
 
@@ -45,8 +46,9 @@ def source(data: Any) -> Source:
     if data.source == "synthetic":
         return _synthetic
     if data.source == "clips":
-        videos = clips.training_videos(max(data.height, data.width))
-        return _mixed(videos, data.synthetic_fraction)
+        if max(data.height, data.width) > CLIP_HEIGHT:
+            raise ConfigError(f"data.height x data.width is {data.height}x{data.width}: real clips are kept {CLIP_HEIGHT} high")
+        return _mixed(clips.training_videos(CLIP_HEIGHT), data.synthetic_fraction)
     if data.source == "csv":
         return _files(_listed(data))
     raise ConfigError(f"data.source is {data.source!r}, expected 'csv', 'clips' or 'synthetic'")
