@@ -47,7 +47,9 @@ def source(data: Any) -> Source:
         return _synthetic
     if data.source == "clips":
         if max(data.height, data.width) > CLIP_HEIGHT:
-            raise ConfigError(f"data.height x data.width is {data.height}x{data.width}: real clips are kept {CLIP_HEIGHT} high")
+            raise ConfigError(
+                f"data.height x data.width is {data.height}x{data.width}: real clips are kept {CLIP_HEIGHT} high"
+            )
         return _mixed(clips.training_videos(CLIP_HEIGHT), data.synthetic_fraction)
     if data.source == "csv":
         return _files(_listed(data))

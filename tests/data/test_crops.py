@@ -35,6 +35,18 @@ def test_a_larger_batch_begins_with_the_smaller():
     np.testing.assert_array_equal(crops.batch(source, data, 0, 1, 4)[:2], crops.batch(source, data, 0, 1, 2))
 
 
+@pytest.mark.parametrize("image_fraction", [0.0, 1.0])
+def test_ranks_cut_the_same_batch(image_fraction):
+    data = settings(image_fraction=image_fraction, image_batch_size=4)
+    source = crops.source(data)
+    whole = crops.batch(source, data, 0, 1, 4)
+    cut = [crops.batch(source, data, 0, 1, 4, rank, 2) for rank in range(2)]
+    np.testing.assert_array_equal(np.concatenate(cut), whole)
+    key = "data.image_batch_size" if image_fraction else "train.batch_size"
+    with pytest.raises(ConfigError, match=f"{key} is 4, not a multiple of 3 ranks"):
+        crops.batch(source, data, 0, 1, 4, 0, 3)
+
+
 def test_shapes_range_and_share_of_images():
     data = settings()
     source = crops.source(data)
@@ -65,7 +77,7 @@ def test_real_clips_are_mixed_with_synthetic_ones(monkeypatch):
     asked = []
     monkeypatch.setattr(clips, "training_videos", lambda size: asked.append(size) or [shot])
     source = crops.source(settings(source="clips", synthetic_fraction=0.25))
-    assert asked == [24]
+    assert asked == [crops.CLIP_HEIGHT]
     made = [source(np.random.default_rng(i), 8, 24, 32) for i in range(200)]
     real = [clip for clip in made if set(np.unique(clip)) <= {7, 9}]
     assert len(real) / 200 == pytest.approx(0.75, abs=0.1)
@@ -108,6 +120,7 @@ def test_a_file_that_is_too_short_ends_the_run_by_name(folder):
     "overrides, message",
     [
         ({"source": "web"}, "data.source is 'web'"),
+        ({"source": "clips", "height": 65}, "65x32: real clips are kept 64 high"),
         ({"source": "csv"}, "data.video_folder is ''"),
         ({"source": "csv", "video_folder": "/nowhere"}, "data.video_folder is '/nowhere'"),
     ],
