@@ -1,7 +1,8 @@
-"""Layers as pure functions of tensors: projections, norms, attention, SwiGLU, 2.5-D convolution, embeddings.
+"""Layers as pure functions of tensors: projections, norms, attention, SwiGLU, embeddings.
 
 All of them may be called inside compiled functions. Weights are (out, in) or (out, in, kernel...), as in every format
-that we read. Norms, softmax and statistics are float32; matrix products run in `dtype`.
+that we read. Norms, softmax and statistics are float32; matrix products run in `dtype`. On Ascend the fused kernels are
+called; those lines have never run, for want of a card.
 """
 
 import functools
@@ -101,6 +102,8 @@ def group_norm(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, groups: int, eps
 def swiglu(x: ms.Tensor, gate: ms.Tensor, up: ms.Tensor, down: ms.Tensor, dtype: str = "float32") -> ms.Tensor:
     """down(silu(gate x) * (up x))."""
     y = linear(x, gate, None, dtype)
+    if ON_ASCEND:
+        return linear(ops.swiglu(ops.concat((y, linear(x, up, None, dtype)), -1), -1), down, None, dtype)
     # silu written out: the gradient of ops.silu is the slower kernel.
     return linear(y * ops.sigmoid(y) * linear(x, up, None, dtype), down, None, dtype)
 
@@ -112,29 +115,6 @@ def timestep_embedding(t: ms.Tensor, dim: int, max_period: float = 10000.0) -> m
     freqs = ms.Tensor([max_period ** (-i / half) for i in range(half)], ms.float32)
     angles = ops.reshape(ops.cast(t, ms.float32), (-1, 1)) * ops.reshape(freqs, (1, half))
     return ops.concat((ops.cos(angles), ops.sin(angles)), -1)
-
-
-def spatial_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor, stride: int = 1, padding: int = 0) -> ms.Tensor:
-    """Per-frame 2-D convolution of x (b c t h w) with w (out, in, k, k), zero padded."""
-    # As a 3-D convolution with a kernel of one frame: no transposes, which cost more than the kernel's difference.
-    return ops.conv3d(x, ops.expand_dims(w, 2), b, (1, stride, stride), "pad", (0, padding, padding))
-
-
-def temporal_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor, stride: int = 1, padding: str = "replicate") -> ms.Tensor:
-    """Per-pixel 1-D convolution over time of x (b c t h w) with w (out, in, k), k 1 or 3.
-
-    padding "replicate" repeats the end frames, symmetric in time; "zeros" is the seed's upsampling.
-    """
-    n, c, t, height, width = x.shape
-    if w.shape[2] == 3:
-        if padding == "replicate":
-            x = ops.concat((x[:, :, :1], x, x[:, :, t - 1 :]), 2)
-        else:
-            zero = ops.zeros((n, c, 1, height, width), x.dtype)
-            x = ops.concat((zero, x, zero), 2)
-        t = t + 2
-    y = ops.conv2d(ops.reshape(x, (n, c, t, height * width)), ops.expand_dims(w, 3), b, (stride, 1), "valid")
-    return ops.reshape(y, (n, w.shape[0], y.shape[2], height, width))
 
 
 def _probabilities(q, k, dtype):
@@ -204,6 +184,9 @@ def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None =
     """
     b, h, n, d = q.shape
     m = k.shape[2]
+    if ON_ASCEND and q.dtype == ms.bfloat16:  # the fused kernel has no float32
+        mask = None if bias is None else ops.tile(ops.cast(bias < 0, ms.uint8), (1, 1, n, 1))  # 1 = leave out
+        return ops.flash_attention_score(q, k, v, h, attn_mask=mask, scalar_value=d**-0.5, input_layout="BNSD")
     q = q * (d**-0.5)  # scaling q is n*d work, scaling the scores n*m
     if bias is not None:  # as one more feature of q and k, instead of a pass over the scores
         column = ops.tile(ops.reshape(ops.cast(bias, k.dtype), (b, 1, m, 1)), (1, h, 1, 1))
