@@ -1,0 +1,60 @@
+"""Two ranks under msrun train as one does: the same losses and the same weights from the same command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import common
+from moviegen import checkpoint
+from moviegen import config as configs
+from moviegen.models import tae
+from moviegen.writers import read_metrics
+
+ROOT = Path(common.__file__).parents[1]
+EXPERIMENT = f"{ROOT}/experiments/1b_stage1.py:tiny"
+TINY = {
+    "tae.base_channels": 8,
+    "tae.channel_multipliers": "1,1,2,2",
+    "tae.norm_groups": 4,
+    "model.hidden_size": 24,
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "model.ffn_size": 32,
+    "data.height": 32,
+    "data.width": 32,
+    "data.num_samples": 8,
+    "train.batch_size": 4,
+    "optim.learning_rate": 0.01,
+    "optim.eps": 0.001,  # without it a gradient that is only rounding error moves its weight as far as any other
+    "ema.decay": 0.9,
+}
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(tmp_path):
+    overrides = TINY | {"data.tae_weights": str(tmp_path / "tae.safetensors")}
+    cfg = configs.apply_overrides(configs.load(EXPERIMENT), {key: str(value) for key, value in overrides.items()})
+    checkpoint.export_safetensors(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
+    for ranks in (1, 2):
+        command = [sys.executable, ROOT / "launch.py", f"--config={EXPERIMENT}", f"--workdir={tmp_path / str(ranks)}"]
+        command += [f"--config.{key}={value}" for key, value in overrides.items()] + [f"--workers={ranks}"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+        assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+
+    (one, meta), (two, other) = (checkpoint.load(tmp_path / ranks / "checkpoints") for ranks in "12")
+    assert meta["step"] == other["step"] == 3 and meta["samples_seen"] == other["samples_seen"] == 12
+    losses = [
+        [line["train/image_loss"] for line in read_metrics(tmp_path / ranks) if "train/image_loss" in line]
+        for ranks in "12"
+    ]
+    assert len(losses[0]) == len(losses[1]) == 3
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    for tree in ("params", "ema", "opt/m"):
+        assert one[tree].keys() == two[tree].keys()
+        for path, value in one[tree].items():
+            np.testing.assert_allclose(two[tree][path], value, atol=1e-5, err_msg=f"{tree}/{path}")
+    assert (tmp_path / "2" / "ranks" / "worker_1.log").is_file()
