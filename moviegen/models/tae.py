@@ -14,105 +14,21 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen import backend, layers, layerwise, tree
-from moviegen.convolution import halving_conv, spatial_conv, temporal_conv
+from moviegen import backend, layerwise, tree
 from moviegen.errors import ConfigError
-from moviegen.group_norm import group_norm_silu
+from moviegen.models import tae_blocks as blocks
 
 Params = Mapping[str, Any]
-
-
-# ---- blocks: each is compiled once for each shape
-
-
-@functools.lru_cache
-def _conv():
-    def conv(p, x):
-        return temporal_conv(spatial_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"])
-
-    return conv
-
-
-def _norm_conv(p, x, norm, conv, groups):
-    h = group_norm_silu(x, p[norm + "/scale"], p[norm + "/bias"], groups)
-    h = spatial_conv(h, p[conv + "/spatial/w"], p[conv + "/spatial/b"])
-    return temporal_conv(h, p[conv + "/temporal/w"], p[conv + "/temporal/b"])
-
-
-@functools.lru_cache
-def _res_block(groups: int, shortcut: bool):
-    def res_block(p, x):
-        h = _norm_conv(p, x, "norm1", "conv1", groups)
-        h = _norm_conv(p, h, "norm2", "conv2", groups)
-        if shortcut:
-            x = spatial_conv(x, p["shortcut/spatial/w"], p["shortcut/spatial/b"])
-            x = temporal_conv(x, p["shortcut/temporal/w"], p["shortcut/temporal/b"])
-        return x + h
-
-    return res_block
-
-
-@functools.lru_cache
-def _attention(groups: int, temporal: bool):
-    """Single-head self-attention over a frame's pixels, or over a pixel's frames, with GroupNorm and a residual."""
-    order = (0, 3, 4, 2, 1) if temporal else (0, 2, 3, 4, 1)  # b h w t c, or b t h w c
-    back = (0, 4, 3, 1, 2) if temporal else (0, 4, 1, 2, 3)
-
-    def attention(p, x):
-        h = ops.transpose(layers.group_norm(x, p["norm/scale"], p["norm/bias"], groups), order)
-        b, i, j, k, c = h.shape
-        if temporal:
-            rows = ops.reshape(h, (b * i * j, 1, k, c))
-        else:
-            rows = ops.reshape(h, (b * i, 1, j * k, c))
-        q = layers.linear(rows, p["q/w"], p["q/b"])
-        key = layers.linear(rows, p["k/w"], p["k/b"])
-        v = layers.linear(rows, p["v/w"], p["v/b"])
-        out = layers.linear(layers.attention(q, key, v), p["out/w"], p["out/b"])
-        return x + ops.transpose(ops.reshape(out, (b, i, j, k, c)), back)
-
-    return attention
-
-
-@functools.lru_cache
-def _downsample():
-    def downsample(p, x):
-        x = halving_conv(x, p["spatial/w"], p["spatial/b"])
-        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 2)  # t -> ceil(t/2)
-
-    return downsample
-
-
-@functools.lru_cache
-def _upsample(padding: str):
-    def upsample(p, x):
-        b, c, t, h, w = x.shape
-        x = ops.reshape(ops.tile(ops.reshape(x, (b, c, t, h, 1, w, 1)), (1, 1, 1, 1, 2, 1, 2)), (b, c, t, 2 * h, 2 * w))
-        x = spatial_conv(x, p["spatial/w"], p["spatial/b"])
-        x = ops.reshape(
-            ops.tile(ops.reshape(x, (b, c, t, 1, 2 * h, 2 * w)), (1, 1, 1, 2, 1, 1)), (b, c, 2 * t, 2 * h, 2 * w)
-        )
-        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 1, padding)
-
-    return upsample
-
-
-@functools.lru_cache
-def _head(groups: int):
-    def head(p, x):
-        return _norm_conv(p, x, "norm", "conv", groups)
-
-    return head
 
 
 # ---- the two networks as lists of (function, prefix)
 
 
-def _plan(cfg, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
+def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
     """(function, prefix, parameter shapes) of every block of "encoder" or "decoder", in order of execution."""
     widths = [cfg.base_channels * m for m in cfg.channel_multipliers]
     groups, levels = cfg.norm_groups, len(cfg.channel_multipliers)
-    plan = []
+    found = []
 
     def conv_shapes(name, ci, co, k):
         pre = name + "/" if name else ""
@@ -131,7 +47,7 @@ def _plan(cfg, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
         shapes |= norm_shapes("norm2", co) | conv_shapes("conv2", co, co, 3)
         if ci != co:
             shapes |= conv_shapes("shortcut", ci, co, 1)
-        plan.append((_res_block(groups, ci != co), prefix, shapes))
+        found.append((blocks.make_res_block(groups, ci != co), prefix, shapes))
 
     def mid(c):
         res(f"{side}/mid/block/0", c, c)
@@ -140,47 +56,49 @@ def _plan(cfg, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
             for name in ("q", "k", "v", "out"):
                 shapes |= {f"{name}/w": (c, c), f"{name}/b": (c,)}
             prefix = f"{side}/mid/{'temporal' if temporal else 'spatial'}_attention"
-            plan.append((_attention(groups, temporal), prefix, shapes))
+            found.append((blocks.make_attention(groups, temporal), prefix, shapes))
         res(f"{side}/mid/block/1", c, c)
 
     def head(c, out):
-        plan.append((_head(groups), f"{side}/head", norm_shapes("norm", c) | conv_shapes("conv", c, out, 3)))
+        found.append(
+            (blocks.make_head(groups), f"{side}/head", norm_shapes("norm", c) | conv_shapes("conv", c, out, 3))
+        )
 
     if side == "encoder":
-        plan.append((_conv(), "encoder/conv_in", conv_shapes("", 3, widths[0], 3)))
+        found.append((blocks.make_conv(), "encoder/conv_in", conv_shapes("", 3, widths[0], 3)))
         c = widths[0]
         for level in range(levels):
             for i in range(cfg.num_res_blocks):
                 res(f"encoder/down/{level}/block/{i}", c, widths[level])
                 c = widths[level]
             if level < levels - 1:
-                plan.append((_downsample(), f"encoder/down/{level}/downsample", conv_shapes("", c, c, 3)))
+                found.append((blocks.make_downsample(), f"encoder/down/{level}/downsample", conv_shapes("", c, c, 3)))
         mid(c)
         head(c, 2 * cfg.latent_channels)
     else:
         c = widths[-1]
-        plan.append((_conv(), "decoder/conv_in", conv_shapes("", cfg.latent_channels, c, 3)))
+        found.append((blocks.make_conv(), "decoder/conv_in", conv_shapes("", cfg.latent_channels, c, 3)))
         mid(c)
         for level in reversed(range(levels)):
             for i in range(cfg.num_res_blocks + 1):
                 res(f"decoder/up/{level}/block/{i}", c, widths[level])
                 c = widths[level]
             if level > 0:
-                fn = _upsample(cfg.temporal_upsample_padding)
-                plan.append((fn, f"decoder/up/{level}/upsample", conv_shapes("", c, c, 3)))
+                fn = blocks.make_upsample(cfg.temporal_upsample_padding)
+                found.append((fn, f"decoder/up/{level}/upsample", conv_shapes("", c, c, 3)))
         head(c, 3)
-    return plan
+    return found
 
 
 def segments(params: Params, cfg, side: str) -> list[tuple[Any, Params, str]]:
     """The "encoder" or "decoder" as segments for `layerwise.chain`."""
-    return [(fn, tree.sub(params, prefix), prefix) for fn, prefix, _ in _plan(cfg, side)]
+    return [(fn, tree.sub(params, prefix), prefix) for fn, prefix, _ in plan(cfg, side)]
 
 
 def shapes(cfg) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter."""
     _check(cfg)
-    return tree.join({prefix: s for side in ("encoder", "decoder") for _, prefix, s in _plan(cfg, side)})
+    return tree.join({prefix: s for side in ("encoder", "decoder") for _, prefix, s in plan(cfg, side)})
 
 
 def _check(cfg) -> None:
@@ -206,7 +124,7 @@ def init(cfg, seed: int) -> dict[str, ms.Tensor]:
     away unless some channels of a group say what was normal. Every array depends on (seed, its path) alone.
     """
     params = {}
-    before_heads = {f"{_plan(cfg, side)[-2][1]}/conv2/temporal/b" for side in ("encoder", "decoder")}
+    before_heads = {f"{plan(cfg, side)[-2][1]}/conv2/temporal/b" for side in ("encoder", "decoder")}
     for path, shape in shapes(cfg).items():
         rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
         value = np.zeros(shape)

@@ -37,7 +37,7 @@ def init(cfg: Any, clips: Sequence[np.ndarray], seed: int) -> dict:
         if path.endswith("temporal/w") and "sample/" not in path:
             value[:, :, value.shape[2] // 2] = np.eye(len(value))
     for side, channels in (("encoder", 3), ("decoder", cfg.latent_channels)):
-        put(params, f"{side}/conv_in", np.eye(channels))
+        _put(params, f"{side}/conv_in", np.eye(channels))
     features = [np.stack(clips).astype(np.float32) / 127.5 - 1]
     for level, width in enumerate(widths[:-1]):
         path = f"encoder/down/{level}/downsample"
@@ -62,17 +62,17 @@ def init(cfg: Any, clips: Sequence[np.ndarray], seed: int) -> dict:
             solution = _least_squares(columns, target)
             x = columns @ solution
             _set_doubling(params, f"{path}/{kind}", solution)
-    _pass_head(params, "encoder", features[-1], widths[-1], last_shortcut(cfg, "encoder"))
-    _pass_head(params, "decoder", x, widths[0], last_shortcut(cfg, "decoder"))
+    _pass_head(params, "encoder", features[-1], widths[-1], _last_shortcut(cfg, "encoder"))
+    _pass_head(params, "decoder", x, widths[0], _last_shortcut(cfg, "decoder"))
     for path in params:  # widths may change in between: signals stay in the first channels
         if path.endswith("shortcut/spatial/w") and not params[path].any():
             params[path][:, :, 0, 0] = np.eye(*params[path].shape[:2])
     return backend.to_tensors(params)
 
 
-def last_shortcut(cfg: Any, side: str) -> str:
+def _last_shortcut(cfg: Any, side: str) -> str:
     """Path of the last block that changes width; signals are doubled into pairs there."""
-    paths = [prefix for _, prefix, shapes in tae._plan(cfg, side) if "shortcut/spatial/w" in shapes]
+    paths = [prefix for _, prefix, shapes in tae.plan(cfg, side) if "shortcut/spatial/w" in shapes]
     level = len(cfg.channel_multipliers) - 1 if side == "encoder" else 0
     if not paths or f"/{level}/" not in paths[-1]:
         raise ConfigError(
@@ -81,7 +81,7 @@ def last_shortcut(cfg: Any, side: str) -> str:
     return paths[-1] + "/shortcut"
 
 
-def put(params: dict, path: str, matrix: np.ndarray) -> None:
+def _put(params: dict, path: str, matrix: np.ndarray) -> None:
     """Make the 3x3 convolution at `path` multiply each pixel by `matrix`, padded with zeros to its size."""
     params[f"{path}/spatial/w"][:] = 0.0
     params[f"{path}/spatial/w"][: len(matrix), : matrix.shape[1], 1, 1] = matrix
@@ -161,4 +161,4 @@ def _pass_head(params: dict, side: str, signals: np.ndarray, width: int, shortcu
     variance = (2 * (signals**2).mean((0, 1, 2, 3)).sum() + (bias[2 * k :] ** 2).sum()) / width
     params[f"{side}/head/norm/scale"][:] = np.sqrt(variance)
     params[f"{side}/head/norm/bias"][:] = 0.0
-    put(params, f"{side}/head/conv", np.concatenate([np.eye(k), -np.eye(k)], 1))
+    _put(params, f"{side}/head/conv", np.concatenate([np.eye(k), -np.eye(k)], 1))

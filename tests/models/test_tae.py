@@ -49,7 +49,7 @@ def random_params(cfg, seed=0):
     return params
 
 
-def video(frames, batch=1, size=16, seed=0):
+def video(frames, batch=2, size=16, seed=0):
     return np.tanh(np.random.default_rng([seed, frames]).standard_normal((batch, 3, frames, size, size))).astype("f")
 
 
@@ -89,7 +89,7 @@ def step():
     """One training step of 9 frames: two latent frames, so that temporal attention has a choice."""
     cfg = tiny()
     params, clip = random_params(cfg), video(9)
-    noise = np.random.default_rng(1).standard_normal((1, 16, 2, 2, 2)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal((2, 16, 2, 2, 2)).astype(np.float32)
     losses, grads = tae.loss_and_grads(params, cfg, clip, noise, WEIGHTS)
     return cfg, params, clip, noise, losses, backend.to_numpy(grads)
 
@@ -160,7 +160,7 @@ def test_gradients_equal_finite_differences(step):
 
 def test_an_image_leaves_temporal_attention_no_choice():
     cfg = tiny()
-    noise = np.zeros((1, 16, 1, 2, 2), np.float32)
+    noise = np.zeros((2, 16, 1, 2, 2), np.float32)
     losses, grads = tae.loss_and_grads(random_params(cfg), cfg, video(1), noise, WEIGHTS)
     assert np.isfinite(float(losses["loss"]))
     grads = backend.to_numpy(grads)
@@ -186,15 +186,15 @@ def roundtrip(frames):
 @pytest.mark.parametrize("frames", [1, 3, 8, 9, 17])
 def test_shapes_of_any_number_of_frames(frames):
     mean, logvar, decoded = roundtrip(frames)
-    assert mean.shape == logvar.shape == (1, 16, -(-frames // 8), 2, 2)
-    assert decoded.shape == (1, 3, frames, 16, 16)
+    assert mean.shape == logvar.shape == (2, 16, -(-frames // 8), 2, 2)
+    assert decoded.shape == (2, 3, frames, 16, 16)
     assert np.isfinite(mean).all() and np.isfinite(decoded).all()
 
 
 def test_decode_gives_eight_frames_per_latent_frame_by_default():
     cfg = tiny()
-    latents = np.zeros((1, 16, 2, 2, 2), np.float32)
-    assert tae.decode(random_params(cfg), cfg, latents).shape == (1, 3, 16, 16, 16)
+    latents = np.zeros((2, 16, 2, 2, 2), np.float32)
+    assert tae.decode(random_params(cfg), cfg, latents).shape == (2, 3, 16, 16, 16)
 
 
 def test_constant_video_gives_constant_latents_and_frames():
@@ -211,14 +211,14 @@ def test_constant_video_gives_constant_latents_and_frames():
 def test_zeros_in_the_temporal_upsampling_darken_the_ends():
     cfg = tiny(temporal_upsample_padding="zeros")
     params = random_params(cfg)
-    latents = np.repeat(np.random.default_rng(0).standard_normal((1, 16, 1, 2, 2)), 2, 2).astype(np.float32)
+    latents = np.repeat(np.random.default_rng(0).standard_normal((2, 16, 1, 2, 2)), 2, 2).astype(np.float32)
     decoded = tae.decode(params, cfg, latents).asnumpy()
     assert abs(decoded[:, :, 0] - decoded[:, :, 8]).max() > 1e-2
 
 
 def test_clips_of_a_batch_do_not_see_each_other():
     cfg = tiny()
-    params, clips = random_params(cfg), video(9, batch=2)
+    params, clips = random_params(cfg), video(9)
     before = tae.encode(params, cfg, clips)[0].asnumpy()
     clips[1] = -1
     after = tae.encode(params, cfg, clips)[0].asnumpy()

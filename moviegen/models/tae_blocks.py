@@ -1,0 +1,89 @@
+"""The temporal autoencoder's compiled blocks: each builder gives one function of (parameters, x (b c t h w))."""
+
+import functools
+
+from mindspore import ops
+
+from moviegen import layers
+from moviegen.convolution import halving_conv, spatial_conv, temporal_conv
+from moviegen.group_norm import group_norm_silu
+
+
+@functools.lru_cache
+def make_conv():
+    def conv(p, x):
+        return temporal_conv(spatial_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"])
+
+    return conv
+
+
+def _norm_conv(p, x, norm, conv, groups):
+    h = group_norm_silu(x, p[norm + "/scale"], p[norm + "/bias"], groups)
+    h = spatial_conv(h, p[conv + "/spatial/w"], p[conv + "/spatial/b"])
+    return temporal_conv(h, p[conv + "/temporal/w"], p[conv + "/temporal/b"])
+
+
+@functools.lru_cache
+def make_res_block(groups: int, shortcut: bool):
+    def res_block(p, x):
+        h = _norm_conv(p, x, "norm1", "conv1", groups)
+        h = _norm_conv(p, h, "norm2", "conv2", groups)
+        if shortcut:
+            x = spatial_conv(x, p["shortcut/spatial/w"], p["shortcut/spatial/b"])
+            x = temporal_conv(x, p["shortcut/temporal/w"], p["shortcut/temporal/b"])
+        return x + h
+
+    return res_block
+
+
+@functools.lru_cache
+def make_attention(groups: int, temporal: bool):
+    """Single-head self-attention over a frame's pixels, or over a pixel's frames, with GroupNorm and a residual."""
+    order = (0, 3, 4, 2, 1) if temporal else (0, 2, 3, 4, 1)  # b h w t c, or b t h w c
+    back = (0, 4, 3, 1, 2) if temporal else (0, 4, 1, 2, 3)
+
+    def attention(p, x):
+        h = ops.transpose(layers.group_norm(x, p["norm/scale"], p["norm/bias"], groups), order)
+        b, i, j, k, c = h.shape
+        if temporal:
+            rows = ops.reshape(h, (b * i * j, 1, k, c))
+        else:
+            rows = ops.reshape(h, (b * i, 1, j * k, c))
+        q = layers.linear(rows, p["q/w"], p["q/b"])
+        key = layers.linear(rows, p["k/w"], p["k/b"])
+        v = layers.linear(rows, p["v/w"], p["v/b"])
+        out = layers.linear(layers.attention(q, key, v), p["out/w"], p["out/b"])
+        return x + ops.transpose(ops.reshape(out, (b, i, j, k, c)), back)
+
+    return attention
+
+
+@functools.lru_cache
+def make_downsample():
+    def downsample(p, x):
+        x = halving_conv(x, p["spatial/w"], p["spatial/b"])
+        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 2)  # t -> ceil(t/2)
+
+    return downsample
+
+
+@functools.lru_cache
+def make_upsample(padding: str):
+    def upsample(p, x):
+        b, c, t, h, w = x.shape
+        x = ops.reshape(ops.tile(ops.reshape(x, (b, c, t, h, 1, w, 1)), (1, 1, 1, 1, 2, 1, 2)), (b, c, t, 2 * h, 2 * w))
+        x = spatial_conv(x, p["spatial/w"], p["spatial/b"])
+        x = ops.reshape(
+            ops.tile(ops.reshape(x, (b, c, t, 1, 2 * h, 2 * w)), (1, 1, 1, 2, 1, 1)), (b, c, 2 * t, 2 * h, 2 * w)
+        )
+        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 1, padding)
+
+    return upsample
+
+
+@functools.lru_cache
+def make_head(groups: int):
+    def head(p, x):
+        return _norm_conv(p, x, "norm", "conv", groups)
+
+    return head
