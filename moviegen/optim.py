@@ -98,9 +98,15 @@ def _moved(n: int):
     return ms.jit(moved)
 
 
-@ms.jit
-def _decayed(p, factor):
-    return p * factor
+@functools.cache
+def _scaled(n: int):
+    def scaled(factor, *tensors):
+        out = ()
+        for i in range(n):
+            out = out + (tensors[i] * factor,)
+        return out
+
+    return ms.jit(scaled)
 
 
 def global_norm(grads: Mapping[str, ms.Tensor]) -> float:
@@ -124,9 +130,9 @@ def adamw_update(
     numbers = [backend.tensor(np.float32(x)) for x in numbers]
     if optim.weight_decay:
         kept = backend.tensor(np.float32(1.0 - lr * optim.weight_decay))
-        for path, p in params.items():
-            if re.search(optim.no_decay, path) is None:
-                p.assign_value(_decayed(p, kept))
+        for part in _parts({path: p for path, p in params.items() if not re.search(optim.no_decay, path)}):
+            for path, value in zip(part, _scaled(len(part))(kept, *[params[path] for path in part]), strict=True):
+                params[path].assign_value(value)
     for part in _parts(params):
         trees = (params, state["m"], state["v"], grads)
         _adam_step(len(part))(*numbers, *[tree[path] for tree in trees for path in part])

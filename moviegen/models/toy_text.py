@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from moviegen.errors import ConfigError
-
 END = "</s>"  # closes every sequence, so that the empty prompt of guidance has a token to attend to
 
 
@@ -35,27 +33,21 @@ def _quoted_bytes(prompt: str) -> list[str]:
 TOKENIZERS = {"ul2": _words, "metaclip": _words, "byt5": _quoted_bytes}
 
 
-def encode(
-    prompts: Sequence[str], text_dims: Mapping[str, int], length: int = 16
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def encode(prompts: Sequence[str], text_dims: Mapping[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Encode prompts: {encoder: (embeddings float32 (b length width), mask bool (b length), True = token)}.
 
-    A pure function of each prompt alone; padding is zero. Raises ConfigError for a prompt longer than `length` tokens
-    with its end token.
+    A pure function of each prompt alone but for the padding, which is zero: up to the longest of the prompts, rounded up to
+    a multiple of 4, since every new length is compiled anew and every padded token is worked on.
     """
     text = {}
     for encoder, width in text_dims.items():
+        tokens = [[*TOKENIZERS[encoder](prompt), END] for prompt in prompts]
+        length = -(-max(map(len, tokens)) // 4) * 4
         embeddings = np.zeros((len(prompts), length, width), np.float32)
         mask = np.zeros((len(prompts), length), bool)
-        for row, prompt in enumerate(prompts):
-            tokens = [*TOKENIZERS[encoder](prompt), END]
-            if len(tokens) > length:
-                raise ConfigError(
-                    f"prompt {prompt!r} has {len(tokens) - 1} {encoder} tokens, the toy encoder takes {length - 1}: "
-                    "shorten it"
-                )
-            for i, token in enumerate(tokens):
+        for row, own in enumerate(tokens):
+            for i, token in enumerate(own):
                 embeddings[row, i] = _vector(token, encoder, width)
-            mask[row, : len(tokens)] = True
+            mask[row, : len(own)] = True
         text[encoder] = embeddings, mask
     return text
