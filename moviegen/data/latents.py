@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +57,11 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
     claim(folder, manifest, "data.latent_cache")
     if mesh.rank() == 0:
         _build(folder, splits, weights, config)
+    files = [folder / f"{name}.npy" for name in splits]
+    while not all(
+        file.is_file() for file in files
+    ):  # other ranks: MindSpore's collectives on CPU wait 30 s and no longer
+        time.sleep(0.5)
     mesh.barrier()
     latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
     mean, std = _statistics(latents["video"])

@@ -47,10 +47,12 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
                 done, {f"{name}/{key}": v for key, v in numbers.items()} | {f"{name}/norm": norm, f"{name}/lr": lr}
             )
             writer.progress(name, done, steps, **numbers)
-        if (done % config.train.validate_every == 0 or done == steps) and mesh.rank() == 0:
+        if done % config.train.validate_every == 0 or done == steps:
+            # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
             metrics = reconstruction.evaluate(average, config.tae, heldout())
             writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
-            print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
+            if mesh.rank() == 0:
+                print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
         if (done % config.train.checkpoint_every == 0 or done == steps) and mesh.rank() == 0:
             trees = {"params": params, "ema": average, "opt/m": state["m"], "opt/v": state["v"]}
             checkpoint.save(folder, done, trees, {"step": done}, config.train.keep_checkpoints)
