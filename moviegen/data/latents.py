@@ -58,9 +58,8 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
     if mesh.rank() == 0:
         _build(folder, splits, weights, config)
     files = [folder / f"{name}.npy" for name in splits]
-    while not all(
-        file.is_file() for file in files
-    ):  # other ranks: MindSpore's collectives on CPU wait 30 s and no longer
+    # Ranks that do not build wait here: MindSpore's collectives on CPU wait 30 s and no longer.
+    while not all(file.is_file() for file in files):
         time.sleep(0.5)
     mesh.barrier()
     latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}

@@ -213,7 +213,8 @@ def test_gradients_equal_finite_differences_of_the_numpy_model():
     def loss_at(p):
         return ((numpy_velocity(p, cfg, noisy, t, text) - target) ** 2).mean()
 
-    loss, grads = transformer.loss_and_grads(params, cfg, latents, noise, t, text)
+    for _ in range(2):  # MindSpore has compiled gradients that are right once and garbage from the second call on
+        loss, grads = transformer.loss_and_grads(params, cfg, latents, noise, t, text)
     assert float(loss) == pytest.approx(loss_at(params), rel=1e-5)
     rng = np.random.default_rng(3)
     for path, value in params.items():
