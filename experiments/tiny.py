@@ -58,7 +58,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                 ),
                 t2i=dict(
                     model=dict(position_lengths=(1, SIZE // 16, SIZE // 16)),
-                    data=dict(num_frames=1, image_fraction=1.0),
+                    data=dict(image_fraction=1.0),
                     train=_train(steps=300, batch_size=64),
                 ),
                 t2v=dict(train=_train(steps=900, batch_size=32)),

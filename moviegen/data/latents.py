@@ -20,7 +20,7 @@ _BATCH = 8
 
 
 class LatentSet(NamedTuple):
-    """Raw latents (n c t h w) by split ("video", "image", "heldout"), their captions, and per-channel statistics."""
+    """Raw latents (n c t h w) by split ("video", "image", "heldout", "heldout_image"), their captions, statistics."""
 
     latents: dict[str, np.ndarray]
     captions: dict[str, list[str]]
@@ -117,10 +117,11 @@ def _splits(config: Any) -> dict[str, tuple]:
 
             return samples, count
 
-        found = {"image": drawn("train", data.num_samples, 1)}
         frames = max(2, data.num_frames)
-        return found | {
+        return {
+            "image": drawn("train", data.num_samples, 1),
             "video": drawn("train", data.num_samples, frames),
+            "heldout_image": drawn("heldout", HELDOUT_SAMPLES, 1),
             "heldout": drawn("heldout", HELDOUT_SAMPLES, frames),
         }
     if data.source == "clips":

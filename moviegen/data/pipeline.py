@@ -49,6 +49,9 @@ def open_data(config: Any, workdir: str | Path) -> Data:
         return Data(samples, shift, scale)
     cached = latents.prepare(config, workdir)
     samples = {name: _embedded(cached, name, config) for name in cached.latents}
+    images = samples.pop("heldout_image", None)
+    if images is not None and config.data.image_fraction == 1:
+        samples["heldout"] = images
     return Data(samples, cached.shift, cached.scale)
 
 

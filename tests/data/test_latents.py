@@ -36,7 +36,7 @@ def test_latents_are_the_encoder_s_means_of_the_set(cached, weights):
     found, _ = cached
     config = settings(weights)
     params = checkpoint.import_safetensors(weights)
-    count = {"video": 8, "image": 8, "heldout": latents.HELDOUT_SAMPLES}
+    count = {"video": 8, "image": 8, "heldout": latents.HELDOUT_SAMPLES, "heldout_image": latents.HELDOUT_SAMPLES}
     assert {name: array.shape for name, array in found.latents.items()} == {
         name: (n, 16, 1, 3, 3) for name, n in count.items()
     }
@@ -46,12 +46,11 @@ def test_latents_are_the_encoder_s_means_of_the_set(cached, weights):
         batch = video.to_model(frames)[None].repeat(8, 0)  # in batches of eight, as the graphs are compiled already
         expected = tae.encode(params, config.tae, batch)[0].asnumpy()[0]
         np.testing.assert_allclose(found.latents[name][index], expected, atol=1e-5)
-    image, caption = synthetic.sample_image(config.seed, 5, "train", 24)
-    assert found.captions["image"][5] == caption
-    batch = video.to_model(image)[None].repeat(8, 0)
-    np.testing.assert_allclose(
-        found.latents["image"][5], tae.encode(params, config.tae, batch)[0].asnumpy()[0], atol=1e-5
-    )
+    for name, split in (("image", "train"), ("heldout_image", "heldout")):
+        image, caption = synthetic.sample_image(config.seed, 5, split, 24)
+        assert found.captions[name][5] == caption
+        expected = tae.encode(params, config.tae, video.to_model(image)[None].repeat(8, 0))[0].asnumpy()[0]
+        np.testing.assert_allclose(found.latents[name][5], expected, atol=1e-5)
 
 
 def test_statistics_make_the_latents_unit_normal(cached):

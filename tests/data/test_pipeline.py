@@ -12,7 +12,7 @@ from moviegen.errors import ConfigError
 from moviegen.models import toy_text
 
 DIMS = {"ul2": 8, "metaclip": 4, "byt5": 4}
-COUNTS = {"video": 10, "image": 7, "heldout": 6}
+COUNTS = {"video": 10, "image": 7, "heldout": 6, "heldout_image": 3}
 
 
 def config(**overrides):
@@ -34,6 +34,11 @@ def data(monkeypatch):
 def indices(batch):
     """Which samples a batch holds: the first channel's shift is 0 and its scale 1."""
     return [int(i) for i in batch.latents[:, 0, 0, 0, 0]]
+
+
+def test_training_on_images_alone_is_validated_on_images(data):
+    assert data.samples["heldout"].count == COUNTS["heldout"]
+    assert pipeline.open_data(config(image_fraction=1.0), "unused").samples["heldout"].count == COUNTS["heldout_image"]
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(data):
