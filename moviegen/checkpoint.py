@@ -68,8 +68,13 @@ def save(folder: str | Path, step: int, trees: Mapping[str, Tree], meta: Mapping
 
 
 def latest(folder: str | Path) -> int | None:
-    """Step of the newest committed checkpoint in `folder`, or None. Half-written ones never count."""
-    return max(_committed(Path(folder)), default=None)
+    """Step of the newest committed checkpoint in `folder`, or None. Half-written ones never count.
+
+    `folder` may also be one checkpoint itself, `.../step-00000042`, here and in `load`.
+    """
+    folder, named = _place(folder)
+    committed = _committed(folder)
+    return max(committed, default=None) if named is None else named if named in committed else None
 
 
 def load(
@@ -80,11 +85,11 @@ def load(
     `select` is a regular expression searched in "<tree>/<path>", such as "^ema/": nothing else is read. `dtype` casts
     floating-point arrays. All that is read is checked: DataError names the damaged array and the step to go back to.
     """
-    folder = Path(folder)
+    folder, named = _place(folder)
     committed = _committed(folder)
     if not committed:
         raise DataError(f"{folder}: no checkpoint here, expected a folder named step-<number>")
-    step = max(committed) if step is None else step
+    step = next(n for n in (step, named, max(committed)) if n is not None)
     if step not in committed:
         raise DataError(f"{folder}: no checkpoint of step {step}, expected one of {sorted(committed)}")
     try:
@@ -94,6 +99,13 @@ def load(
     except (OSError, ValueError) as error:
         raise DataError(f"{committed[step]}: {_reason(error)}. {_way_back(committed, step)}") from error
     return arrays, {**manifest["meta"], "step": step}
+
+
+def _place(folder: str | Path) -> tuple[Path, int | None]:
+    """The folder of checkpoints, and the step if the path names one of them."""
+    folder = Path(folder)
+    named = re.fullmatch(r"step-(\d{8,})", folder.name)
+    return (folder.parent, int(named[1])) if named else (folder, None)
 
 
 def export_safetensors(params: Tree, path: str | Path, dtype: str | None = "float32") -> Path:

@@ -305,3 +305,14 @@ def test_safetensors_unreadable(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(DataError, match="x.safetensors: not a readable safetensors file"):
         checkpoint.import_safetensors(path)
+
+
+def test_one_checkpoint_may_be_named_itself(tmp_path):
+    first = save(tmp_path, 3)
+    save(tmp_path, 4)
+    assert checkpoint.latest(first) == 3 and checkpoint.latest(tmp_path) == 4
+    assert_same(checkpoint.load(first)[0], trees_of(3))
+    missing = tmp_path / "step-00000009"
+    assert checkpoint.latest(missing) is None
+    with pytest.raises(DataError, match="no checkpoint of step 9, expected one of"):
+        checkpoint.load(missing)
