@@ -24,6 +24,8 @@ TRANSFORMERS = {
         ffn_size=512,
         position_lengths=(4, 4, 4),
         text_dims=dict(ul2=64, metaclip=32, byt5=32),
+        weight_std=0.07,  # about 1 / sqrt(hidden_size), as 0.02 is for the large ones
+        position_std=0.2,  # with 0.02 the demo never learns where things move: positions drown in the noise
         compute_dtype="float32",
     ),
 }
@@ -47,6 +49,8 @@ def transformer(size: str, compat: str = "paper", **overrides: Any) -> ConfigDic
         norm_eps=1e-5,
         cross_attention_norm=_is_paper(compat),
         text_norm="layer" if _is_paper(compat) else "rms",
+        weight_std=0.02,  # the seed's, for both
+        position_std=0.02,
         compute_dtype="bfloat16",
     )
     return _preset("transformer", TRANSFORMERS, size, values, overrides)
@@ -167,6 +171,7 @@ def stage(size: str, number: int) -> ConfigDict:
                 checkpoint_every=500,
                 keep_checkpoints=10,
                 validate_every=500,  # the seed validates stage 1 only, so its plateau rule never acts later
+                time_logit_mean=0.0,  # of the logit-normal times (paper: 0, with deviation 1)
                 init_from="",
             ),
             ema=dict(decay=0.9999),  # in float32; the seed's bfloat16 average never moves

@@ -15,25 +15,27 @@ from moviegen.errors import ConfigError
 SIGMA_MIN = 1e-5
 
 
-def sample_times(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Draw n logit-normal times: sigmoid of a standard normal, float32 (n,) strictly inside (0, 1)."""
-    return (1 / (1 + np.exp(-rng.standard_normal(n)))).astype(np.float32)
+def sample_times(rng: np.random.Generator, n: int, logit_mean: float = 0.0) -> np.ndarray:
+    """Draw n logit-normal times: sigmoid of a normal of deviation 1, float32 (n,) strictly inside (0, 1)."""
+    return (1 / (1 + np.exp(-(logit_mean + rng.standard_normal(n))))).astype(np.float32)
 
 
-def draw(seed: int, step: int, sample_index: int, shape: Sequence[int]) -> tuple[np.ndarray, np.float32]:
+def draw(
+    seed: int, step: int, sample_index: int, shape: Sequence[int], logit_mean: float = 0.0
+) -> tuple[np.ndarray, np.float32]:
     """Noise and time of one training sample, a pure function of its arguments.
 
     `sample_index` is the sample's global index in the batch, so any split of the batch over ranks draws the same.
     Returns gaussian noise float32 of `shape` and a logit-normal time.
     """
     rng = np.random.default_rng([seed, step, sample_index])
-    time = sample_times(rng, 1)[0]
+    time = sample_times(rng, 1, logit_mean)[0]
     return rng.standard_normal(tuple(shape), dtype=np.float32), time
 
 
-def draw_batch(seed: int, step: int, sample_indices: Sequence[int], shape: Sequence[int]):
+def draw_batch(seed: int, step: int, sample_indices: Sequence[int], shape: Sequence[int], logit_mean: float = 0.0):
     """`draw` for several samples: noise (b, *shape) and times (b,), both float32."""
-    draws = [draw(seed, step, index, shape) for index in sample_indices]
+    draws = [draw(seed, step, index, shape, logit_mean) for index in sample_indices]
     return np.stack([noise for noise, _ in draws]), np.stack([time for _, time in draws])
 
 

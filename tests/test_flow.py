@@ -51,14 +51,15 @@ def test_bad_schedules_are_named(arguments):
         flow.schedule(*arguments)
 
 
-def test_logit_normal_times():
-    times = flow.sample_times(np.random.default_rng(0), 200_000)
+@pytest.mark.parametrize("mean", [0.0, -1.5])
+def test_logit_normal_times(mean):
+    times = flow.sample_times(np.random.default_rng(0), 200_000, mean)
     assert times.dtype == np.float32 and times.min() > 0 and times.max() < 1
     logits = np.log(times.astype(np.float64) / (1 - times.astype(np.float64)))
-    assert logits.mean() == pytest.approx(0, abs=0.01)
+    assert logits.mean() == pytest.approx(mean, abs=0.01)
     assert logits.std() == pytest.approx(1, abs=0.01)
-    # A standard normal is below 1 with probability Phi(1), so t is below sigmoid(1) as often.
-    assert (times < 1 / (1 + math.exp(-1))).mean() == pytest.approx(0.5 * (1 + math.erf(2**-0.5)), abs=0.005)
+    # A standard normal is below 1 with probability Phi(1), so t is below sigmoid(mean + 1) as often.
+    assert (times < 1 / (1 + math.exp(-1 - mean))).mean() == pytest.approx(0.5 * (1 + math.erf(2**-0.5)), abs=0.005)
 
 
 def test_draw_depends_on_seed_step_and_sample_alone():

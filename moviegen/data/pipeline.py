@@ -114,7 +114,7 @@ def batch(data: Data, config: Any, step: int, part: range) -> Batch:
         made.append(samples.latents(index, rng))
         indices.append(-1 if rng.random() < config.data.text_drop_prob else index)
     x = normalize(np.stack(made), data)
-    noise, t = flow.draw_batch(config.seed, step, part, x.shape[1:])
+    noise, t = flow.draw_batch(config.seed, step, part, x.shape[1:], config.train.time_logit_mean)
     return Batch(x, noise, t, samples.text(indices))
 
 

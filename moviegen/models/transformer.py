@@ -50,7 +50,9 @@ def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
 
 
 def init(cfg: Any, seed: int) -> Params:
-    """Random parameters: matrices and positions N(0, 0.02), tables of modulation N(0, 1/d), so that the velocity is 0.
+    """Random parameters: matrices N(0, weight_std), positions N(0, position_std), tables of modulation N(0, 1/d).
+
+    Both deviations are 0.02 unless the config has others. The output projection is zero, so the velocity is 0.
 
     Each is drawn from (seed, its path) alone: adding a parameter changes no other.
     """
@@ -62,7 +64,9 @@ def init(cfg: Any, seed: int) -> Params:
         elif path.endswith("/norm_bias") or path in ("modulation", "final/proj"):
             value = np.zeros(shape, np.float32)
         else:
-            std = cfg.hidden_size**-0.5 if path.endswith("/modulation") else 0.02
+            std = cfg.get("position_std" if path.startswith("position/") else "weight_std", 0.02)
+            if path.endswith("/modulation"):
+                std = cfg.hidden_size**-0.5
             value = np.float32(std) * rng.standard_normal(shape, dtype=np.float32)
         params[path] = backend.tensor(value)
     return params

@@ -17,7 +17,9 @@ COUNTS = {"video": 10, "image": 7, "heldout": 6, "heldout_image": 3}
 
 def config(**overrides):
     data = dict(source="synthetic", num_frames=8, image_fraction=0.0, text_drop_prob=0.0) | overrides
-    return ConfigDict(dict(seed=3, data=data, train=dict(batch_size=4), model=dict(text_dims=DIMS)))
+    return ConfigDict(
+        dict(seed=3, data=data, train=dict(batch_size=4, time_logit_mean=0.0), model=dict(text_dims=DIMS))
+    )
 
 
 @pytest.fixture

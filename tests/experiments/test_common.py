@@ -8,7 +8,7 @@ from moviegen.models import transformer
 
 TRANSFORMER_KEYS = (
     "hidden_size num_layers num_heads ffn_size latent_channels patch_size position_lengths text_dims norm_eps "
-    "cross_attention_norm text_norm compute_dtype"
+    "cross_attention_norm text_norm weight_std position_std compute_dtype"
 ).split()
 TAE_KEYS = (
     "base_channels channel_multipliers num_res_blocks latent_channels norm_groups temporal_attention "

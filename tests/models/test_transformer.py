@@ -27,6 +27,8 @@ def config(**overrides):
         norm_eps=1e-5,
         cross_attention_norm=True,
         text_norm="layer",
+        weight_std=0.05,
+        position_std=0.3,
     )
     return ConfigDict(settings | overrides)
 
@@ -71,7 +73,7 @@ def test_init_follows_the_recipe():
         elif path.endswith("norm_bias") or path in ("modulation", "final/proj"):
             assert not value.any()
         else:
-            std = 1 / 8 if path.endswith("/modulation") else 0.02
+            std = 1 / 8 if path.endswith("/modulation") else 0.3 if path.startswith("position/") else 0.05
             assert value.std() == pytest.approx(std, rel=5 / value.size**0.5), path
     assert not np.array_equal(params["blocks/0/attn/q"], params["blocks/1/attn/q"])
 
