@@ -2,7 +2,7 @@
 
     python launch.py --config=experiments/tiny_tae.py --workdir=runs/tiny_tae
 
-writes runs/tiny_tae/tae.safetensors, which is moviegen/weights/tiny_tae.safetensors. Log and numbers: docs/tae.md.
+writes runs/tiny_tae/tae.safetensors, the like of moviegen/weights/tiny_tae.safetensors. Log and numbers: docs/tae.md.
 """
 
 from ml_collections import ConfigDict
@@ -24,29 +24,29 @@ def get_config() -> ConfigDict:
                 num_frames=16,  # two latent frames: temporal layers must see a neighbour
                 height=32,
                 width=32,
-                synthetic_fraction=0.3,
+                synthetic_fraction=0.6,
                 image_fraction=0.0,  # images are added when the demo trains on
                 image_batch_size=24,
             ),
             loss=dict(l1=0.5, mse=2.0, kl=1e-5),
             optim=dict(
-                learning_rate=2e-4,  # 8e-4 loses the linear start before it gains anything
+                learning_rate=8e-4,
                 betas=(0.9, 0.99),
                 eps=1e-8,
                 weight_decay=0.0,
                 no_decay="norm|bias|/b$",
-                warmup_steps=100,
+                warmup_steps=300,  # at full rate from the first step the linear start is lost before anything is gained
                 schedule="cosine",
-                final_learning_rate=1e-4,
+                final_learning_rate=2e-5,
                 clip_norm=1.0,
             ),
             ema=dict(decay=0.995),
             train=dict(
-                steps=1500,
+                steps=3000,
                 batch_size=2,
                 log_every=10,
-                validate_every=50,
-                checkpoint_every=50,
+                validate_every=100,
+                checkpoint_every=100,
                 keep_checkpoints=2,
                 init_from="",
                 linear_start=64,
