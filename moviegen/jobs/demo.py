@@ -76,6 +76,8 @@ def _identity(config: Any, name: str, before: str) -> str:
     """Changes whenever the settings of this stage or of one before it do; where the workdir lies does not matter."""
     settings = configs.to_plain(stage_config(config, "", name))
     settings.pop("name", None)
+    if name not in ("sample", "report"):
+        settings.pop("sample")  # another guidance scale is no reason to train again
     return hashlib.sha256(json.dumps([settings, before], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -75,6 +75,13 @@ def test_a_changed_stage_goes_on_and_what_builds_on_it_starts_anew(config, ran, 
     assert ran[0][1].train.steps == 9
 
 
+def test_other_settings_of_sampling_are_no_reason_to_train_again(config, ran, tmp_path):
+    demo.run(config, tmp_path)
+    ran.clear()
+    demo.run(configs.apply_overrides(config, {"sample.guidance_scale": 1.5}), tmp_path)
+    assert names(ran) == ["sample", "report"]
+
+
 def test_an_override_reaches_every_stage(config, ran, tmp_path):
     config = configs.apply_overrides(config, {"model.num_layers": 3, "seed": 5})
     demo.run(config, tmp_path)
