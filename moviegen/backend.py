@@ -46,6 +46,9 @@ def _negative(x):
 @contextlib.contextmanager
 def _muted():
     """Nothing reaches standard output, not even from native code."""
+    if sys.stdout is None:  # started without one
+        yield
+        return
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
