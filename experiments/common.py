@@ -25,7 +25,7 @@ TRANSFORMERS = {
         position_lengths=(4, 4, 4),
         text_dims=dict(ul2=64, metaclip=32, byt5=32),
         weight_std=0.07,  # about 1 / sqrt(hidden_size), as 0.02 is for the large ones
-        position_std=0.2,  # with 0.02 the demo never learns where things move: positions drown in the noise
+        position_std=0.2,  # with 0.02 directions were right in 44% at best: docs/demo.md
         compute_dtype="float32",
     ),
 }

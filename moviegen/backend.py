@@ -34,8 +34,9 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "bfloat16_simulated")
 def device() -> str:
     """ "Ascend" or "CPU": what MindSpore runs on in this process. Eager mode; hot code compiles itself (layerwise.py)."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    with _muted():  # the runtime prints its settings, should there be any, when the first graph runs
-        ms.jit(_negative)(ms.Tensor(0.0)).asnumpy()
+    if os.environ.get("MS_DEV_RUNTIME_CONF"):
+        with _muted():  # the runtime prints these settings when the first graph runs
+            ms.jit(_negative)(ms.Tensor(0.0)).asnumpy()
     return ms.get_context("device_target")
 
 

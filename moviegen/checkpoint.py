@@ -74,7 +74,9 @@ def latest(folder: str | Path) -> int | None:
     """
     folder, named = _place(folder)
     committed = _committed(folder)
-    return max(committed, default=None) if named is None else named if named in committed else None
+    if named is None:
+        return max(committed, default=None)
+    return named if named in committed else None
 
 
 def load(

@@ -64,9 +64,10 @@ def init(cfg: Any, seed: int) -> Params:
         elif path.endswith("/norm_bias") or path in ("modulation", "final/proj"):
             value = np.zeros(shape, np.float32)
         else:
-            std = cfg.get("position_std" if path.startswith("position/") else "weight_std", 0.02)
             if path.endswith("/modulation"):
                 std = cfg.hidden_size**-0.5
+            else:
+                std = cfg.get("position_std" if path.startswith("position/") else "weight_std", 0.02)
             value = np.float32(std) * rng.standard_normal(shape, dtype=np.float32)
         params[path] = backend.tensor(value)
     return params
