@@ -6,11 +6,13 @@ composed gradient makes about twice as many passes over the activations as are n
 
 import mindspore as ms
 from mindspore import nn, ops
+from mindspore.ops.auto_generate import SiLU, SiLUGrad
 
 from moviegen import backend
 
 # Primitives: a Cell's bprop cannot call functions that branch in python, as ops.tile and ops.sum do.
-_matmul, _tile, _sum = ops.MatMul(), ops.Tile(), ops.ReduceSum()
+_matmul, _batch_matmul, _tile, _sum = ops.MatMul(), ops.BatchMatMul(), ops.Tile(), ops.ReduceSum()
+_silu, _silu_grad = SiLU(), SiLUGrad()
 ON_ASCEND = backend.device() == "Ascend"
 _batch_norm = ops.BatchNorm(False, 1e-12, 0.1, "NCHW")
 
@@ -18,6 +20,11 @@ _batch_norm = ops.BatchNorm(False, 1e-12, 0.1, "NCHW")
 def _row_sums(x, rows):
     flat = ops.reshape(x, (rows, -1))
     return _matmul(flat, ops.ones((flat.shape[1], 1), ms.float32))
+
+
+def _row_products(x, y, rows):
+    """Sums over each row of x * y, (rows, 1), without the product as an array of its own."""
+    return ops.reshape(_batch_matmul(ops.reshape(x, (rows, 1, -1)), ops.reshape(y, (rows, -1, 1))), (rows, 1))
 
 
 def _affine(x, gain, offset):
@@ -39,27 +46,25 @@ def _spread(x, times):
 
 
 class _GroupNormSilu(nn.Cell):
-    """x (b c t h w) -> (silu(norm(x)), and what the gradient needs: x - mean, sigmoid, 1/std (b groups 1))."""
+    """x (b c t h w) -> (silu(norm(x)), and what the gradient needs: x - mean, norm(x), 1/std (b groups 1))."""
 
     def construct(self, x, scale, bias, groups, eps):
         b, c = x.shape[0], x.shape[1]
         n = x.shape[2] * x.shape[3] * x.shape[4] * (c // groups)
         mean = _spread(_row_sums(x, b * groups) / n, c // groups)
         centred = _affine(x, ops.ones((b * c,), ms.float32), -mean)
-        rstd = ops.rsqrt(_row_sums(ops.square(centred), b * groups) / n + eps)
+        rstd = ops.rsqrt(_row_products(centred, centred, b * groups) / n + eps)
         y = _affine(centred, _spread(rstd, c // groups) * _tile(scale, (b,)), _tile(bias, (b,)))
-        gate = ops.sigmoid(y)
-        return y * gate, centred, gate, rstd
+        return _silu(y), centred, y, rstd
 
     def bprop(self, x, scale, bias, groups, eps, out, dout):
-        y, centred, gate, rstd = out
+        _, centred, y, rstd = out
         b, c = x.shape[0], x.shape[1]
         n = x.shape[2] * x.shape[3] * x.shape[4] * (c // groups)
-        # d(y * sigmoid(y)) = sigmoid(y) + silu(y) * (1 - sigmoid(y))
-        dy = dout[0] * (gate + y * (1 - gate))
+        dy = _silu_grad(dout[0], y)
         weights = _tile(scale, (b,))
         sums = ops.reshape(_row_sums(dy, b * c), (b * c,))
-        products = ops.reshape(_row_sums(dy * centred, b * c), (b * c,))
+        products = ops.reshape(_row_products(dy, centred, b * c), (b * c,))
         mean_dy = _spread(_row_sums(sums * weights, b * groups) / n, c // groups)
         mean_product = _spread(_row_sums(products * weights, b * groups) / n, c // groups)
         rstd = _spread(rstd, c // groups)

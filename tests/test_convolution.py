@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moviegen import layerwise
-from moviegen.convolution import halving_conv, spatial_conv, temporal_conv
+from moviegen.convolution import conv_by_frame, halving_conv, spatial_conv, temporal_conv
 from tests.numeric import assert_close, slopes
 
 
@@ -36,7 +36,7 @@ def numpy_temporal(x, w, b, stride=1, mode="edge"):
 
 @functools.lru_cache
 def convolution(kind, *settings):
-    table = {"spatial": spatial_conv, "halving": halving_conv, "temporal": temporal_conv}
+    table = {"spatial": spatial_conv, "frames": conv_by_frame, "halving": halving_conv, "temporal": temporal_conv}
     function = table[kind]
 
     def apply(p, x):
@@ -49,6 +49,7 @@ CASES = {
     "spatial-1": (("spatial",), (4, 3, 1, 1), 3, functools.partial(numpy_spatial, before=0, after=0)),
     "spatial-3": (("spatial",), (4, 3, 3, 3), 3, numpy_spatial),
     "spatial-3-image": (("spatial",), (4, 3, 3, 3), 1, numpy_spatial),
+    "spatial-3-by-frame": (("frames",), (4, 3, 3, 3), 3, numpy_spatial),
     "halving": (("halving",), (4, 3, 3, 3), 3, functools.partial(numpy_spatial, stride=2, before=0)),
     "temporal-1": (("temporal",), (4, 3, 1), 3, numpy_temporal),
     "temporal-3": (("temporal", 1, "replicate"), (4, 3, 3), 3, numpy_temporal),
