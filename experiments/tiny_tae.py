@@ -42,10 +42,10 @@ def get_config() -> ConfigDict:
             ),
             ema=dict(decay=0.995),
             train=dict(
-                steps=3000,
+                steps=3600,
                 batch_size=2,
                 log_every=10,
-                validate_every=100,
+                validate_every=200,
                 checkpoint_every=100,
                 keep_checkpoints=2,
                 init_from="",

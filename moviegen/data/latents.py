@@ -63,9 +63,8 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
         time.sleep(0.5)
     mesh.barrier()
     latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
-    mean, std = _statistics(latents["video"])
     captions = {name: [caption for _, caption in samples()] for name, (samples, _) in splits.items()}
-    return LatentSet(latents, captions, mean, [1.0 / s for s in std])
+    return LatentSet(latents, captions, *_statistics(latents["video"]))
 
 
 def digest(path: Path) -> str:
@@ -175,5 +174,11 @@ def _build(folder: Path, splits: dict[str, tuple], weights: Path, config: Any) -
 
 
 def _statistics(latents: np.ndarray) -> tuple[list[float], list[float]]:
+    """Shift and scale per channel that give the latents of (n c t h w) zero mean and, over all channels, unit variance.
+
+    Half way between one scale for all channels and unit variance in each: the square root of a channel's deviation stays.
+    With one scale the faint channels drown in the noise, with unit variance they weigh as much as what they refine.
+    """
     flat = np.moveaxis(np.asarray(latents), 1, 0).reshape(latents.shape[1], -1).astype(np.float64)
-    return flat.mean(1).tolist(), np.maximum(flat.std(1), 1e-3).tolist()
+    std = np.maximum(flat.std(1), 1e-3)
+    return flat.mean(1).tolist(), (1 / np.sqrt(std * std.mean())).tolist()

@@ -27,6 +27,9 @@ Combination = tuple[str, str, str]
 # so that all four look equally large.
 _EXTENT = {"circle": (1.0, 1.0), "square": (0.92, 0.92), "triangle": (1.0, 1.15), "cross": (1.08, 1.08)}
 _ARM = 0.36  # half width of the cross's arms, in its size
+# How far from the frame's middle the middle of a path may be, in frames. With paths anywhere in the frame the toy's
+# minutes of training go into learning places: 19% of its shapes came out right where this gives 46 to 69%.
+_OFF_CENTRE = 0.06
 
 
 def combinations(split: str) -> list[Combination]:
@@ -56,8 +59,8 @@ def render(
 ) -> np.ndarray:
     """Draws one clip, uint8 (t h w c): size, path and grey background from `rng`, edges anti-aliased.
 
-    The whole object stays in the frame and crosses 0.27 to 0.4 of it at constant speed. One frame shows it somewhere
-    on its path.
+    The whole object stays in the frame and crosses 0.27 to 0.4 of it at constant speed, half of that before and half
+    after about the frame's middle. One frame shows it somewhere on its path.
     """
     colour, shape, direction = combination
     height, width = height_width(size)
@@ -65,8 +68,9 @@ def render(
     extent = np.multiply(_EXTENT[shape], radius)
     step = np.array(DIRECTIONS[direction])
     travel = step * rng.uniform(0.27, 0.4) * np.array([height, width])
+    middle = np.array([height, width]) * rng.uniform(0.5 - _OFF_CENTRE, 0.5 + _OFF_CENTRE, 2)
     low, high = extent + 1, np.array([height, width]) - extent - 1
-    start = rng.uniform(low - np.minimum(travel, 0), high - np.maximum(travel, 0))
+    start = np.clip(middle - travel / 2, low - np.minimum(travel, 0), high - np.maximum(travel, 0))
     times = np.linspace(0, 1, num_frames) if num_frames > 1 else rng.uniform(0, 1, 1)
     background = _background(rng, height, width)
     ink = np.clip(np.array(COLOURS[colour]) + rng.uniform(-15, 15), 0, 255)
