@@ -20,9 +20,10 @@ from moviegen import backend
 
 Fn = Callable[..., Any]
 _make_dict = ops.functional.make_dict
-# On CPU a graph holds on to every intermediate until it runs again. From this many bytes of input on they are handed
-# back after each call: it takes milliseconds, and without it the full autoencoder's training step took 10.8 GB.
-_LARGE = 2**24
+# On CPU a graph holds on to its intermediates until it runs again. From this many bytes of input on they are handed
+# back after each call: it takes some tenths of a second, and without it the full autoencoder's training step took
+# 10.8 GB. (At half of this the demo's image steps would spend 40 s on it.)
+_LARGE = 2**25
 _grad_with_sens = ops.GradOperation(get_all=True, sens_param=True)
 
 
