@@ -20,10 +20,6 @@ from moviegen import backend
 
 Fn = Callable[..., Any]
 _make_dict = ops.functional.make_dict
-# On CPU a graph holds on to its intermediates until it runs again. From this many bytes of input on they are handed
-# back after each call: it takes some tenths of a second, and without it the full autoencoder's training step took
-# 10.8 GB. (At half of this the demo's image steps would spend 40 s on it.)
-_LARGE = 2**25
 _grad_with_sens = ops.GradOperation(get_all=True, sens_param=True)
 
 
@@ -70,18 +66,10 @@ def _split(params: Mapping[str, Any]) -> tuple[tuple[str, ...], list[ms.Tensor]]
     return paths, [backend.tensor(params[path]) for path in paths]
 
 
-def _release(x: ms.Tensor) -> None:
-    if x.nbytes >= _LARGE and backend.device() == "CPU":
-        ms.ms_memory_recycle()
-
-
 def run(fn: Fn, params: Mapping[str, Any], *inputs: Any) -> Any:
     """fn(params, *inputs), compiled."""
     paths, flat = _split(params)
-    inputs = [backend.tensor(x) for x in inputs]
-    out = _forward(fn, paths)(*flat, *inputs)
-    _release(inputs[0])
-    return out
+    return _forward(fn, paths)(*flat, *[backend.tensor(x) for x in inputs])
 
 
 def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None) -> tuple[Any, Callable]:
@@ -93,13 +81,11 @@ def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None)
     paths, flat = _split(params)
     inputs = [backend.tensor(x) for x in inputs]
     out = _forward(fn, paths)(*flat, *inputs)
-    _release(inputs[0])
     outputs = len(out) if isinstance(out, tuple) else 1
     wrt = len(inputs) if wrt is None else wrt
 
     def pullback(*douts):
         grads = _backward(fn, paths, outputs, wrt)(*[backend.tensor(d) for d in douts], *flat, *inputs)
-        _release(inputs[0])
         return dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
     return out, pullback
