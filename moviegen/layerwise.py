@@ -11,7 +11,7 @@ whenever it means the same thing (builders are lru_cached on their static settin
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mindspore as ms
 from mindspore import ops
@@ -104,26 +104,65 @@ def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0
     return value, dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
 
-def chain(
-    segments: Sequence[tuple[Fn, Mapping[str, Any], str]], x: Any, input_grad: bool = True
-) -> tuple[Any, Callable]:
-    """Run `x` through segments (fn, parameters, prefix), one compiled graph per distinct fn and shape.
+class Residual(NamedTuple):
+    """shortcut(x) + branch(x), each a sequence of segments; an empty shortcut is x itself."""
 
-    Returns the output and `pullback(dout) -> (gradients by full path, dx)`; only the segments' inputs are kept. dx is None
-    without `input_grad`.
+    branch: Sequence[Any]
+    shortcut: Sequence[Any] = ()
+
+
+def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any) -> Any:
+    """`x` through segments, each (fn, {fn's name of a parameter: its path in params}) or a `Residual`."""
+    for segment in segments:
+        if isinstance(segment, Residual):
+            x = run_chain(params, segment.shortcut, x) + run_chain(params, segment.branch, x)
+        else:
+            fn, names = segment
+            x = run(fn, {name: params[path] for name, path in names.items()}, x)
+    return x
+
+
+def chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, input_grad: bool = True) -> tuple[Any, Callable]:
+    """`run_chain` to be differentiated: one compiled graph per distinct fn and shape, only the segments' inputs are kept.
+
+    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`.
     """
     pulls = []
-    for fn, params, prefix in segments:
-        x, pull = vjp(fn, params, x, wrt=1 if pulls or input_grad else 0)
-        pulls.append((prefix, pull))
+    for segment in segments:
+        needed = bool(pulls) or input_grad
+        if isinstance(segment, Residual):
+            x, pull = _residual(params, segment, x, needed)
+        else:
+            x, pull = _link(params, *segment, x, needed)
+        pulls.append(pull)
 
     def pullback(dout):
         grads = {}
-        while pulls:
-            prefix, pull = pulls.pop()
-            dparams, dinputs = pull(dout)
-            dout = dinputs[0] if dinputs else None
-            grads.update({f"{prefix}/{path}": g for path, g in dparams.items()})
+        while pulls:  # what a segment kept is let go as soon as it is used
+            found, dout = pulls.pop()(dout)
+            grads.update(found)
         return grads, dout
 
     return x, pullback
+
+
+def _link(params, fn, names, x, input_grad):
+    out, pull = vjp(fn, {name: params[path] for name, path in names.items()}, x, wrt=int(input_grad))
+
+    def pullback(dout):
+        found, dx = pull(dout)
+        return {names[name]: g for name, g in found.items()}, dx[0] if dx else None
+
+    return out, pullback
+
+
+def _residual(params, segment, x, input_grad):
+    out, pull_branch = chain(params, segment.branch, x, input_grad)
+    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad)
+
+    def pullback(dout):
+        grads, dx = pull_branch(dout)
+        more, dacross = pull_shortcut(dout)
+        return grads | more, dx + dacross if input_grad else None
+
+    return across + out, pullback

@@ -171,52 +171,56 @@ def test_value_and_grad_of_a_single_tensor(aux):
 
 
 @functools.lru_cache
-def layer(power: int):
+def layer(exponent: int):
     def fn(p, x):
-        return x + ops.tanh(ops.matmul(x, p["w"])) ** power * p["scale"]
+        return x + ops.tanh(ops.matmul(x, p["w"])) ** exponent * p["scale"]
 
     return fn
 
 
-def numpy_chain(x, **weights):
-    for i in range(3):
-        x = x + np.tanh(x @ weights[f"w{i}"]) ** (2 if i == 1 else 1) * weights[f"s{i}"]
-    return x
+def power(p, x):
+    return ops.tanh(ops.matmul(x, p["w"])) ** 2
 
 
-def chain_weights():
-    return {f"w{i}": array(3, 3, seed=i) for i in range(3)} | {f"s{i}": array(3, seed=9 + i) for i in range(3)}
+def linear(p, x):
+    return ops.matmul(x, p["w"])
 
 
-def segments(weights):
-    return [
-        (layer(2 if i == 1 else 1), {"w": weights[f"w{i}"], "scale": weights[f"s{i}"]}, f"blocks/{i}") for i in range(3)
-    ]
+def links():
+    """The same three layers as segments, the second one a residual with a linear shortcut."""
+    plain = [(layer(1), {"w": f"w{i}", "scale": f"s{i}"}) for i in (0, 2)]
+    return [plain[0], layerwise.Residual([(power, {"w": "w1"})], [(linear, {"w": "a"})]), plain[1]]
 
 
 @pytest.mark.parametrize("input_grad", [True, False])
-def test_chain(input_grad):
-    weights, dout = chain_weights(), array(2, 3, seed=5)
-    out, pullback = layerwise.chain(segments(weights), X, input_grad=input_grad)
-    assert_close(out, numpy_chain(X.astype(np.float64), **weights), tolerance=1e-5)
+@pytest.mark.parametrize("first", [0, 1])
+def test_chain(input_grad, first):
+    """From the residual on, too: there it is what may have to leave the gradient of its input out."""
+    names = ["w0", "s0", "w1", "a", "w2", "s2"][2 * first :]
+    shapes = {name: (3,) if name[0] == "s" else (3, 3) for name in names}
+    weights = {name: 0.5 * array(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    dout, parts = array(2, 3, seed=5), links()[first:]
+    out, pullback = layerwise.chain(weights, parts, X, input_grad=input_grad)
+
+    def flat(x, xp=np, **w):
+        if first == 0:
+            x = x + xp.tanh(xp.matmul(x, w["w0"])) * w["s0"]
+        x = xp.matmul(x, w["a"]) + xp.tanh(xp.matmul(x, w["w1"])) ** 2
+        return x + xp.tanh(xp.matmul(x, w["w2"])) * w["s2"]
+
+    assert_close(out, flat(X.astype(np.float64), **weights), tolerance=1e-5)
+    assert_close(layerwise.run_chain(weights, parts, X), out.asnumpy(), tolerance=1e-6)
     grads, dx = pullback(dout)
-    numeric = slopes(lambda **a: (numpy_chain(**a) * dout).sum(), weights | {"x": X})
-    assert set(grads) == {f"blocks/{i}/{name}" for i in range(3) for name in ("w", "scale")}
+    assert set(grads) == set(names)
+    numeric = slopes(lambda **a: (flat(**a) * dout).sum(), weights | {"x": X})
 
-    paths = [(i, name) for i in range(3) for name in "ws"]
+    def by_place(x, *values):
+        return ops.sum(flat(x, ops, **dict(zip(names, values, strict=True))) * ms.Tensor(dout))
 
-    def flat(x, *values):
-        p = {f"{name}{i}": value for (i, name), value in zip(paths, values, strict=True)}
-        for fn, _, prefix in segments(weights):
-            x = fn({"w": p["w" + prefix[-1]], "scale": p["s" + prefix[-1]]}, x)
-        return ops.sum(x * ms.Tensor(dout))
-
-    values = [ms.Tensor(v) for v in (X, *(weights[f"{name}{i}"] for i, name in paths))]
-    plain = ms.grad(flat, tuple(range(7)))(*values)
-    for (i, name), value in zip(paths, plain[1:], strict=True):
-        path = f"blocks/{i}/{'w' if name == 'w' else 'scale'}"
-        assert_close(grads[path], numeric[f"{name}{i}"], path)
-        assert_close(grads[path], value.asnumpy(), path, 1e-5)
+    plain = ms.grad(by_place, tuple(range(len(names) + 1)))(*[ms.Tensor(v) for v in (X, *weights.values())])
+    for name, value in zip(names, plain[1:], strict=True):
+        assert_close(grads[name], numeric[name], name)
+        assert_close(grads[name], value.asnumpy(), name, 1e-5)
     if input_grad:
         assert_close(dx, numeric["x"], "dx")
         assert_close(dx, plain[0].asnumpy(), "dx", 1e-5)
@@ -234,8 +238,8 @@ def test_equal_blocks_share_one_graph():
             return block
 
         before = len(api.ms_compile_cache)
-        stack = [(make(), {"w": array(5, seed=i)}, f"blocks/{i}") for i in range(depth)]
-        out, pullback = layerwise.chain(stack, array(3, 5), input_grad=True)
+        weights = {f"blocks/{i}/w": array(5, seed=i) for i in range(depth)}
+        out, pullback = layerwise.chain(weights, [(make(), {"w": path}) for path in weights], array(3, 5))
         assert len(pullback(out)[0]) == depth
         return len(api.ms_compile_cache) - before
 

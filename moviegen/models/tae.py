@@ -25,7 +25,11 @@ Params = Mapping[str, Any]
 
 
 def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
-    """(function, prefix, parameter shapes) of every block of "encoder" or "decoder", in order of execution."""
+    """(function, prefix, parameter shapes) of every block of "encoder" or "decoder", in order of execution.
+
+    A residual block's function is that of each of its two convolutions: they are compiled and recomputed one by one, since a
+    compiled gradient keeps the patches of all its convolutions in memory.
+    """
     widths = [cfg.base_channels * m for m in cfg.channel_multipliers]
     groups, levels = cfg.norm_groups, len(cfg.channel_multipliers)
     found = []
@@ -47,7 +51,7 @@ def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]
         shapes |= norm_shapes("norm2", co) | conv_shapes("conv2", co, co, 3)
         if ci != co:
             shapes |= conv_shapes("shortcut", ci, co, 1)
-        found.append((blocks.make_res_block(groups, ci != co), prefix, shapes))
+        found.append((blocks.make_norm_conv(groups), prefix, shapes))
 
     def mid(c):
         res(f"{side}/mid/block/0", c, c)
@@ -61,7 +65,7 @@ def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]
 
     def head(c, out):
         found.append(
-            (blocks.make_head(groups), f"{side}/head", norm_shapes("norm", c) | conv_shapes("conv", c, out, 3))
+            (blocks.make_norm_conv(groups), f"{side}/head", norm_shapes("norm", c) | conv_shapes("conv", c, out, 3))
         )
 
     if side == "encoder":
@@ -90,9 +94,17 @@ def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]
     return found
 
 
-def segments(params: Params, cfg, side: str) -> list[tuple[Any, Params, str]]:
+def segments(cfg: Any, side: str) -> list[Any]:
     """The "encoder" or "decoder" as segments for `layerwise.chain`."""
-    return [(fn, tree.sub(params, prefix), prefix) for fn, prefix, _ in plan(cfg, side)]
+    return [_segment(fn, {name: f"{prefix}/{name}" for name in shapes}) for fn, prefix, shapes in plan(cfg, side)]
+
+
+def _segment(fn, names):
+    if "norm1/scale" not in names:
+        return fn, names
+    halves = [{name.replace(i, "", 1): path for name, path in names.items() if name[4] == i} for i in "12"]
+    across = tree.sub(names, "shortcut")
+    return layerwise.Residual([(fn, half) for half in halves], [(blocks.make_conv(), across)] if across else [])
 
 
 def shapes(cfg) -> dict[str, tuple[int, ...]]:
@@ -188,17 +200,13 @@ def encode(params: Params, cfg, video: Any) -> tuple[ms.Tensor, ms.Tensor]:
     Raises ConfigError if height or width is not a multiple of 8. Source: paper, TAE.
     """
     _check_video(video, cfg)
-    x = backend.tensor(video)
-    for fn, p, _ in segments(params, cfg, "encoder"):
-        x = layerwise.run(fn, p, x)
+    x = layerwise.run_chain(params, segments(cfg, "encoder"), backend.tensor(video))
     return x[:, : cfg.latent_channels], ops.clip_by_value(x[:, cfg.latent_channels :], -30.0, 20.0)
 
 
 def decode(params: Params, cfg, latents: Any, num_frames: int | None = None) -> ms.Tensor:
     """Video (b 3 t h w) of raw latents (b c t h w); the first `num_frames` of the 8 per latent frame (default all)."""
-    x = backend.tensor(latents)
-    for fn, p, _ in segments(params, cfg, "decoder"):
-        x = layerwise.run(fn, p, x)
+    x = layerwise.run_chain(params, segments(cfg, "decoder"), backend.tensor(latents))
     return x if num_frames is None else x[:, :, :num_frames]
 
 
@@ -251,12 +259,11 @@ def loss_and_grads(
     """
     _check_video(video, cfg)
     video = backend.tensor(video)
-    encoder, decoder = segments(params, cfg, "encoder"), segments(params, cfg, "decoder")
     sample, kl_weight = _sample_and_kl(cfg.latent_channels), float(weights["kl"])
     reconstruction = _reconstruction(float(weights["l1"]), float(weights["mse"]))
-    moments, pull_encoder = layerwise.chain(encoder, video, input_grad=False)
+    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder"), video, input_grad=False)
     (z, kl), pull_sample = layerwise.vjp(sample, {}, moments, noise, wrt=1)
-    decoded, pull_decoder = layerwise.chain(decoder, z)
+    decoded, pull_decoder = layerwise.chain(params, segments(cfg, "decoder"), z)
     (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
     grads, dz = pull_decoder(dout)
     _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))

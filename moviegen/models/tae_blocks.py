@@ -17,23 +17,14 @@ def make_conv():
     return conv
 
 
-def _norm_conv(p, x, norm, conv, groups):
-    h = group_norm_silu(x, p[norm + "/scale"], p[norm + "/bias"], groups)
-    h = spatial_conv(h, p[conv + "/spatial/w"], p[conv + "/spatial/b"])
-    return temporal_conv(h, p[conv + "/temporal/w"], p[conv + "/temporal/b"])
-
-
 @functools.lru_cache
-def make_res_block(groups: int, shortcut: bool):
-    def res_block(p, x):
-        h = _norm_conv(p, x, "norm1", "conv1", groups)
-        h = _norm_conv(p, h, "norm2", "conv2", groups)
-        if shortcut:
-            x = spatial_conv(x, p["shortcut/spatial/w"], p["shortcut/spatial/b"])
-            x = temporal_conv(x, p["shortcut/temporal/w"], p["shortcut/temporal/b"])
-        return x + h
+def make_norm_conv(groups: int):
+    def norm_conv(p, x):
+        h = group_norm_silu(x, p["norm/scale"], p["norm/bias"], groups)
+        h = spatial_conv(h, p["conv/spatial/w"], p["conv/spatial/b"])
+        return temporal_conv(h, p["conv/temporal/w"], p["conv/temporal/b"])
 
-    return res_block
+    return norm_conv
 
 
 @functools.lru_cache
@@ -79,11 +70,3 @@ def make_upsample(padding: str):
         return temporal_conv(x, p["temporal/w"], p["temporal/b"], 1, padding)
 
     return upsample
-
-
-@functools.lru_cache
-def make_head(groups: int):
-    def head(p, x):
-        return _norm_conv(p, x, "norm", "conv", groups)
-
-    return head

@@ -63,5 +63,5 @@ def test_attention_looks_at_a_frame_s_pixels_or_a_pixel_s_frames(temporal):
 
 def test_equal_settings_give_the_same_function():
     """Else every layer would be compiled by itself."""
-    assert blocks.make_res_block(4, True) is blocks.make_res_block(4, True)
-    assert blocks.make_res_block(4, True) is not blocks.make_res_block(4, False)
+    assert blocks.make_norm_conv(4) is blocks.make_norm_conv(4)
+    assert blocks.make_norm_conv(4) is not blocks.make_norm_conv(8)
