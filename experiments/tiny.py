@@ -54,15 +54,15 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                     loss=dict(l1=0.5, mse=2.0, kl=1e-5),
                     # Fine-tuning at small steps: the shipped weights are the end of a schedule.
                     optim=_optim(learning_rate=1e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=10),
-                    train=_train(steps=100, batch_size=1),
+                    train=_train(steps=80, batch_size=1),
                     ema=dict(decay=0.97),
                 ),
                 t2i=dict(
                     model=dict(position_lengths=(1, SIZE // 16, SIZE // 16)),
                     data=dict(image_fraction=1.0),
-                    train=_train(steps=200, batch_size=64),
+                    train=_train(steps=100, batch_size=64),
                 ),
-                t2v=dict(train=_train(steps=900, batch_size=32)),
+                t2v=dict(train=_train(steps=1000, batch_size=32)),
                 sample=dict(samples_per_prompt=3 if data == "synthetic" else 1),
                 report=dict(),
             ),
