@@ -173,6 +173,9 @@ def stage(size: str, number: int) -> ConfigDict:
                 validate_every=500,  # the seed validates stage 1 only, so its plateau rule never acts later
                 time_logit_mean=0.0,  # of the logit-normal times (paper: 0, with deviation 1)
                 init_from="",
+                # ZeRO over the mesh's zero x sp: 1 shards the optimizer's state and the average, 2 gradients too, 3
+                # parameters too; 0 none. The seed runs 30B with 3.
+                zero_stage=3,
             ),
             ema=dict(decay=0.9999),  # in float32; the seed's bfloat16 average never moves
             sample=dict(

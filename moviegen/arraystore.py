@@ -1,41 +1,76 @@
 """One array in one folder of the disk: zarr3 through tensorstore, synced when written, checked when read."""
 
+import itertools
+import math
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
-# Large arrays are cut along their first axis, so that the pieces of one can be checked and read at the same time.
+# Large arrays are cut into files of this size, so that the pieces of one can be checked and read at the same time.
 CHUNK_BYTES = 64 << 20
 
 
-def write(folder: Path, array: np.ndarray) -> dict[str, Any]:
-    """Store `array` in `folder` and return what a manifest says of it: shape, dtype, chunk shape, file signatures."""
+class Part(NamedTuple):
+    """What this process has of an array of `shape`: the slice `where`, one of equal ones of `length` along `axis`."""
+
+    array: np.ndarray
+    shape: tuple[int, ...]
+    where: tuple[slice, ...]
+    axis: int
+    length: int
+
+
+def whole(array: np.ndarray) -> Part:
+    """An array that this process has all of."""
+    return Part(array, array.shape, tuple(slice(0, n) for n in array.shape), 0, array.shape[0] if array.ndim else 0)
+
+
+def create(folder: Path, part: Part) -> dict[str, Any]:
+    """Prepare the array that `part` is of in `folder`; returns what a manifest says of it, still without its files."""
     import tensorstore as ts
 
-    row = array[:1].nbytes if array.ndim else array.nbytes
-    chunk = [max(1, n) for n in array.shape]
-    if array.ndim and row:
-        chunk[0] = min(chunk[0], max(1, CHUNK_BYTES // row))
-    entry = {"shape": list(array.shape), "dtype": array.dtype.name, "chunk": chunk}
-    # Zeros are written like all else: a missing file would read back as zeros, and must be an error instead.
-    store = ts.open({**_spec(folder, entry), "store_data_equal_to_fill_value": True}, create=True).result()
-    store.write(array, can_reference_source_data_indefinitely=True).result()
-    entry["files"] = {file: _signature(folder / file) for file in _files(array.shape, chunk)}
+    chunk = [max(1, n) for n in part.shape]
+    if chunk:
+        chunk[part.axis] = max(1, part.length)
+        # No file may lie in two parts: an array that is in parts is cut further along another axis.
+        along = int(part.axis == 0) if part.length < part.shape[part.axis] else 0
+        if along < len(chunk):
+            row = math.prod(chunk) // chunk[along] * part.array.itemsize
+            chunk[along] = min(chunk[along], max(1, CHUNK_BYTES // row))
+    entry = {"shape": list(part.shape), "dtype": part.array.dtype.name, "chunk": chunk, "files": {}}
+    ts.open(_spec(folder, entry), create=True).result()
     return entry
 
 
-def read(folder: Path, entry: dict[str, Any]) -> np.ndarray:
-    """Read an array back. Raises OSError or ValueError unless every byte is what `write` described in `entry`."""
+def write(folder: Path, entry: dict[str, Any], part: Part) -> dict[str, list]:
+    """Store a part in the array that `create` prepared and return the signatures of its files."""
     import tensorstore as ts
 
+    if 0 in part.array.shape:
+        return {}
+    # Zeros are written like all else: a missing file would read back as zeros, and must be an error instead.
+    store = ts.open({**_spec(folder, entry), "store_data_equal_to_fill_value": True}, open=True).result()
+    store[part.where].write(part.array, can_reference_source_data_indefinitely=True).result()
+    return {file: _signature(folder / file) for file in _files(part.where, entry["chunk"])}
+
+
+def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = None) -> np.ndarray:
+    """Read an array, or its slice `where`, back: only the files that it lies in.
+
+    Raises OSError or ValueError unless every byte of those is what `write` noted in `entry`.
+    """
+    import tensorstore as ts
+
+    where = tuple(slice(0, n) for n in entry["shape"]) if where is None else where
     # tensorstore checks that the content fits its own checksum; here, that it is the content that was saved.
-    for file, written in entry["files"].items():
-        if _signature(folder / file) != written:
+    for file in _files(where, entry["chunk"]):
+        if _signature(folder / file) != entry["files"].get(file):
             raise ValueError(f"{file} is not the file that was saved")
-    return ts.open(_spec(folder, entry), open=True, read=True).result().read().result()
+    return ts.open(_spec(folder, entry), open=True, read=True).result()[where].read().result()
 
 
 def folder_name(name: str) -> str:
@@ -66,6 +101,12 @@ def cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
     return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, copy=False)
 
 
+def reason(error: Exception) -> str:
+    """What went wrong on one line, for a message."""
+    # tensorstore ends its messages with the whole specification of the array in brackets.
+    return re.sub(r" \[(tensorstore_spec|os_error_code)=.*", "", str(error), flags=re.DOTALL).replace("\n", " ")
+
+
 def _spec(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     return {
         "driver": "zarr3",
@@ -81,12 +122,15 @@ def _spec(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _files(shape: tuple[int, ...], chunk: list[int]) -> list[str]:
-    if 0 in shape:
-        return []
-    if not shape:
+def _files(where: tuple[slice, ...], chunk: list[int]) -> list[str]:
+    """The files that hold a slice of an array."""
+    if not where:
         return ["c"]
-    return [f"c.{i}" + ".0" * (len(shape) - 1) for i in range(-(-shape[0] // chunk[0]))]
+    touched = [
+        range(s.start // n, -(-s.stop // n)) if s.stop > s.start else range(0)
+        for s, n in zip(where, chunk, strict=True)
+    ]
+    return ["c." + ".".join(map(str, index)) for index in itertools.product(*touched)]
 
 
 def _signature(file: Path) -> list:

@@ -6,65 +6,105 @@ manifest inside holds sizes and checksums of all files, itself included; a load 
 with them. One process saves to a folder at a time.
 """
 
+import contextlib
+import functools
 import json
 import os
 import re
 import shutil
+import time
 import zlib
-from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moviegen import arraystore
+from moviegen import arraystore, treestore
 from moviegen.errors import DataError
+from moviegen.mesh import ALONE, Group
 
 FORMAT = 1
-# The disk is what saturates; this also bounds the host copies of an accelerator's arrays that are alive at once.
-WORKERS = 8
+PATIENCE = 1800  # seconds that a rank waits for the others' files
 
-Tree = Mapping[str, Any]
+Tree = treestore.Tree
 
 
-def save(folder: str | Path, step: int, trees: Mapping[str, Tree], meta: Mapping[str, Any], keep: int = 2) -> Path:
+def save(
+    folder: str | Path,
+    step: int,
+    trees: Mapping[str, Tree],
+    meta: Mapping[str, Any],
+    keep: int = 2,
+    world: Group = ALONE,
+    token: str = "",
+) -> Path:
     """Write one checkpoint, whole or not at all, and return its folder `<folder>/step-<step>`.
 
     `trees` is {"params": {path: array}, "ema": ..., "opt/m": ...}: MindSpore tensors, numpy arrays or numbers, stored
-    in their own shape and dtype. `meta` is anything JSON can hold. A checkpoint of the same step is replaced, later
-    ones are dropped (saving step 30 after going back from 40 starts another history), and the newest `keep` stay.
-    Raises DataError when it cannot be written (a full disk); what was there before is then untouched.
+    in their own shape and dtype, or `arraystore.Part`s where each rank of `world` has a part: every rank then calls this,
+    writes its own parts, and the first commits when all have; `token`, the same on all and new for every save, tells
+    this attempt from one that a kill cut short. `meta` is anything JSON can hold. A checkpoint of the same step is
+    replaced, later ones are dropped (saving step 30 after going back from 40 starts another history), and the newest
+    `keep` stay. Raises DataError when it cannot be written (a full disk); what was there before is then untouched.
     """
     folder = Path(folder)
     if step < 0 or keep < 1:
         raise ValueError(f"checkpoint.save: step={step} must be at least 0 and keep={keep} at least 1")
     final = folder / f"step-{step:08d}"
-    aside = folder / f"{final.name}.tmp-{os.getpid()}"
+    aside = folder / f"{final.name}.tmp-{token or os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _fsync(folder.parent)
-        for leftover in _leftovers(folder):
-            shutil.rmtree(leftover)
-        aside.mkdir()
-        entries = {t: _write_tree(aside / arraystore.folder_name(t), t, values) for t, values in trees.items()}
-        _write_manifest(aside, {"format": FORMAT, "step": step, "meta": dict(meta), "trees": entries})
-        for path, folders, files in os.walk(aside):
-            if folders or "manifest.json" in files:  # tensorstore itself syncs the folders that hold its files
-                _fsync(Path(path))
-        _commit(folder, aside, final, step)
+        if world.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _fsync(folder.parent)
+            for leftover in _leftovers(folder):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            aside.mkdir()
+            _write_json(aside / "arrays.json", treestore.create(aside, trees))
+        entries = _wait_for(aside / "arrays.json", aside)
+        _write_json(aside / f"rank-{world.rank}.json", treestore.write(aside, trees, entries))
+        if world.rank == 0:
+            for rank in range(world.size):
+                for tree, name, files in _wait_for(aside / f"rank-{rank}.json", aside):
+                    entries[tree][name]["files"] |= files
+            for path in (aside / "arrays.json", *aside.glob("rank-*.json")):
+                path.unlink()
+            _write_manifest(aside, {"format": FORMAT, "step": step, "meta": dict(meta), "trees": entries})
+            for path, folders, files in os.walk(aside):
+                if folders or "manifest.json" in files:  # tensorstore itself syncs the folders that hold its files
+                    _fsync(Path(path))
+            _commit(folder, aside, final, step)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        if world.size > 1:
+            with contextlib.suppress(OSError):
+                aside.with_name(f"{aside.name}.failed").touch()
+        if world.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, OSError | ValueError):
             previous = latest(folder)
             kept = "there is no earlier one" if previous is None else f"step {previous} is still there, untouched"
-            raise DataError(f"{final}: cannot write the checkpoint ({_reason(error)}); {kept}") from error
+            raise DataError(f"{final}: cannot write the checkpoint ({arraystore.reason(error)}); {kept}") from error
         raise
-    committed = _committed(folder)
-    for old in sorted(committed)[:-keep]:
-        _discard(committed[old])
+    if world.rank == 0:
+        committed = _committed(folder)
+        for old in sorted(committed)[:-keep]:
+            _discard(committed[old])
     return final
+
+
+@functools.cache
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+
+def save_in_background(*args: Any, **kwargs: Any) -> Future:
+    """`save` while the caller goes on: its result() waits for the end and raises what went wrong.
+
+    One save at a time, in order. The arrays must be copies: a MindSpore tensor's numpy array on CPU is the tensor itself,
+    which the next optimizer step changes. A process that ends waits for its saves.
+    """
+    return _background().submit(save, *args, **kwargs)
 
 
 def latest(folder: str | Path) -> int | None:
@@ -80,12 +120,18 @@ def latest(folder: str | Path) -> int | None:
 
 
 def load(
-    folder: str | Path, step: int | None = None, select: str | None = None, dtype: str | None = None
+    folder: str | Path,
+    step: int | None = None,
+    select: str | None = None,
+    dtype: str | None = None,
+    where: Callable[[tuple[int, ...]], tuple[slice, ...]] | None = None,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Read a checkpoint (the newest unless `step` is given) as ({tree: {path: numpy array}}, meta with its "step").
 
     `select` is a regular expression searched in "<tree>/<path>", such as "^ema/": nothing else is read. `dtype` casts
-    floating-point arrays. All that is read is checked: DataError names the damaged array and the step to go back to.
+    floating-point arrays. `where` gives for an array's shape the slice to read of it (sharding.bounds): any mesh reads
+    what any other wrote, and no more than it needs. All that is read is checked: DataError names the damaged array
+    and the step to go back to.
     """
     folder, named = _place(folder)
     committed = _committed(folder)
@@ -97,9 +143,9 @@ def load(
     try:
         manifest = _read_manifest(committed[step])
         trees = manifest["trees"] if select is None else _select(committed[step], manifest["trees"], select)
-        arrays = _read_trees(committed[step], trees, dtype)
+        arrays = treestore.read(committed[step], trees, dtype, where)
     except (OSError, ValueError) as error:
-        raise DataError(f"{committed[step]}: {_reason(error)}. {_way_back(committed, step)}") from error
+        raise DataError(f"{committed[step]}: {arraystore.reason(error)}. {_way_back(committed, step)}") from error
     return arrays, {**manifest["meta"], "step": step}
 
 
@@ -124,7 +170,7 @@ def export_safetensors(params: Tree, path: str | Path, dtype: str | None = "floa
         _fsync(aside)
         os.replace(aside, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot write the safetensors file ({_reason(error)})") from error
+        raise DataError(f"{path}: cannot write the safetensors file ({arraystore.reason(error)})") from error
     finally:
         aside.unlink(missing_ok=True)
     return path
@@ -138,7 +184,7 @@ def import_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     try:
         return {name: arraystore.to_numpy(name, array) for name, array in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable safetensors file ({_reason(error)})") from error
+        raise DataError(f"{path}: not a readable safetensors file ({arraystore.reason(error)})") from error
 
 
 def _commit(folder: Path, aside: Path, final: Path, step: int) -> None:
@@ -179,33 +225,22 @@ def _committed(folder: Path) -> dict[int, Path]:
     return found
 
 
-def _write_tree(folder: Path, tree: str, values: Tree) -> dict[str, dict]:
-    entries: dict[str, dict] = {}
-    pending: deque = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for name, value in values.items():
-            array = arraystore.to_numpy(f"{tree}/{name}", value)
-            pending.append((name, pool.submit(arraystore.write, folder / arraystore.folder_name(name), array)))
-            if len(pending) > WORKERS:
-                done, future = pending.popleft()
-                entries[done] = future.result()
-        entries.update((name, future.result()) for name, future in pending)
-    return entries
+def _wait_for(path: Path, aside: Path) -> Any:
+    """Contents of a JSON file that another rank renames into place when it is whole."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.is_file():
+        if aside.with_name(f"{aside.name}.failed").exists():
+            raise OSError("another rank could not write its part")
+        if time.monotonic() > deadline:
+            raise OSError(f"{path.name} of another rank did not come within {PATIENCE} s")
+        time.sleep(0.02)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read_trees(path: Path, trees: Mapping[str, Mapping[str, dict]], dtype: str | None) -> dict[str, dict]:
-    def read(key: tuple[str, str]) -> np.ndarray:
-        tree, name = key
-        try:
-            folder = path / arraystore.folder_name(tree) / arraystore.folder_name(name)
-            return arraystore.cast(arraystore.read(folder, trees[tree][name]), dtype)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"array {tree}/{name} is damaged ({_reason(error)})") from error
-
-    keys = [(tree, name) for tree, entries in trees.items() for name in entries]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        arrays = dict(zip(keys, pool.map(read, keys), strict=True))
-    return {tree: {name: arrays[tree, name] for name in entries} for tree, entries in trees.items()}
+def _write_json(path: Path, content: Any) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(aside, path)
 
 
 def _select(path: Path, trees: Mapping[str, Mapping[str, dict]], pattern: str) -> dict[str, dict]:
@@ -250,7 +285,7 @@ def _json_number(value: Any) -> Any:
 def _way_back(committed: Mapping[int, Path], step: int) -> str:
     for number in sorted((n for n in committed if n < step), reverse=True):
         try:
-            _read_trees(committed[number], _read_manifest(committed[number])["trees"], None)
+            treestore.read(committed[number], _read_manifest(committed[number])["trees"])
         except (OSError, ValueError):
             continue
         return f"Step {number} is whole: load it, or remove {committed[step].name} and start again to resume from there"
@@ -263,8 +298,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    # tensorstore ends its messages with the whole specification of the array in brackets.
-    return re.sub(r" \[(tensorstore_spec|os_error_code)=.*", "", str(error), flags=re.DOTALL).replace("\n", " ")

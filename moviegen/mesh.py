@@ -1,12 +1,50 @@
-"""The mesh: named axes over the ranks."""
+"""The mesh: ranks on a grid with the axes data, zero and sp, and the groups of ranks that talk to each other.
 
+The batch is split over data and zero, the sequence over sp; parameters and their state are sharded over zero x sp and
+repeated along data. sp is innermost: the ranks of one sequence, which talk in every layer, are neighbours on the fastest
+links, then those of one copy of the parameters, then the copies.
+"""
+
+import functools
 import os
-import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from moviegen.errors import ConfigError
 
 AXES = ("data", "zero", "sp")
+
+
+class Group(NamedTuple):
+    """Some ranks: the name MindSpore knows them by, how many they are, which of them this process is."""
+
+    name: str = ""
+    size: int = 1
+    rank: int = 0
+
+
+ALONE = Group()
+
+
+class Mesh(NamedTuple):
+    """Sizes of the axes, and this process's groups along them; without arguments, the mesh of a single process."""
+
+    data: int = 1
+    zero: int = 1
+    sp: int = 1
+    world: Group = ALONE
+    sequence: Group = ALONE  # one sequence: along sp
+    shard: Group = ALONE  # one copy of parameters and state: along zero and sp
+    copies: Group = ALONE  # the same shard of every copy: along data
+
+    @property
+    def batch(self) -> Group:
+        """Which of how many parts of the global batch this process works on; not a group to talk in."""
+        return Group("", self.data * self.zero, self.world.rank // self.sp)
+
+
+ONE = Mesh()
+_current = ONE
 
 
 def ranks() -> int:
@@ -33,11 +71,6 @@ def parse(text: str | None, ranks: int) -> dict[str, int]:
         if name not in axes or not size.isdigit() or int(size) < 1:
             raise ConfigError(f"mesh {text!r}: {item!r} is not one of data=N, zero=N, sp=N with N of at least 1")
         axes[name] = int(size)
-    for name in ("zero", "sp"):
-        if axes[name] > 1:
-            raise ConfigError(
-                f"mesh {text!r}: this release runs data parallel only, so {name} must be 1: use data={ranks}"
-            )
     product = axes["data"] * axes["zero"] * axes["sp"]
     if product != ranks:
         raise ConfigError(
@@ -47,35 +80,103 @@ def parse(text: str | None, ranks: int) -> dict[str, int]:
     return axes
 
 
-def setup(axes: dict[str, int]) -> None:
-    """Joins the ranks that msrun started, one process per rank; does nothing for a single process.
+def current() -> Mesh:
+    """The mesh that this run was set up with."""
+    return _current
+
+
+def adopt(mesh: Mesh) -> Mesh:
+    """Make a mesh the one that this run uses."""
+    global _current
+    _current = mesh
+    return mesh
+
+
+def setup(axes: dict[str, int]) -> Mesh:
+    """Joins the ranks that msrun started, one process per rank, as a mesh; does nothing for a single process.
 
     msrun also runs the script once as its scheduler, which has no rank: it serves the ranks in here and then ends.
     """
-    if axes["data"] * axes["zero"] * axes["sp"] == 1:
-        return
+    count = axes["data"] * axes["zero"] * axes["sp"]
+    if count == 1:
+        return ONE
     from mindspore import communication
 
     communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
-        sys.exit()
+        os._exit(0)  # an orderly exit aborts where MindSpore's threads run already
+    return adopt(make(axes, range(count)))
 
 
-def barrier() -> None:
-    """Waits until every rank is here."""
-    if ranks() > 1:
-        import numpy as np
+def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
+    """The mesh of the ranks `members`, this process among them, rank = (data * Z + zero) * S + sp in their order."""
+    _, z, s = sizes = tuple(axes[name] for name in AXES)
+    mine = list(members).index(rank())
+    position = mine // (z * s), mine // s % z, mine % s
 
-        all_reduce_mean({"barrier": np.zeros(1, np.float32)})["barrier"].asnumpy()
+    def group(*free: int) -> Group:
+        """Ranks that differ from this one along the axes `free` alone."""
+        return _group(
+            tuple(
+                member
+                for i, member in enumerate(members)
+                if all(a in free or at == position[a] for a, at in enumerate((i // (z * s), i // s % z, i % s)))
+            )
+        )
+
+    return Mesh(*sizes, world=group(0, 1, 2), sequence=group(2), shard=group(1, 2), copies=group(0))
 
 
-def all_reduce_mean(tree: dict[str, Any]) -> dict[str, Any]:
-    """The mean over the ranks of every tensor of a tree; the tree itself on a single rank."""
-    if ranks() == 1:
-        return tree
-    from mindspore import ops
+@functools.cache
+def _group(members: tuple[int, ...]) -> Group:
+    if len(members) == 1:
+        return ALONE
+    from mindspore import communication
 
-    from moviegen import backend
+    # Only the members may ask for a group; all of them derive the same name from who they are.
+    name = (
+        "ranks-" + "-".join(map(str, members)) if len(members) < ranks() else communication.GlobalComm.WORLD_COMM_GROUP
+    )
+    if len(members) < ranks():
+        communication.create_group(name, list(members))
+    return Group(name, len(members), members.index(rank()))
 
-    reduce = ops.AllReduce()
-    return {path: reduce(backend.tensor(value)) / ranks() for path, value in tree.items()}
+
+def agree(value: int, group: Group) -> int:
+    """What the group's first rank says; up to 2^24, as it travels in a float32."""
+    if group.size == 1:
+        return value
+    import numpy as np
+
+    from moviegen import backend, collectives
+
+    mine = backend.tensor(np.float32([value if group.rank == 0 else 0]))
+    return int(collectives.all_reduce(group)(mine).asnumpy()[0])
+
+
+def barrier(group: Group) -> None:
+    """Waits until every rank of the group is here."""
+    agree(0, group)
+
+
+def violations(axes: dict[str, int], config: Any, job: str) -> list[str]:
+    """Every rule of the mesh that an experiment breaks, each with what would mend it."""
+    found, parts = [], axes["data"] * axes["zero"]
+    if job != "train":
+        found += [
+            f"{name}={axes[name]}: the job {job!r} runs data parallel only" for name in ("zero", "sp") if axes[name] > 1
+        ]
+    elif config.model.num_heads % axes["sp"]:
+        found.append(
+            f"sp={axes['sp']} does not divide model.num_heads = {config.model.num_heads}, and each rank of a sequence "
+            "attends with its share of the heads"
+        )
+    if job == "train" and config.train.zero_stage not in range(4):
+        found.append(f"train.zero_stage is {config.train.zero_stage}, expected 0, 1, 2 or 3")
+    pieces = parts * config.get("optim", {}).get("accumulate", 1)
+    if job == "train" and config.train.batch_size % pieces:
+        found.append(
+            f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
+            f"{axes['zero']} x optim.accumulate {config.optim.accumulate}"
+        )
+    return found

@@ -14,7 +14,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen import backend
+from moviegen import backend, collectives
+from moviegen.mesh import ALONE, Group
 
 Tree = dict[str, ms.Tensor]
 _adam = ops.Adam()
@@ -109,10 +110,13 @@ def _scaled(n: int):
     return ms.jit(scaled)
 
 
-def global_norm(grads: Mapping[str, ms.Tensor]) -> float:
-    """Root of the sum of all squared gradients."""
+def global_norm(grads: Mapping[str, ms.Tensor], shard: Group = ALONE) -> float:
+    """Root of the sum of all squared gradients; of those of all ranks of `shard` where the gradients are shards."""
     sums = [_square_sum(len(part))(*[grads[path] for path in part]) for part in _parts(grads)]
-    return math.sqrt(sum(float(total.asnumpy()) for total in sums))
+    total = np.float32(sum(float(each.asnumpy()) for each in sums))
+    if shard.size > 1:
+        total = collectives.all_reduce(shard)(backend.tensor(total)).asnumpy()
+    return math.sqrt(total)
 
 
 def adamw_update(

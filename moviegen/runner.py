@@ -75,7 +75,11 @@ def prepare(
         raise ConfigError(f"stage {stage!r} does not exist{configs.nearest(stage, stages)}; {known}")
     if not workdir and not config.get("name"):
         raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")
-    return Plan(config, job, Path(workdir or f"runs/{config.name}"), meshes.parse(mesh, ranks), stage or None)
+    axes = meshes.parse(mesh, ranks)
+    wrong = meshes.violations(axes, config, job)
+    if wrong:
+        raise ConfigError(f"mesh {mesh or f'data={ranks}'} does not fit this experiment: " + "; ".join(wrong))
+    return Plan(config, job, Path(workdir or f"runs/{config.name}"), axes, stage or None)
 
 
 def jobs() -> list[str]:

@@ -2,9 +2,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moviegen import arraystore
+from moviegen import arraystore, sharding
+from moviegen.mesh import Group
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def write(folder, *parts):
+    """Stores an array, or parts of one, and returns its entry."""
+    parts = [part if isinstance(part, arraystore.Part) else arraystore.whole(part) for part in parts]
+    entry = arraystore.create(folder, parts[0])
+    for part in parts:
+        entry["files"] |= arraystore.write(folder, entry, part)
+    return entry
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32", "int64", "uint8", "bool", BFLOAT16])
@@ -12,14 +22,14 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def test_round_trip(tmp_path, dtype, shape):
     array = np.random.default_rng(0).standard_normal(shape)
     array = (np.asarray(array) * 3).astype(dtype)
-    back = arraystore.read(tmp_path / "a", arraystore.write(tmp_path / "a", array))
+    back = arraystore.read(tmp_path / "a", write(tmp_path / "a", array))
     assert back.dtype == array.dtype and back.shape == array.shape
     assert back.tobytes() == array.tobytes()
 
 
 def test_zeros_are_files_too(tmp_path):
     """tensorstore leaves all-zero chunks out by default, and a lost file would then read as zeros without an error."""
-    entry = arraystore.write(tmp_path / "a", np.zeros((4, 4), np.float32))
+    entry = write(tmp_path / "a", np.zeros((4, 4), np.float32))
     (tmp_path / "a" / "c.0.0").unlink()
     with pytest.raises(OSError, match="c.0.0"):
         arraystore.read(tmp_path / "a", entry)
@@ -28,20 +38,45 @@ def test_zeros_are_files_too(tmp_path):
 def test_large_arrays_are_cut_along_the_first_axis(tmp_path, monkeypatch):
     monkeypatch.setattr(arraystore, "CHUNK_BYTES", 100)
     array = np.arange(70, dtype=np.float32).reshape(7, 2, 5)  # 40 bytes a row: two rows a chunk
-    entry = arraystore.write(tmp_path / "a", array)
+    entry = write(tmp_path / "a", array)
     assert sorted(entry["files"]) == ["c.0.0.0", "c.1.0.0", "c.2.0.0", "c.3.0.0"]
     np.testing.assert_array_equal(arraystore.read(tmp_path / "a", entry), array)
 
 
+@pytest.mark.parametrize("shape", [(10, 3), (3, 10), (7,), (2, 3)])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_parts_of_several_ranks_are_one_array(tmp_path, shape, size, monkeypatch):
+    monkeypatch.setattr(arraystore, "CHUNK_BYTES", 16)
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    groups = [Group("", size, rank) for rank in range(size)]
+    shards = [sharding.cut(array, group) for group in groups]
+    entry = write(tmp_path / "a", *(sharding.part(shape, *pair) for pair in zip(shards, groups, strict=True)))
+    np.testing.assert_array_equal(arraystore.read(tmp_path / "a", entry), array)
+    for other in (1, 2, 3, 5):
+        for group in (Group("", other, rank) for rank in range(other)):
+            where = sharding.bounds(shape, group)
+            np.testing.assert_array_equal(arraystore.read(tmp_path / "a", entry, where), array[where])
+
+
+def test_a_slice_needs_its_own_files_alone(tmp_path):
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    groups = [Group("", 2, rank) for rank in range(2)]
+    entry = write(tmp_path / "a", *(sharding.part((4, 3), sharding.cut(array, group), group) for group in groups))
+    (tmp_path / "a" / "c.1.0").unlink()
+    np.testing.assert_array_equal(arraystore.read(tmp_path / "a", entry, (slice(0, 2), slice(0, 3))), array[:2])
+    with pytest.raises(OSError, match=r"c\.1\.0"):
+        arraystore.read(tmp_path / "a", entry, (slice(1, 3), slice(0, 3)))
+
+
 def test_views_and_foreign_byte_order(tmp_path):
     array = np.arange(12, dtype=">f4").reshape(3, 4).T
-    back = arraystore.read(tmp_path / "a", arraystore.write(tmp_path / "a", arraystore.to_numpy("a", array)))
+    back = arraystore.read(tmp_path / "a", write(tmp_path / "a", arraystore.to_numpy("a", array)))
     np.testing.assert_array_equal(back, array)
 
 
 def test_every_flipped_byte_is_found_or_harmless(tmp_path):
     array = np.arange(6, dtype=np.int32).reshape(2, 3)
-    entry = arraystore.write(tmp_path / "a", array)
+    entry = write(tmp_path / "a", array)
     for file in sorted((tmp_path / "a").iterdir()):
         whole, found = file.read_bytes(), 0
         for i in range(len(whole)):
@@ -56,7 +91,7 @@ def test_every_flipped_byte_is_found_or_harmless(tmp_path):
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b + b"\0"])
 def test_another_length_is_found(tmp_path, damage):
-    entry = arraystore.write(tmp_path / "a", np.ones(5, np.float32))
+    entry = write(tmp_path / "a", np.ones(5, np.float32))
     file = tmp_path / "a" / "c.0"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match="c.0"):
@@ -64,8 +99,8 @@ def test_another_length_is_found(tmp_path, damage):
 
 
 def test_an_intact_file_of_another_save_is_found(tmp_path):
-    entry = arraystore.write(tmp_path / "a", np.ones(5, np.float32))
-    arraystore.write(tmp_path / "b", np.full(5, 2, np.float32))
+    entry = write(tmp_path / "a", np.ones(5, np.float32))
+    write(tmp_path / "b", np.full(5, 2, np.float32))
     (tmp_path / "b" / "c.0").replace(tmp_path / "a" / "c.0")
     with pytest.raises(ValueError, match="c.0 is not the file that was saved"):
         arraystore.read(tmp_path / "a", entry)

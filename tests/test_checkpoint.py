@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import random
@@ -5,14 +6,16 @@ import runpy
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from moviegen import arraystore, checkpoint
+from moviegen import arraystore, checkpoint, sharding
 from moviegen.errors import DataError
+from moviegen.mesh import Group
 
 SAVER = Path(__file__).with_name("checkpoint_saver.py")
 saver = runpy.run_path(str(SAVER))
@@ -208,6 +211,63 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, where):
     assert_same(checkpoint.load(tmp_path)[0], trees_of(1))
     save(tmp_path, 2, keep=1)
     assert steps_in(tmp_path) == ["step-00000002"]
+
+
+def save_as_ranks(folder, step, trees, size, token, fails=None):
+    """Every rank's part of a save, each in a thread of its own; what each of them raised."""
+
+    def rank(r):
+        group = Group("", size, r)
+        mine = {
+            tree: {path: sharding.part(x.shape, sharding.cut(x, group), group) for path, x in values.items()}
+            for tree, values in trees.items()
+        }
+        if r == fails:
+            mine["params"] = dict.fromkeys(mine["params"])  # None cannot be written
+        checkpoint.save(folder, step, mine, {"samples_seen": step}, 2, group, token)
+
+    with ThreadPoolExecutor(size) as pool:
+        return [future.exception() for future in [pool.submit(rank, r) for r in range(size)]]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_ranks_save_their_parts_of_one_checkpoint_that_any_number_of_ranks_reads(tmp_path, size):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 3), "blocks/0/q": (5, 12), "b": (7,), "one": (1, 1)}
+    trees = {
+        tree: {path: rng.standard_normal(s).astype(np.float32) for path, s in shapes.items()} for tree in ("p", "q")
+    }
+    for step in (1, 2):
+        assert save_as_ranks(tmp_path, step, trees, size, f"t{step}") == [None] * size
+    assert steps_in(tmp_path) == ["step-00000001", "step-00000002"]
+    found, meta = checkpoint.load(tmp_path)
+    assert_same(found, trees)
+    assert meta == {"samples_seen": 2, "step": 2}
+    for other in (1, 2, 5):
+        for group in (Group("", other, rank) for rank in range(other)):
+            own = checkpoint.load(tmp_path, where=functools.partial(sharding.bounds, group=group))[0]
+            for tree, values in trees.items():
+                for path, x in values.items():
+                    np.testing.assert_array_equal(own[tree][path], x[sharding.bounds(x.shape, group)])
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_rank_that_cannot_write_its_part_leaves_the_last_checkpoint(tmp_path, fails):
+    trees = {"params": {"a": np.ones((4, 3), np.float32)}}
+    save_as_ranks(tmp_path, 1, trees, 2, "t1")
+    raised = save_as_ranks(tmp_path, 2, trees, 2, "t2", fails=fails)
+    assert all(raised), raised
+    assert steps_in(tmp_path) == ["step-00000001", "step-00000002.tmp-t2.failed"]  # tells the other ranks
+    assert_same(checkpoint.load(tmp_path)[0], trees)
+    assert save_as_ranks(tmp_path, 2, trees, 2, "t3") == [None, None]
+    assert steps_in(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_save_in_the_background_says_what_went_wrong(tmp_path):
+    assert checkpoint.save_in_background(tmp_path, 1, trees_of(1), {}).result() == tmp_path / "step-00000001"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write the checkpoint"):
+        checkpoint.save_in_background(tmp_path / "file", 1, trees_of(1), {}).result()
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen import config as configs
-from moviegen import mesh
+from moviegen import mesh as meshes
 from moviegen.data import clips, synthetic, video
 from moviegen.errors import ConfigError
 
@@ -55,13 +55,13 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
     }
     splits = _splits(config)
     claim(folder, manifest, "data.latent_cache")
-    if mesh.rank() == 0:
+    if meshes.rank() == 0:
         _build(folder, splits, weights, config)
     files = [folder / f"{name}.npy" for name in splits]
     # Ranks that do not build wait here: MindSpore's collectives on CPU wait 30 s and no longer.
     while not all(file.is_file() for file in files):
         time.sleep(0.5)
-    mesh.barrier()
+    meshes.barrier(meshes.current().world)
     latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
     captions = {name: [caption for _, caption in samples()] for name, (samples, _) in splits.items()}
     return LatentSet(latents, captions, *_statistics(latents["video"]))
@@ -88,7 +88,7 @@ def claim(folder: Path, manifest: dict, key: str) -> None:
             raise ConfigError(
                 f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or change {key}"
             )
-    elif mesh.rank() == 0:
+    elif meshes.rank() == 0:
         configs.write_json(manifest, path)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend, checkpoint, mesh, optim, reconstruction
+from moviegen import backend, checkpoint, collectives, optim, reconstruction
+from moviegen import mesh as meshes
 from moviegen.data import crops, video
 from moviegen.models import tae, tae_linear
 from moviegen.writers import Writer
@@ -18,18 +19,18 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     Starts from the newest checkpoint in `workdir`, else from the weights that `train.init_from` names (a safetensors file
     or a checkpoint folder), else from a linear autoencoder fitted to `train.linear_start` clips, else from random ones.
     """
-    workdir, steps = Path(workdir), config.train.steps
+    workdir, steps, world = Path(workdir), config.train.steps, meshes.current().world
     folder = workdir / "checkpoints"
     start, params, average, state = _start(config, folder)
-    writer = Writer(workdir, name, resume_step=start, rank=mesh.rank())
+    writer = Writer(workdir, name, resume_step=start, rank=world.rank)
     source = crops.source(config.data)
     weights = dict(config.loss)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))
     metrics: dict[str, float] = {}
     for step in range(start, steps):
-        clips = crops.batch(source, config.data, config.seed, step, config.train.batch_size, mesh.rank(), mesh.ranks())
-        losses, grads = tae.loss_and_grads(params, config.tae, clips, _noise(config, step, clips), weights)
-        losses, grads = mesh.all_reduce_mean(losses), mesh.all_reduce_mean(grads)
+        clips = crops.batch(source, config.data, config.seed, step, config.train.batch_size, world.rank, world.size)
+        losses, grads = tae.loss_and_grads(params, config.tae, clips, _noise(config, step, clips, world.rank), weights)
+        losses, grads = collectives.mean_tree(world, losses), collectives.mean_tree(world, grads)
         norm = optim.global_norm(grads)
         lr = optim.learning_rate(config.optim, step, steps)
         optim.adamw_update(params, grads, state, step, lr, config.optim, norm)
@@ -51,13 +52,13 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
             # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
             metrics = reconstruction.evaluate(average, config.tae, heldout())
             writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
-            if mesh.rank() == 0:
+            if world.rank == 0:
                 print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
-        if (done % config.train.checkpoint_every == 0 or done == steps) and mesh.rank() == 0:
+        if (done % config.train.checkpoint_every == 0 or done == steps) and world.rank == 0:
             trees = {"params": params, "ema": average, "opt/m": state["m"], "opt/v": state["v"]}
             checkpoint.save(folder, done, trees, {"step": done}, config.train.keep_checkpoints)
-    mesh.barrier()
-    if mesh.rank() != 0:
+    meshes.barrier(world)
+    if world.rank != 0:
         return metrics
     path = checkpoint.export_safetensors(backend.to_numpy(average), workdir / "tae.safetensors", "float16")
     _show(writer, steps, average, config, heldout())
@@ -112,9 +113,9 @@ def _linear_start(config: Any) -> dict[str, Any]:
     return tae_linear.init(config.tae, drawn, config.seed)
 
 
-def _noise(config: Any, step: int, clips: np.ndarray) -> np.ndarray:
+def _noise(config: Any, step: int, clips: np.ndarray, rank: int) -> np.ndarray:
     b, _, t, h, w = clips.shape
-    shape, first = (config.tae.latent_channels, -(-t // 8), h // 8, w // 8), mesh.rank() * b
+    shape, first = (config.tae.latent_channels, -(-t // 8), h // 8, w // 8), rank * b
     return np.stack(
         [np.random.default_rng([config.seed, step, first + i, 1]).standard_normal(shape, np.float32) for i in range(b)]
     )

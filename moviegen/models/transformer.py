@@ -7,15 +7,16 @@ choose between the paper's arithmetic (True, "layer") and that of the seed's che
 """
 
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen import backend, flow, layerwise, tree
+from moviegen import backend, collectives, flow, layerwise, sharding, tree
 from moviegen.errors import ConfigError
+from moviegen.mesh import ONE, Mesh
 from moviegen.models import transformer_stages as stages
 
 Params = dict[str, ms.Tensor]
@@ -49,12 +50,13 @@ def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
     return table | {"final/modulation": (2, d), "final/norm": (d,), "final/proj": (patch, d)}
 
 
-def init(cfg: Any, seed: int) -> Params:
+def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | None = None) -> Params:
     """Random parameters: matrices N(0, weight_std), positions N(0, position_std), tables of modulation N(0, 1/d).
 
     Both deviations are 0.02 unless the config has others. The output projection is zero, so the velocity is 0.
 
-    Each is drawn from (seed, its path) alone: adding a parameter changes no other.
+    Each is drawn from (seed, its path) alone: adding a parameter changes no other. `place(path, array)` makes a tensor of
+    each before the next is drawn, so that a rank can keep its shard and never hold the whole model.
     """
     params = {}
     for path, shape in shapes(cfg).items():
@@ -69,7 +71,7 @@ def init(cfg: Any, seed: int) -> Params:
             else:
                 std = cfg.get("position_std" if path.startswith("position/") else "weight_std", 0.02)
             value = np.float32(std) * rng.standard_normal(shape, dtype=np.float32)
-        params[path] = backend.tensor(value)
+        params[path] = place(path, value) if place else backend.tensor(value)
     return params
 
 
@@ -93,55 +95,65 @@ def interpolate_positions(params: Mapping[str, Any], cfg: Any) -> Params:
     return grown
 
 
-def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text) -> ms.Tensor:
+def apply(
+    params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, mesh: Mesh = ONE, zero_stage: int = 0
+) -> ms.Tensor:
     """Velocity (b c t h w) of latents (b c t h w) at flow times t (b,), 0 = noise.
 
-    text: {encoder: (embeddings (b l width), mask (b l) with 1 = token, or None = all are)}. Raises ConfigError for
+    text: {encoder: (embeddings (b l width), mask (b l) with 1 = token, or None = all are)}. On a mesh the ranks of a
+    sequence are given the same inputs and share the work; at zero_stage 3 params are shards. Raises ConfigError for
     inputs that do not fit the config.
     """
-    params, latents, t, text, mask = _check(params, cfg, latents, t, text)
-    prologue, block, dtype = _stages(cfg, bool(mask))
-    x, pos, time, modulation, context = layerwise.run(prologue, _outer(params), latents, t, *text, *mask)
+    params, latents, t, text, mask = _check(params, cfg, latents, t, text, zero_stage == 3 and mesh.shard.size > 1)
+    model = _stages(cfg, latents.shape, bool(mask), mesh, zero_stage)
+    x, pos, time, modulation, context = layerwise.run(model.prologue, _outer(params), latents, t, *text, *mask)
     for i in range(cfg.num_layers):
-        x = layerwise.run(block, tree.sub(params, f"blocks/{i}"), x, pos, modulation, context, *mask)
-    patch = tuple(cfg.patch_size)
-    grid = tuple(n // p for n, p in zip(latents.shape[2:], patch, strict=True))
-    return layerwise.run(stages.make_epilogue(patch, grid, cfg.norm_eps, dtype), tree.sub(params, "final"), x, time)
+        x = layerwise.run(model.block, tree.sub(params, f"blocks/{i}"), x, pos, modulation, context, *mask)
+    return layerwise.run(model.epilogue, tree.sub(params, "final"), x, time)
 
 
 def loss_and_grads(
-    params: Mapping[str, Any], cfg: Any, latents: Any, noise: Any, t: Any, text: Text
+    params: Mapping[str, Any],
+    cfg: Any,
+    latents: Any,
+    noise: Any,
+    t: Any,
+    text: Text,
+    mesh: Mesh = ONE,
+    zero_stage: int = 0,
 ) -> tuple[ms.Tensor, Params]:
     """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
 
-    latents and noise (b c t h w), t (b,), text as in `apply`. Only the blocks' inputs are kept for the way back.
+    latents and noise (b c t h w), t (b,), text as in `apply`: this rank's part of the batch. Only the blocks' inputs are
+    kept for the way back. On a mesh both results are those of the whole batch; the gradients are whole at zero_stage 0
+    and 1, shards at 2 and 3.
     """
-    params, latents, t, text, mask = _check(params, cfg, latents, t, text)
+    params, latents, t, text, mask = _check(params, cfg, latents, t, text, zero_stage == 3 and mesh.shard.size > 1)
     noise = backend.tensor(noise)
     if noise.shape != latents.shape:
         raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
-    prologue, block, dtype = _stages(cfg, bool(mask))
+    model = _stages(cfg, latents.shape, bool(mask), mesh, zero_stage)
+    reduce = sharding.reducer(mesh, zero_stage)
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
-    outputs, prologue_pull = layerwise.vjp(prologue, _outer(params), noisy, t, *text, *mask, wrt=0)
+    outputs, prologue_pull = layerwise.vjp(model.prologue, _outer(params), noisy, t, *text, *mask, wrt=0)
     x, pos, time, modulation, context = outputs
     pulls = []
     for i in range(cfg.num_layers):
         weights = tree.sub(params, f"blocks/{i}")
-        x, pull = layerwise.vjp(block, weights, x, pos, modulation, context, *mask, wrt=4)
+        x, pull = layerwise.vjp(model.block, weights, x, pos, modulation, context, *mask, wrt=4)
         pulls.append(pull)
-    loss_fn = stages.make_loss(tuple(cfg.patch_size), cfg.norm_eps, dtype)
-    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(loss_fn, tree.sub(params, "final"), x, time, target, wrt=2)
+    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(model.loss, tree.sub(params, "final"), x, time, target, wrt=2)
 
-    grads = tree.join({"final": dfinal})
+    grads = tree.join({"final": reduce(dfinal)})
     shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
     for i in reversed(range(cfg.num_layers)):
         dblock, (dx, *dshared) = pulls.pop()(dx)
-        grads |= tree.join({f"blocks/{i}": dblock})
+        grads |= tree.join({f"blocks/{i}": reduce(dblock)})
         shared = [total + part for total, part in zip(shared, dshared, strict=True)]
     dpos, dmodulation, dcontext = shared
     douter, _ = prologue_pull(dx, dpos, dtime, dmodulation, dcontext)
-    return loss, grads | douter
+    return collectives.all_reduce(mesh.world)(loss), grads | reduce(douter)
 
 
 def _encoders(cfg: Any) -> tuple[str, ...]:
@@ -153,11 +165,36 @@ def _outer(params: Params) -> Params:
     return {path: value for path, value in params.items() if not path.startswith(("blocks/", "final/"))}
 
 
-def _stages(cfg: Any, masked: bool) -> tuple:
+class _Stages(NamedTuple):
+    prologue: Any
+    block: Any
+    epilogue: Any
+    loss: Any
+
+
+def _stages(cfg: Any, shape: tuple[int, ...], masked: bool, mesh: Mesh, zero_stage: int) -> _Stages:
+    """The stages for latents of `shape`, on shards of their parameters where the mesh has them sharded."""
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
-    eps = cfg.norm_eps
-    prologue = stages.make_prologue(tuple(cfg.patch_size), _encoders(cfg), cfg.text_norm, eps, masked, dtype)
-    return prologue, stages.make_block(cfg.num_heads, eps, cfg.cross_attention_norm, masked, dtype), dtype
+    eps, patch = cfg.norm_eps, tuple(cfg.patch_size)
+    part = stages.Part(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), mesh.sequence)
+    found = _Stages(
+        stages.make_prologue(
+            patch, part, tuple(cfg.position_lengths), _encoders(cfg), cfg.text_norm, eps, masked, dtype
+        ),
+        stages.make_block(cfg.num_heads, part, eps, cfg.cross_attention_norm, masked, dtype),
+        stages.make_epilogue(patch, part, eps, dtype),
+        stages.make_loss(patch, part, mesh.batch.size, eps, dtype),
+    )
+    if zero_stage < 3 or mesh.shard.size == 1:
+        return found
+    table = shapes(cfg)
+    parts = (_outer(table), tree.sub(table, "blocks/0"), tree.sub(table, "final"), tree.sub(table, "final"))
+    return _Stages(
+        *(
+            sharding.gathered(stage, mesh.shard, tuple(sorted(own.items())), dtype)
+            for stage, own in zip(found, parts, strict=True)
+        )
+    )
 
 
 def _check_config(cfg: Any) -> None:
@@ -172,7 +209,7 @@ def _check_config(cfg: Any) -> None:
         raise ConfigError(f"text_dims names {', '.join(cfg.text_dims) or 'nothing'}: expected {', '.join(ENCODERS)}")
 
 
-def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text) -> tuple:
+def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, sharded: bool) -> tuple:
     """Parameters, latents, times, embeddings by encoder and [mask (b m 1)] or [] as tensors that fit together."""
     wanted = shapes(cfg)
     if params.keys() != wanted.keys():
@@ -196,7 +233,7 @@ def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text
                 f"latents have {size // patch} patches along {axis}, position_lengths[{i}] is {length}: raise it "
                 "(interpolate_positions grows the tables of trained parameters)"
             )
-        if rows != length:
+        if rows != length and not sharded:
             raise ConfigError(
                 f"position/{axis} has {rows} rows, position_lengths[{i}] is {length}: pass the parameters through "
                 "interpolate_positions"

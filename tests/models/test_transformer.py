@@ -157,13 +157,14 @@ def test_velocity_equals_a_numpy_model(cfg, masked):
     np.testing.assert_allclose(velocity, numpy_velocity(params, cfg, latents, t, text), atol=2e-4)
 
 
-def whole_loss(cfg, masked):
+def whole_loss(cfg, grid, masked):
     """The loss as one function of positional tensors for MindSpore's own autodiff, with no help of layerwise.py."""
     paths = tuple(transformer.shapes(cfg))
     encoders, patch = ("ul2", "metaclip", "byt5"), tuple(cfg.patch_size)
-    prologue = stages.make_prologue(patch, encoders, cfg.text_norm, cfg.norm_eps, masked, "float32")
-    block = stages.make_block(cfg.num_heads, cfg.norm_eps, cfg.cross_attention_norm, masked, "float32")
-    loss = stages.make_loss(patch, cfg.norm_eps, "float32")
+    part, lengths = stages.Part(grid), tuple(cfg.position_lengths)
+    prologue = stages.make_prologue(patch, part, lengths, encoders, cfg.text_norm, cfg.norm_eps, masked, "float32")
+    block = stages.make_block(cfg.num_heads, part, cfg.norm_eps, cfg.cross_attention_norm, masked, "float32")
+    loss = stages.make_loss(patch, part, 1, cfg.norm_eps, "float32")
 
     def run(noisy, t, target, text, mask, *values):
         p = dict(zip(paths, values, strict=True))
@@ -183,7 +184,7 @@ def test_gradients_equal_plain_autodiff_and_none_is_missing(cfg, masked):
     noise = np.random.default_rng(2).standard_normal(latents.shape).astype(np.float32)
     loss, grads = transformer.loss_and_grads(params, cfg, latents, noise, t, text)
 
-    paths, run = whole_loss(cfg, masked)
+    paths, run = whole_loss(cfg, (2, 2, 3), masked)
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
     embeddings = tuple(ms.Tensor(text[name][0]) for name in LENGTHS)
     mask = ()

@@ -1,0 +1,101 @@
+"""Collectives over a group of ranks, in eager and in compiled code; gradients pass through all of them.
+
+Each builder gives one function of a tensor, the identity on a group of one. MindSpore's CPU backend has AllReduce alone on
+any group, so there the others are composed from it; on Ascend they are the native primitives, which have never run for
+want of a card. Either way the gradient is the transposed collective: a gather's is a scatter of sums, and so on.
+"""
+
+import functools
+from collections.abc import Callable
+
+import mindspore as ms
+from mindspore import ops
+
+from moviegen import backend
+from moviegen.mesh import Group
+
+ON_ASCEND = backend.device() == "Ascend"
+Collective = Callable[[ms.Tensor], ms.Tensor]
+
+
+def _identity(x):
+    return x
+
+
+@functools.cache
+def all_reduce(group: Group) -> Collective:
+    """Sum over the group of x, on every rank."""
+    return _identity if group.size == 1 else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+
+
+@functools.cache
+def all_gather(group: Group, axis: int = 0) -> Collective:
+    """Every rank's x side by side along `axis`, in order of rank, on every rank. All have one shape."""
+    if group.size == 1:
+        return _identity
+    before, after = group.rank, group.size - 1 - group.rank
+    if ON_ASCEND:
+        native = ops.AllGather(group.name)
+
+        def gather(x):
+            if axis == 0:
+                return native(x)
+            return ops.concat(ops.unstack(native(ops.expand_dims(x, 0)), 0), axis)
+
+        return gather
+    reduce = all_reduce(group)
+
+    def place_and_sum(x):
+        empty = ops.zeros_like(x)
+        return reduce(ops.concat((empty,) * before + (x,) + (empty,) * after, axis))
+
+    return place_and_sum
+
+
+@functools.cache
+def reduce_scatter(group: Group, axis: int = 0) -> Collective:
+    """This rank's piece, of group.size equal ones along `axis`, of the sum over the group of x."""
+    if group.size == 1:
+        return _identity
+    size, rank = group.size, group.rank
+    if ON_ASCEND:
+        native = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
+
+        def scatter(x):
+            if axis == 0:
+                return native(x)
+            return native(ops.stack(ops.split(x, x.shape[axis] // size, axis), 0))[0]
+
+        return scatter
+    reduce = all_reduce(group)
+
+    def sum_and_take(x):
+        return ops.split(reduce(x), x.shape[axis] // size, axis)[rank]
+
+    return sum_and_take
+
+
+@functools.cache
+def all_to_all(group: Group, split: int, concat: int) -> Collective:
+    """Cuts x along axis `split` into a piece for every rank; joins the pieces that came here along `concat`.
+
+    Going back is `all_to_all(group, concat, split)`.
+    """
+    if group.size == 1:
+        return _identity
+    size, rank = group.size, group.rank
+    if ON_ASCEND:
+        return ops.AlltoAll(size, split, concat, group.name)
+    gather = all_gather(group, concat)
+
+    def gather_and_take(x):
+        return ops.split(gather(x), x.shape[split] // size, split)[rank]
+
+    return gather_and_take
+
+
+def mean_tree(group: Group, tree: dict[str, ms.Tensor]) -> dict[str, ms.Tensor]:
+    """The mean over the group of every tensor of a tree."""
+    if group.size == 1:
+        return tree
+    return {path: all_reduce(group)(value) / group.size for path, value in tree.items()}

@@ -1,0 +1,48 @@
+"""Run as several ranks, or alone: trains the same few steps on every mesh named, each into a folder of its name.
+
+check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 ...    # mesh / ZeRO stage
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments import common  # noqa: E402
+from moviegen import mesh as meshes  # noqa: E402
+from moviegen.jobs import train  # noqa: E402
+
+
+def experiment(folder: Path, steps: int):
+    """Text to video at 4 x 5 x 5 latents: 18 tokens, which four ranks do not divide."""
+    config = common.shrink(common.stage("1b", 2))
+    config.model = common.transformer(
+        "tiny", hidden_size=24, num_layers=2, num_heads=4, ffn_size=36, position_lengths=(2, 3, 3)
+    )
+    config.data.update(height=48, width=48, num_frames=16, num_samples=8, latent_cache=str(folder / "latents"))
+    config.data.update(text_drop_prob=0.3, image_fraction=0.3)
+    config.optim.update(accumulate=2, learning_rate=0.01, eps=1e-3, clip_norm=0.5, warmup_steps=2)
+    config.ema.decay = 0.8
+    config.train.update(steps=steps, batch_size=8, checkpoint_every=2, validate_every=steps, keep_checkpoints=3)
+    return config
+
+
+def main(folder: str, steps: str, *wanted: str) -> None:
+    folder = Path(folder)
+    if meshes.ranks() > 1:
+        meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
+    for name in wanted:
+        text, stage = name.split("/")
+        sizes = dict(item.split("=") for item in text.split(","))
+        axes = {axis: int(sizes.get(axis, 1)) for axis in meshes.AXES}
+        size = axes["data"] * axes["zero"] * axes["sp"]
+        meshes.adopt(meshes.make(axes, range(size)) if size > 1 else meshes.ONE)
+        config = experiment(folder, int(steps))
+        config.train.zero_stage = int(stage)
+        # With one rank's mesh every rank trains alone: one that only waited would wait longer than collectives do.
+        alone = f"-by-{meshes.rank()}" if size == 1 and meshes.rank() else ""
+        train.run(config, folder / (name.replace("/", "-") + alone))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

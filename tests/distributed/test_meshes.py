@@ -1,0 +1,42 @@
+"""Five optimizer steps give the same losses and the same weights on every mesh and at every ZeRO stage."""
+
+import numpy as np
+import pytest
+
+from moviegen import checkpoint
+from moviegen.writers import read_metrics
+from tests.distributed import ranks
+
+TWO = ("data=2/0", "zero=2/1", "zero=2/2", "zero=2/3", "sp=2/3", "sp=2/0")
+FOUR = ("zero=2,sp=2/3", "data=2,sp=2/3", "sp=4/3", "data=2,zero=2/2")
+
+
+def compare(folder, names):
+    one, meta = checkpoint.load(folder / "data=1-0" / "checkpoints")
+    losses = [line["train/video_loss"] for line in read_metrics(folder / "data=1-0") if "train/video_loss" in line]
+    heldout = [line["train/heldout_loss"] for line in read_metrics(folder / "data=1-0") if "train/heldout_loss" in line]
+    assert meta["step"] == 5 and len(losses) >= 2 and len(heldout) == 1
+    for name in names:
+        other, its_meta = checkpoint.load(folder / name.replace("/", "-") / "checkpoints")
+        assert its_meta == meta
+        lines = read_metrics(folder / name.replace("/", "-"))
+        np.testing.assert_allclose(
+            [line["train/video_loss"] for line in lines if "train/video_loss" in line], losses, atol=1e-5, err_msg=name
+        )
+        np.testing.assert_allclose(
+            [line["train/heldout_loss"] for line in lines if "train/heldout_loss" in line], heldout, atol=1e-5
+        )
+        assert other.keys() == one.keys()
+        for tree, values in one.items():
+            assert other[tree].keys() == values.keys()
+            for path, value in values.items():
+                atol = 1e-5 * max(abs(value).max(), 1e-3)
+                np.testing.assert_allclose(
+                    other[tree][path], value, rtol=1e-5, atol=atol, err_msg=f"{name} {tree}/{path}"
+                )
+
+
+@pytest.mark.parametrize(("count", "names"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
+def test_every_mesh_trains_as_one_rank_does(tmp_path, count, names):
+    ranks.run("check_meshes.py", count, tmp_path, str(tmp_path), "5", "data=1/0", *names)
+    compare(tmp_path, names)

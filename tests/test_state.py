@@ -1,0 +1,79 @@
+"""The state of a run on one rank, and how another mesh picks it up; all meshes train alike in tests/distributed."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from moviegen import backend, optim, sharding
+from moviegen import state as states
+from moviegen.mesh import ONE, Group, Mesh
+
+SHAPES = {"blocks/0/q": (5, 4), "norm": (3,), "modulation": (6, 2)}
+CONFIG = ConfigDict(
+    dict(
+        optim=dict(betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, no_decay="norm", clip_norm=1.0),
+        ema=dict(decay=0.5),
+        train=dict(keep_checkpoints=2),
+    )
+)
+
+
+def trees(seed):
+    rng = np.random.default_rng(seed)
+    return {path: rng.standard_normal(shape).astype(np.float32) for path, shape in SHAPES.items()}
+
+
+@pytest.fixture
+def trained():
+    """Two steps on one rank."""
+    layout = states.Layout(SHAPES, ONE, 3)
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+    for step in range(2):
+        states.update(state, backend.to_tensors(trees(1 + step)), step, 0.1, CONFIG, layout)
+    return layout, state
+
+
+def test_update_is_adamw_and_the_average_follows(trained):
+    _, state = trained
+    params = backend.to_tensors(trees(0))
+    average, moments = backend.to_tensors(trees(0)), optim.init_state(params)
+    for step in range(2):
+        grads = backend.to_tensors(trees(1 + step))
+        optim.adamw_update(params, grads, moments, step, 0.1, CONFIG.optim, optim.global_norm(grads))
+        optim.ema_update(average, params, min(0.5, (1 + step) / (10 + step)))
+    for path in SHAPES:
+        np.testing.assert_array_equal(state.params[path].asnumpy(), params[path].asnumpy())
+        np.testing.assert_array_equal(state.average[path].asnumpy(), average[path].asnumpy())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_any_mesh_picks_up_what_one_rank_saved(trained, tmp_path, size):
+    layout, state = trained
+    states.save(tmp_path, 2, state, {"note": 1}, CONFIG, layout).result()
+    for rank in range(size):
+        group = Group("", size, rank)
+        other = states.Layout(SHAPES, Mesh(zero=size, world=group, shard=group), 3)
+        found, meta = states.restore(tmp_path, 2, other)
+        assert meta == {"note": 1, "step": 2}
+        for mine, whole in (
+            (found.params, state.params),
+            (found.average, state.average),
+            (found.moments["m"], state.moments["m"]),
+            (found.moments["v"], state.moments["v"]),
+        ):
+            assert mine.keys() == SHAPES.keys()
+            for path, value in mine.items():
+                np.testing.assert_array_equal(value.asnumpy(), sharding.cut(whole[path].asnumpy(), group))
+
+
+def test_what_is_saved_is_what_was_when_save_returned(trained, tmp_path):
+    """On CPU a tensor's numpy array is its own memory, which the next update changes while the file is written."""
+    layout, state = trained
+    before = {path: value.asnumpy().copy() for path, value in state.params.items()}
+    saving = states.save(tmp_path, 2, state, {}, CONFIG, layout)
+    states.update(state, backend.to_tensors(trees(9)), 2, 0.1, CONFIG, layout)
+    saving.result()
+    found, _ = states.restore(tmp_path, 2, layout)
+    for path, value in found.params.items():
+        np.testing.assert_array_equal(value.asnumpy(), before[path])
+        assert abs(state.params[path].asnumpy() - before[path]).max() > 0
