@@ -176,6 +176,9 @@ def stage(size: str, number: int) -> ConfigDict:
                 # ZeRO over the mesh's zero x sp: 1 shards the optimizer's state and the average, 2 gradients too, 3
                 # parameters too; 0 none. The seed runs 30B with 3.
                 zero_stage=3,
+                # Moments and average in host memory: 30B in float32 is 120 GB each of weights, gradients, two moments and
+                # average, 75 GB a card on 8 cards with all of them on the card, 30 GB so.
+                offload_optimizer=size == "30b",
             ),
             ema=dict(decay=0.9999),  # in float32; the seed's bfloat16 average never moves
             sample=dict(

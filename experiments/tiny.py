@@ -110,6 +110,7 @@ def _train(steps: int, batch_size: int) -> dict:
         keep_checkpoints=1,
         validate_every=100,
         zero_stage=3,
+        offload_optimizer=False,
         init_from="",  # the demo joins its stages up: t2v starts from t2i, tae from data.tae_weights
     )
 

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
                 steps=3600,
                 batch_size=2,
                 log_every=10,
+                zero_stage=1,  # the optimizer's state over the mesh's zero axis; 2 gradients too, 3 weights too
                 validate_every=200,
                 checkpoint_every=100,
                 keep_checkpoints=2,

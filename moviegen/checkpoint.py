@@ -133,6 +133,23 @@ def load(
     what any other wrote, and no more than it needs. All that is read is checked: DataError names the damaged array
     and the step to go back to.
     """
+    path, manifest, way_back = _open(folder, step)
+    try:
+        trees = manifest["trees"] if select is None else _select(path, manifest["trees"], select)
+        arrays = treestore.read(path, trees, dtype, where)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {arraystore.reason(error)}. {way_back()}") from error
+    return arrays, {**manifest["meta"], "step": manifest["step"]}
+
+
+def shapes(folder: str | Path, step: int | None = None) -> dict[str, dict[str, tuple[int, ...]]]:
+    """{tree: {path: shape}} of a checkpoint, the newest unless `step` is given; reads its manifest alone."""
+    trees = _open(folder, step)[1]["trees"]
+    return {tree: {name: tuple(entry["shape"]) for name, entry in entries.items()} for tree, entries in trees.items()}
+
+
+def _open(folder: str | Path, step: int | None) -> tuple[Path, dict, Callable[[], str]]:
+    """A checkpoint's path, its manifest, and what can be done should the rest of it be damaged."""
     folder, named = _place(folder)
     committed = _committed(folder)
     if not committed:
@@ -140,13 +157,14 @@ def load(
     step = next(n for n in (step, named, max(committed)) if n is not None)
     if step not in committed:
         raise DataError(f"{folder}: no checkpoint of step {step}, expected one of {sorted(committed)}")
+
+    def way_back():
+        return _way_back(committed, step)
+
     try:
-        manifest = _read_manifest(committed[step])
-        trees = manifest["trees"] if select is None else _select(committed[step], manifest["trees"], select)
-        arrays = treestore.read(committed[step], trees, dtype, where)
+        return committed[step], _read_manifest(committed[step]), way_back
     except (OSError, ValueError) as error:
-        raise DataError(f"{committed[step]}: {arraystore.reason(error)}. {_way_back(committed, step)}") from error
-    return arrays, {**manifest["meta"], "step": step}
+        raise DataError(f"{committed[step]}: {arraystore.reason(error)}. {way_back()}") from error
 
 
 def _place(folder: str | Path) -> tuple[Path, int | None]:

@@ -94,8 +94,14 @@ def all_to_all(group: Group, split: int, concat: int) -> Collective:
     return gather_and_take
 
 
-def mean_tree(group: Group, tree: dict[str, ms.Tensor]) -> dict[str, ms.Tensor]:
-    """The mean over the group of every tensor of a tree."""
+@functools.cache
+def broadcast(group: Group) -> Collective:
+    """The first rank's x on every rank; all must have its shape."""
     if group.size == 1:
-        return tree
-    return {path: all_reduce(group)(value) / group.size for path, value in tree.items()}
+        return _identity
+    reduce, mine = all_reduce(group), float(group.rank == 0)
+
+    def from_first(x):
+        return reduce(x * mine)
+
+    return from_first

@@ -122,18 +122,25 @@ def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any) -> Any
     return x
 
 
-def chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, input_grad: bool = True) -> tuple[Any, Callable]:
+def chain(
+    params: Mapping[str, Any],
+    segments: Sequence[Any],
+    x: Any,
+    input_grad: bool = True,
+    reduce: Callable[[dict], dict] = dict,
+) -> tuple[Any, Callable]:
     """`run_chain` to be differentiated: one compiled graph per distinct fn and shape, only the segments' inputs are kept.
 
-    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`.
+    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`. `reduce` is given
+    each segment's gradients as soon as they exist.
     """
     pulls = []
     for segment in segments:
         needed = bool(pulls) or input_grad
         if isinstance(segment, Residual):
-            x, pull = _residual(params, segment, x, needed)
+            x, pull = _residual(params, segment, x, needed, reduce)
         else:
-            x, pull = _link(params, *segment, x, needed)
+            x, pull = _link(params, *segment, x, needed, reduce)
         pulls.append(pull)
 
     def pullback(dout):
@@ -146,19 +153,19 @@ def chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, input_grad
     return x, pullback
 
 
-def _link(params, fn, names, x, input_grad):
+def _link(params, fn, names, x, input_grad, reduce):
     out, pull = vjp(fn, {name: params[path] for name, path in names.items()}, x, wrt=int(input_grad))
 
     def pullback(dout):
         found, dx = pull(dout)
-        return {names[name]: g for name, g in found.items()}, dx[0] if dx else None
+        return reduce({names[name]: g for name, g in found.items()}), dx[0] if dx else None
 
     return out, pullback
 
 
-def _residual(params, segment, x, input_grad):
-    out, pull_branch = chain(params, segment.branch, x, input_grad)
-    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad)
+def _residual(params, segment, x, input_grad, reduce):
+    out, pull_branch = chain(params, segment.branch, x, input_grad, reduce)
+    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad, reduce)
 
     def pullback(dout):
         grads, dx = pull_branch(dout)

@@ -150,8 +150,7 @@ def agree(value: int, group: Group) -> int:
 
     from moviegen import backend, collectives
 
-    mine = backend.tensor(np.float32([value if group.rank == 0 else 0]))
-    return int(collectives.all_reduce(group)(mine).asnumpy()[0])
+    return int(collectives.broadcast(group)(backend.tensor(np.float32([value]))).asnumpy()[0])
 
 
 def barrier(group: Group) -> None:
@@ -162,21 +161,20 @@ def barrier(group: Group) -> None:
 def violations(axes: dict[str, int], config: Any, job: str) -> list[str]:
     """Every rule of the mesh that an experiment breaks, each with what would mend it."""
     found, parts = [], axes["data"] * axes["zero"]
-    if job != "train":
-        found += [
-            f"{name}={axes[name]}: the job {job!r} runs data parallel only" for name in ("zero", "sp") if axes[name] > 1
-        ]
-    elif config.model.num_heads % axes["sp"]:
+    if job == "train_tae" and axes["sp"] > 1:
+        found.append(f"sp={axes['sp']}: the autoencoder has no sequence to split, use zero or data")
+    if job in ("train", "sample") and config.model.num_heads % axes["sp"]:
         found.append(
             f"sp={axes['sp']} does not divide model.num_heads = {config.model.num_heads}, and each rank of a sequence "
             "attends with its share of the heads"
         )
-    if job == "train" and config.train.zero_stage not in range(4):
-        found.append(f"train.zero_stage is {config.train.zero_stage}, expected 0, 1, 2 or 3")
-    pieces = parts * config.get("optim", {}).get("accumulate", 1)
-    if job == "train" and config.train.batch_size % pieces:
-        found.append(
-            f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
-            f"{axes['zero']} x optim.accumulate {config.optim.accumulate}"
-        )
+    if job in ("train", "train_tae"):
+        if config.train.zero_stage not in range(4):
+            found.append(f"train.zero_stage is {config.train.zero_stage}, expected 0, 1, 2 or 3")
+        pieces = parts * (config.optim.accumulate if job == "train" else 1)
+        if config.train.batch_size % pieces:
+            found.append(
+                f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
+                f"{axes['zero']} x optim.accumulate"
+            )
     return found

@@ -1,7 +1,8 @@
 """AdamW on float32 trees, in place: schedules, decoupled decay by regex, global-norm clipping, exponential averages.
 
 State is a pair of trees like the parameters. MindSpore's fused Adam kernel updates its operands' memory, so weights and
-moments exist once; plain functional updates would hold all three twice.
+moments exist once; plain functional updates would hold all three twice. Moments and averages that are numpy arrays live
+in host memory: one part of the model at a time is brought to the device, updated and taken back.
 """
 
 import functools
@@ -21,9 +22,10 @@ Tree = dict[str, ms.Tensor]
 _adam = ops.Adam()
 
 
-def init_state(params: Mapping[str, Any]) -> dict[str, Tree]:
-    """Zero moments {"m", "v"} for every parameter, float32."""
-    return {name: {path: backend.tensor(np.zeros(p.shape, np.float32)) for path, p in params.items()} for name in "mv"}
+def init_state(params: Mapping[str, Any], host: bool = False) -> dict[str, Tree]:
+    """Zero moments {"m", "v"} for every parameter, float32; as numpy arrays for `host` memory."""
+    place = np.asarray if host else backend.tensor
+    return {name: {path: place(np.zeros(p.shape, np.float32)) for path, p in params.items()} for name in "mv"}
 
 
 def learning_rate(optim: Any, step: int, total_steps: int) -> float:
@@ -138,14 +140,30 @@ def adamw_update(
             for path, value in zip(part, _scaled(len(part))(kept, *[params[path] for path in part]), strict=True):
                 params[path].assign_value(value)
     for part in _parts(params):
-        trees = (params, state["m"], state["v"], grads)
-        _adam_step(len(part))(*numbers, *[tree[path] for tree in trees for path in part])
+        weights, slopes = ([tree[path] for path in part] for tree in (params, grads))
+        m, v = (_to_device(state[name], part) for name in "mv")
+        _adam_step(len(part))(*numbers, *weights, *m, *v, *slopes)
+        for name, tensors in zip("mv", (m, v), strict=True):
+            _to_host(state[name], part, tensors)
 
 
 def ema_update(average: Tree, params: Tree, decay: float) -> None:
     """average <- decay * average + (1 - decay) * params, in place, float32."""
     rate = backend.tensor(np.float32(1.0 - decay))
     for part in _parts(params):
-        moved = _moved(len(part))(rate, *[average[path] for path in part], *[params[path] for path in part])
-        for path, value in zip(part, moved, strict=True):
-            average[path].assign_value(value)
+        old = _to_device(average, part)
+        moved = _moved(len(part))(rate, *old, *[params[path] for path in part])
+        for tensor, value in zip(old, moved, strict=True):
+            tensor.assign_value(value)
+        _to_host(average, part, old)
+
+
+def _to_device(tree: Mapping[str, Any], part: list[str]) -> list[ms.Tensor]:
+    return [backend.tensor(tree[path]) for path in part]
+
+
+def _to_host(tree: dict[str, Any], part: list[str], tensors: list[ms.Tensor]) -> None:
+    """Takes updated tensors back to a tree that lives in host memory; the others were updated in place."""
+    for path, tensor in zip(part, tensors, strict=True):
+        if isinstance(tree[path], np.ndarray):
+            tree[path][...] = tensor.asnumpy()

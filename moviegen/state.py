@@ -1,5 +1,6 @@
 """What a training run holds on this rank: weights, their average and the optimizer's moments, sharded as ZeRO says."""
 
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -10,17 +11,22 @@ import numpy as np
 
 from moviegen import arraystore, backend, checkpoint, optim, sharding
 from moviegen import mesh as meshes
+from moviegen.errors import DataError
 from moviegen.mesh import ALONE, Group, Mesh
 
 Tree = dict[str, Any]
 
 
 class Layout(NamedTuple):
-    """Which shapes the whole parameters have, on which mesh and at which ZeRO stage they are sharded."""
+    """Which shapes the whole parameters have, on which mesh and at which ZeRO stage they are sharded.
+
+    With `offload` moments and average are numpy arrays, in host memory.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     mesh: Mesh
     zero_stage: int
+    offload: bool = False
 
     @property
     def shard(self) -> Group:
@@ -33,9 +39,20 @@ class Layout(NamedTuple):
 
     def model(self, shards: Tree) -> Tree:
         """Weights that the model can compute with: the shards themselves at stage 3, else gathered."""
-        if self.shard.size == 1 or self.zero_stage == 3:
+        return shards if self.zero_stage == 3 else self.whole(shards)
+
+    def whole(self, shards: Tree) -> Tree:
+        """Every parameter put together, on every rank: for models that are small beside a training step."""
+        if self.shard.size == 1:
             return shards
-        return {path: sharding.whole(self.shard, tuple(self.shapes[path]))(value) for path, value in shards.items()}
+        return {
+            path: sharding.whole(self.shard, tuple(self.shapes[path]))(backend.tensor(value))
+            for path, value in shards.items()
+        }
+
+    def keep(self, tree: Mapping[str, np.ndarray]) -> Tree:
+        """Moments or an average, which the optimizer alone needs, where they are to live."""
+        return dict(tree) if self.offload else backend.to_tensors(tree)
 
 
 class State(NamedTuple):
@@ -49,23 +66,48 @@ class State(NamedTuple):
 
 def fresh(master: Tree, layout: Layout) -> State:
     """The state of step 0, given this rank's shards of the weights."""
-    average = backend.to_tensors({path: array.copy() for path, array in backend.to_numpy(master).items()})
-    return State(layout.model(master), master, average, optim.init_state(master))
+    average = {path: array.copy() for path, array in backend.to_numpy(master).items()}
+    return State(layout.model(master), master, layout.keep(average), optim.init_state(master, layout.offload))
+
+
+def averaged(state: State, config: Any) -> Tree:
+    """Shards of the weights to sample with: the average, where one is made (ema.decay)."""
+    return state.average if config.ema.decay else state.master
 
 
 def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
     """The state of a checkpoint, written under whatever mesh, and its meta. Reads this rank's slices alone."""
-    trees, meta = checkpoint.load(folder, step, where=lambda shape: sharding.bounds(shape, layout.shard))
+    trees, meta = _read(folder, step, layout)
     if layout.mesh.world.rank == 0:
         print(f"continuing from step {step} in {folder}", flush=True)
-    trees = {
-        tree: {
-            path: backend.tensor(sharding.pad(own, layout.shapes[path], layout.shard)) for path, own in values.items()
-        }
+    master = backend.to_tensors(trees["params"])
+    moments = {name: layout.keep(trees[f"opt/{name}"]) for name in "mv"}
+    return State(layout.model(master), master, layout.keep(trees["ema"]), moments), meta
+
+
+def load_average(folder: Path, layout: Layout) -> tuple[Tree, dict]:
+    """The averaged weights of the newest checkpoint as the model computes with them, and the checkpoint's meta."""
+    trees, meta = _read(folder, None, layout, "^ema/")
+    return layout.model(backend.to_tensors(trees["ema"])), meta
+
+
+def _read(folder, step, layout, select=None):
+    """This rank's shards of a checkpoint's trees. DataError, before any of them is read, if it is of another model."""
+    for tree, found in checkpoint.shapes(folder, step).items():
+        if select is None or re.search(select, f"{tree}/"):
+            want = {path: tuple(shape) for path, shape in layout.shapes.items()}
+            wrong = sorted(path for path in want | found if want.get(path) != found.get(path))
+            if wrong:
+                raise DataError(
+                    f"{folder}: its {tree} is not of this model config: {', '.join(wrong[:5])} ({len(wrong)} differ; "
+                    f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
+                )
+    trees, meta = checkpoint.load(folder, step, select, where=lambda shape: sharding.bounds(shape, layout.shard))
+    padded = {
+        tree: {path: sharding.pad(own, layout.shapes[path], layout.shard) for path, own in values.items()}
         for tree, values in trees.items()
     }
-    moments = {name: trees[f"opt/{name}"] for name in "mv"}
-    return State(layout.model(trees["params"]), trees["params"], trees["ema"], moments), meta
+    return padded, meta
 
 
 def update(state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout) -> float:
@@ -90,7 +132,7 @@ def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout:
     if layout.mesh.world.rank >= layout.shard.size:
         return None
     trees = {"params": state.master, "opt/m": state.moments["m"], "opt/v": state.moments["v"]}
-    trees["ema"] = state.average if config.ema.decay else state.master
+    trees["ema"] = averaged(state, config)
 
     def part(path, value):
         return sharding.part(tuple(layout.shapes[path]), np.array(arraystore.to_numpy(path, value)), layout.shard)

@@ -61,3 +61,4 @@ def test_every_broken_rule_is_named_at_once():
     )
     assert not mesh.violations({"data": 2, "zero": 1, "sp": 4}, common.stage("1b", 2), "train")
     assert "sp=2" in mesh.violations({"data": 1, "zero": 1, "sp": 2}, config, "train_tae")[0]
+    assert not mesh.violations({"data": 1, "zero": 2, "sp": 1}, config, "train_tae")[1:]

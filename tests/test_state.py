@@ -46,6 +46,21 @@ def test_update_is_adamw_and_the_average_follows(trained):
         np.testing.assert_array_equal(state.average[path].asnumpy(), average[path].asnumpy())
 
 
+def test_moments_and_average_in_host_memory_change_nothing_else(trained, tmp_path):
+    _, expected = trained
+    layout = states.Layout(SHAPES, ONE, 3, offload=True)
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+    states.update(state, backend.to_tensors(trees(1)), 0, 0.1, CONFIG, layout)
+    states.save(tmp_path, 1, state, {}, CONFIG, layout).result()
+    state, _ = states.restore(tmp_path, 1, layout)
+    states.update(state, backend.to_tensors(trees(2)), 1, 0.1, CONFIG, layout)
+    for path in SHAPES:
+        np.testing.assert_array_equal(state.params[path].asnumpy(), expected.params[path].asnumpy())
+        for mine, other in ((state.average, expected.average), (state.moments["m"], expected.moments["m"])):
+            assert isinstance(mine[path], np.ndarray)
+            np.testing.assert_array_equal(mine[path], other[path].asnumpy())
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_any_mesh_picks_up_what_one_rank_saved(trained, tmp_path, size):
     layout, state = trained

@@ -24,7 +24,8 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     a checkpoint folder; position tables grow to this config's), else from random weights. On a mesh every rank runs this.
     """
     workdir, steps, mesh = Path(workdir), config.train.steps, meshes.current()
-    layout = states.Layout(transformer.shapes(config.model), mesh, config.train.zero_stage)
+    shapes, keys = transformer.shapes(config.model), config.train
+    layout = states.Layout(shapes, mesh, keys.zero_stage, keys.offload_optimizer)
     parts = _parts(config, mesh)
     data = pipeline.open_data(config, workdir)
     folder = workdir / "checkpoints"
@@ -49,8 +50,8 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
             writer.scalars(done, {f"{name}/{kind}_loss": loss, f"{name}/norm": norm, f"{name}/lr": lr})
             writer.progress(name, done, steps, loss=loss)
         if "heldout" in data.samples and (done % config.train.validate_every == 0 or done == steps):
-            average = state.average if config.ema.decay else state.master
-            metrics["heldout_loss"] = _validate(layout.model(average), config, data, mesh)
+            average = layout.model(states.averaged(state, config))
+            metrics["heldout_loss"] = _validate(average, config, data, mesh)
             writer.scalars(done, {f"{name}/heldout_loss": metrics["heldout_loss"]})
             if rule is not None:
                 rule = optim.plateau(rule, metrics["heldout_loss"], config.optim.plateau)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend, checkpoint, collectives, optim, reconstruction
+from moviegen import backend, checkpoint, optim, reconstruction
 from moviegen import mesh as meshes
+from moviegen import state as states
 from moviegen.data import crops, video
 from moviegen.models import tae, tae_linear
 from moviegen.writers import Writer
@@ -19,23 +20,26 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     Starts from the newest checkpoint in `workdir`, else from the weights that `train.init_from` names (a safetensors file
     or a checkpoint folder), else from a linear autoencoder fitted to `train.linear_start` clips, else from random ones.
     """
-    workdir, steps, world = Path(workdir), config.train.steps, meshes.current().world
+    workdir, steps, mesh = Path(workdir), config.train.steps, meshes.current()
+    layout = states.Layout(tae.shapes(config.tae), mesh, config.train.zero_stage)
     folder = workdir / "checkpoints"
-    start, params, average, state = _start(config, folder)
-    writer = Writer(workdir, name, resume_step=start, rank=world.rank)
+    start, state = _start(config, folder, layout)
+    writer = Writer(workdir, name, resume_step=start, rank=mesh.world.rank)
     source = crops.source(config.data)
     weights = dict(config.loss)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))
     metrics: dict[str, float] = {}
+    saving = None
     for step in range(start, steps):
-        clips = crops.batch(source, config.data, config.seed, step, config.train.batch_size, world.rank, world.size)
-        losses, grads = tae.loss_and_grads(params, config.tae, clips, _noise(config, step, clips, world.rank), weights)
-        losses, grads = collectives.mean_tree(world, losses), collectives.mean_tree(world, grads)
-        norm = optim.global_norm(grads)
+        clips = crops.batch(
+            source, config.data, config.seed, step, config.train.batch_size, mesh.batch.rank, mesh.batch.size
+        )
+        noise = _noise(config, step, clips, mesh.batch.rank)
+        losses, grads = tae.loss_and_grads(
+            state.params, config.tae, clips, noise, weights, mesh, config.train.zero_stage
+        )
         lr = optim.learning_rate(config.optim, step, steps)
-        optim.adamw_update(params, grads, state, step, lr, config.optim, norm)
-        # An average over few steps weighs the random start too much: the decay grows to its value.
-        optim.ema_update(average, params, min(config.ema.decay, (1 + step) / (10 + step)))
+        norm = states.update(state, grads, step, lr, config, layout)
         done = step + 1
         if done % config.train.log_every == 0 or done == steps:
             numbers = {key: float(value.asnumpy()) for key, value in losses.items()}
@@ -50,15 +54,19 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
             writer.progress(name, done, steps, **numbers)
         if done % config.train.validate_every == 0 or done == steps:
             # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
-            metrics = reconstruction.evaluate(average, config.tae, heldout())
+            metrics = reconstruction.evaluate(layout.whole(states.averaged(state, config)), config.tae, heldout())
             writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
-            if world.rank == 0:
+            if mesh.world.rank == 0:
                 print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
-        if (done % config.train.checkpoint_every == 0 or done == steps) and world.rank == 0:
-            trees = {"params": params, "ema": average, "opt/m": state["m"], "opt/v": state["v"]}
-            checkpoint.save(folder, done, trees, {"step": done}, config.train.keep_checkpoints)
-    meshes.barrier(world)
-    if world.rank != 0:
+        if done % config.train.checkpoint_every == 0 or done == steps:
+            if saving is not None:
+                saving.result()
+            saving = states.save(folder, done, state, {"step": done}, config, layout)
+    if saving is not None:
+        saving.result()
+    average = layout.whole(states.averaged(state, config))
+    meshes.barrier(mesh.world)
+    if mesh.world.rank != 0:
         return metrics
     path = checkpoint.export_safetensors(backend.to_numpy(average), workdir / "tae.safetensors", "float16")
     _show(writer, steps, average, config, heldout())
@@ -85,13 +93,10 @@ def load_weights(path: str | Path, cfg: Any) -> dict[str, Any]:
     return backend.to_tensors({name: array.astype(np.float32) for name, array in arrays.items()})
 
 
-def _start(config: Any, folder: Path) -> tuple:
+def _start(config: Any, folder: Path, layout: states.Layout) -> tuple[int, states.State]:
     step = checkpoint.latest(folder)
     if step is not None:
-        trees, _ = checkpoint.load(folder, step)
-        print(f"continuing from step {step} in {folder}", flush=True)
-        state = {name: backend.to_tensors(trees[f"opt/{name}"]) for name in "mv"}
-        return step, backend.to_tensors(trees["params"]), backend.to_tensors(trees["ema"]), state
+        return step, states.restore(folder, step, layout)[0]
     given = config.train.init_from
     if given:
         params = load_weights(given, config.tae)
@@ -99,8 +104,8 @@ def _start(config: Any, folder: Path) -> tuple:
         params = _linear_start(config)
     else:
         params = tae.init(config.tae, config.seed)
-    average = backend.to_tensors({path: array.copy() for path, array in backend.to_numpy(params).items()})
-    return 0, params, average, optim.init_state(params)
+    master = {path: layout.place(path, array) for path, array in backend.to_numpy(params).items()}
+    return 0, states.fresh(master, layout)
 
 
 def _linear_start(config: Any) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen import backend, layerwise, tree
+from moviegen import backend, collectives, layerwise, sharding, tree
 from moviegen.errors import ConfigError
+from moviegen.mesh import ALONE, ONE, Group, Mesh
 from moviegen.models import tae_blocks as blocks
 
 Params = Mapping[str, Any]
@@ -94,17 +95,21 @@ def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]
     return found
 
 
-def segments(cfg: Any, side: str) -> list[Any]:
-    """The "encoder" or "decoder" as segments for `layerwise.chain`."""
-    return [_segment(fn, {name: f"{prefix}/{name}" for name in shapes}) for fn, prefix, shapes in plan(cfg, side)]
+def segments(cfg: Any, side: str, shard: Group = ALONE) -> list[Any]:
+    """The "encoder" or "decoder" as segments for `layerwise.chain`, of parameters in shards over the group `shard`."""
+    return [_segment(*entry, shard) for entry in plan(cfg, side)]
 
 
-def _segment(fn, names):
-    if "norm1/scale" not in names:
-        return fn, names
-    halves = [{name.replace(i, "", 1): path for name, path in names.items() if name[4] == i} for i in "12"]
-    across = tree.sub(names, "shortcut")
-    return layerwise.Residual([(fn, half) for half in halves], [(blocks.make_conv(), across)] if across else [])
+def _segment(fn, prefix, shapes, shard):
+    def link(fn, names):
+        table = tuple((name, shapes[at]) for name, at in names.items())
+        return sharding.gathered(fn, shard, table), {name: f"{prefix}/{at}" for name, at in names.items()}
+
+    if "norm1/scale" not in shapes:
+        return link(fn, {name: name for name in shapes})
+    halves = [{at.replace(i, "", 1): at for at in shapes if at[4] == i} for i in "12"]
+    across = {at.removeprefix("shortcut/"): at for at in shapes if at.startswith("shortcut/")}
+    return layerwise.Residual([link(fn, half) for half in halves], [link(blocks.make_conv(), across)] if across else [])
 
 
 def shapes(cfg) -> dict[str, tuple[int, ...]]:
@@ -228,44 +233,53 @@ def denormalize(latents: Any, cfg) -> Any:
 
 
 @functools.lru_cache
-def _sample_and_kl(channels: int):
+def _sample_and_kl(channels: int, share: float):
     def sample_and_kl(p, x, noise):
         mean = x[:, :channels]
         logvar = ops.clip_by_value(x[:, channels:], -30.0, 20.0)
-        kl = 0.5 * ops.mean(ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
+        kl = share * 0.5 * ops.mean(ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
         return mean + ops.exp(0.5 * logvar) * noise, kl
 
     return sample_and_kl
 
 
 @functools.lru_cache
-def _reconstruction(l1: float, mse: float):
+def _reconstruction(l1: float, mse: float, share: float):
     def reconstruction(p, decoded, video):
         diff = decoded[:, :, : video.shape[2]] - video
         mean_square = ops.mean(ops.square(diff))
-        return l1 * ops.mean(ops.abs(diff)) + mse * mean_square, mean_square
+        return l1 * ops.mean(ops.abs(diff)) + mse * mean_square, share * mean_square
 
     return reconstruction
 
 
 def loss_and_grads(
-    params: Params, cfg, video: Any, noise: Any, weights: Mapping[str, float]
+    params: Params,
+    cfg,
+    video: Any,
+    noise: Any,
+    weights: Mapping[str, float],
+    mesh: Mesh = ONE,
+    zero_stage: int = 0,
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
     """One training step's losses and the gradient of every parameter.
 
     video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"},
-    each loss a mean over elements so that it does not depend on resolution. Only the blocks'
-    inputs are kept between forward and backward. Returns ({"loss", "mse", "kl"}, grads).
+    each loss a mean over elements so that it does not depend on resolution. Only the blocks' inputs are kept between
+    forward and backward. Returns ({"loss", "mse", "kl"}, grads). On a mesh, whose ranks are given a part of the batch each,
+    both are those of the whole batch; params are shards at zero_stage 3, gradients at 2 and 3.
     """
     _check_video(video, cfg)
-    video = backend.tensor(video)
-    sample, kl_weight = _sample_and_kl(cfg.latent_channels), float(weights["kl"])
-    reconstruction = _reconstruction(float(weights["l1"]), float(weights["mse"]))
-    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder"), video, input_grad=False)
-    (z, kl), pull_sample = layerwise.vjp(sample, {}, moments, noise, wrt=1)
-    decoded, pull_decoder = layerwise.chain(params, segments(cfg, "decoder"), z)
+    video, share = backend.tensor(video), 1.0 / mesh.batch.size
+    shard, reduce = mesh.shard if zero_stage == 3 else ALONE, sharding.reducer(mesh, zero_stage)
+    kl_weight = float(weights["kl"])
+    reconstruction = _reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
+    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder", shard), video, False, reduce)
+    (z, kl), pull_sample = layerwise.vjp(_sample_and_kl(cfg.latent_channels, share), {}, moments, noise, wrt=1)
+    decoded, pull_decoder = layerwise.chain(params, segments(cfg, "decoder", shard), z, reduce=reduce)
     (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
     grads, dz = pull_decoder(dout)
     _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))
     grads.update(pull_encoder(dmoments)[0])
-    return {"loss": loss + kl_weight * kl, "mse": mse, "kl": kl}, grads
+    total = collectives.all_reduce(mesh.world)
+    return {"loss": total(loss + kl_weight * kl), "mse": total(mse), "kl": total(kl)}, grads

@@ -33,6 +33,11 @@ def cases(group):
     found = {
         "all_reduce": (collectives.all_reduce(group), lambda xs: everywhere(sum(xs)), lambda ds: everywhere(sum(ds)))
     }
+    found["broadcast"] = (
+        collectives.broadcast(group),
+        lambda xs: everywhere(xs[0]),
+        lambda ds: [sum(ds), *[0 * ds[0]] * (n - 1)],
+    )
     for axis in (0, 1):
         found[f"all_gather {axis}"] = (
             collectives.all_gather(group, axis),

@@ -6,9 +6,11 @@ import pytest
 from experiments import common
 from moviegen import backend, checkpoint, reconstruction
 from moviegen import config as configs
+from moviegen import state as states
 from moviegen.data import crops
 from moviegen.errors import DataError
 from moviegen.jobs import train_tae
+from moviegen.mesh import ONE
 from moviegen.models import tae
 from moviegen.writers import read_metrics
 
@@ -107,14 +109,15 @@ def test_overfitting_one_batch(tmp_path, monkeypatch):
 def test_starting_from_weights(unbroken, tmp_path, kind):
     workdir, _ = unbroken
     given = workdir / ("tae.safetensors" if kind == "safetensors" else "checkpoints")
-    step, params, average, state = train_tae._start(settings(init_from=str(given)), tmp_path / "checkpoints")
+    config = settings(init_from=str(given))
+    step, state = train_tae._start(config, tmp_path / "checkpoints", states.Layout(tae.shapes(config.tae), ONE, 0))
     assert step == 0
     tolerance = dict(rtol=2**-10, atol=1e-7) if kind == "safetensors" else dict(rtol=0, atol=0)
     for path, value in final(workdir)["ema"].items():
-        np.testing.assert_allclose(params[path].asnumpy(), value, **tolerance)
-        np.testing.assert_array_equal(average[path].asnumpy(), params[path].asnumpy())
-        assert average[path] is not params[path]
-    assert not any(v.asnumpy().any() for moment in state.values() for v in moment.values())
+        np.testing.assert_allclose(state.params[path].asnumpy(), value, **tolerance)
+        np.testing.assert_array_equal(state.average[path].asnumpy(), state.params[path].asnumpy())
+        assert state.average[path] is not state.params[path]
+    assert not any(v.asnumpy().any() for moment in state.moments.values() for v in moment.values())
 
 
 def test_weights_of_another_config_are_refused(unbroken):
@@ -127,7 +130,7 @@ def test_posterior_noise_depends_on_the_step_and_fits_the_latents():
     config = settings()
     for frames, latent in ((1, 1), (8, 1), (9, 2)):
         clips = np.zeros((2, 3, frames, 16, 24), np.float32)
-        assert train_tae._noise(config, 0, clips).shape == (2, 16, latent, 2, 3)
-    noise = [train_tae._noise(config, step, clips) for step in (1, 1, 2)]
+        assert train_tae._noise(config, 0, clips, 0).shape == (2, 16, latent, 2, 3)
+    noise = [train_tae._noise(config, step, clips, 0) for step in (1, 1, 2)]
     np.testing.assert_array_equal(noise[0], noise[1])
     assert not np.array_equal(noise[0], noise[2])
