@@ -3,18 +3,20 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
 from ml_collections import ConfigDict
 
-from moviegen import backend, checkpoint, flow
+from moviegen import backend, checkpoint, collectives, flow
+from moviegen import mesh as meshes
+from moviegen import state as states
 from moviegen.data import latents as cached_latents
 from moviegen.data import table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import train_tae
-from moviegen.models import tae, toy_text, transformer
+from moviegen.models import tae, tae_tiles, toy_text, transformer
 from moviegen.writers import Writer
 
 SHEET_FRAMES = 8
@@ -24,15 +26,43 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     """Sample every prompt of `sample.prompts` with the newest averaged weights.
 
     Writes `samples/NN-slug.mp4` (H.264) and a contact sheet `.png` for each; a single frame is a PNG alone. The weights
-    are those of `sample.checkpoint`, by default the run's own `checkpoints`.
+    are those of `sample.checkpoint`, by default the run's own `checkpoints`. On a mesh every rank runs this.
     """
-    folder = Path(workdir) / "samples"
-    count = 0
+    folder, world = Path(workdir) / "samples", meshes.current().world
     for index, prompt, frames in sample_videos(config, workdir):
         write(folder, index, prompt, frames, config.sample.fps)
-        count += 1
-    print(f"sample: {count} samples in {folder}", flush=True)
-    return {"samples": count}
+    meshes.barrier(world)
+    if world.rank == 0:
+        print(f"sample: {len(config.sample.prompts)} samples in {folder}", flush=True)
+    return {"samples": len(config.sample.prompts)}
+
+
+class Share(NamedTuple):
+    """What this rank does of a sampling run: prompts of part `part` of `parts`, decoding every `n`-th of their videos.
+
+    With two ranks on the data axis and guidance, one computes with the prompt and one without (`branch` 0 and 1).
+    `decoders` are the ranks that decode a video together, tile by tile.
+    """
+
+    mesh: meshes.Mesh
+    part: int
+    parts: int
+    branch: int | None
+    first: int
+    n: int
+    decoders: meshes.Group
+
+
+def share(mesh: meshes.Mesh, guided: bool, tiles: int = 1) -> Share:
+    """This rank's share: the ranks that end up with the same latents share out videos, or tiles where those are enough."""
+    batch, sequence = mesh.batch, mesh.sequence
+    branch, part, parts, first, n = None, batch.rank, batch.size, 0, 1
+    if guided and mesh.data == 2:
+        branch, part = divmod(batch.rank, mesh.zero)
+        parts, first, n = mesh.zero, branch, 2
+    if tiles >= sequence.size:
+        return Share(mesh, part, parts, branch, first, n, sequence)
+    return Share(mesh, part, parts, branch, first * sequence.size + sequence.rank, n * sequence.size, meshes.ALONE)
 
 
 def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -47,51 +77,60 @@ def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, 
             "sample.prompts is empty: give at least one, --config.sample.prompts='a red circle moves left'"
         )
     text, empty = _encode(prompts, config)
-    params, tae_cfg = _load(config, Path(workdir))
-    decoder = train_tae.load_weights(cached_latents.weights_path(config), config.tae)
     shape = latent_shape(config)
-    size = min(settings.batch_size, len(prompts))
-    writer = Writer(workdir, "sample")
-    for start in range(0, len(prompts), size):
-        # The last batch is filled up with its last prompt: a smaller batch would be compiled anew.
+    mine = share(meshes.current(), settings.guidance_scale != 1, len(tae_tiles.starts(shape[1])))
+    params, tae_cfg = _load(config, Path(workdir), mine.mesh)
+    decoder = train_tae.load_weights(cached_latents.weights_path(config), config.tae)
+    size = min(settings.batch_size, -(-len(prompts) // mine.parts))
+    writer = Writer(workdir, "sample", rank=mine.mesh.world.rank)
+    for start in range(mine.part * size, len(prompts) + mine.part * size, size * mine.parts):
+        # A batch is filled up with the last prompt, even from nothing: a smaller one would be compiled anew, and where
+        # weights are gathered all ranks must take part.
         indices = [min(i, len(prompts) - 1) for i in range(start, start + size)]
         rows = {name: (values[indices], mask[indices]) for name, (values, mask) in text.items()}
-        made = generate(params, config.model, rows, empty, shape, settings, config.seed, indices)
-        for index, sample in list(zip(indices, made, strict=True))[: len(prompts) - start]:
+        made = generate(params, config, rows, empty, shape, indices, mine)
+        wanted = list(zip(indices, made, strict=True))[: max(0, len(prompts) - start)]
+        for index, sample in wanted[mine.first :: mine.n]:
             raw = tae.denormalize(backend.tensor(sample[None]), tae_cfg)
-            decoded = tae.decode(decoder, config.tae, raw, num_frames=settings.num_frames)
-            yield index, prompts[index], video.to_uint8(decoded.asnumpy()[0])
-            writer.progress("sample", index + 1, len(prompts))
+            decoded = tae_tiles.decode(decoder, config.tae, raw, settings.num_frames, mine.decoders)
+            if mine.decoders.rank == 0:
+                yield index, prompts[index], video.to_uint8(decoded[0])
+                writer.progress("sample", index + 1, len(prompts))
     writer.close()
 
 
 def generate(
     params: Any,
-    model_cfg: Any,
+    config: Any,
     text: dict,
     empty_text: dict,
     latent_shape: Sequence[int],
-    settings: Any,
-    seed: int,
     indices: Sequence[int],
+    by: Share,
 ) -> np.ndarray:
     """Latents float32 (b c t h w), in the transformer's space, of the prompts in `text`, one of `indices` for each.
 
-    Noise is drawn from (seed, index). `settings` has steps, schedule and guidance_scale; the model sees the samples
-    with their text and with the empty prompt (`empty_text`, batch 1) in one batch. The state stays in float32.
+    Noise is drawn from (seed, index). `config.sample` has steps, schedule and guidance_scale; the model sees the samples
+    with their text and with the empty prompt (`empty_text`, batch 1), in one batch or each on ranks of its own. The state
+    stays in float32.
     """
-    count = len(indices)
-    noise = np.stack([_noise(seed, index, latent_shape) for index in indices])
+    count, settings = len(indices), config.sample
+    noise = np.stack([_noise(config.seed, index, latent_shape) for index in indices])
     scale = settings.guidance_scale
-    guided = scale != 1  # with 1 the unconditional half would be multiplied by zero
-    if guided:
+    both = scale != 1 and by.branch is None  # with 1 the unconditional half would be multiplied by zero
+    if both:
         text = {name: _with_empty(*pair, *empty_text[name]) for name, pair in text.items()}
+    elif by.branch == 1:
+        text = {name: tuple(half[count:] for half in _with_empty(*text[name], *empty_text[name])) for name in text}
     text = {name: (backend.tensor(values), backend.tensor(mask)) for name, (values, mask) in text.items()}
 
     def velocity(x: ms.Tensor, t: float) -> ms.Tensor:
-        x = ms.ops.concat([x, x]) if guided else x
-        out = transformer.apply(params, model_cfg, x, np.full(x.shape[0], t, np.float32), text)
-        return flow.guide(out[:count], out[count:], scale) if guided else out
+        x = ms.ops.concat([x, x]) if both else x
+        times = np.full(x.shape[0], t, np.float32)
+        out = transformer.apply(params, config.model, x, times, text, by.mesh, config.train.zero_stage)
+        if by.branch is not None:
+            return collectives.all_reduce(by.mesh.copies)(out * (1 - scale if by.branch else scale))
+        return flow.guide(out[:count], out[count:], scale) if both else out
 
     return flow.euler(velocity, backend.tensor(noise), flow.schedule(settings.schedule, settings.steps)).asnumpy()
 
@@ -129,7 +168,7 @@ def _with_empty(values: Any, mask: Any, empty_values: Any, empty_mask: Any) -> t
     )
 
 
-def _load(config: Any, workdir: Path) -> tuple[dict, ConfigDict]:
+def _load(config: Any, workdir: Path, mesh: meshes.Mesh) -> tuple[dict, ConfigDict]:
     """Averaged weights, and the autoencoder's config with the latent statistics that they were trained with."""
     folder = Path(config.sample.checkpoint or workdir / "checkpoints")
     if checkpoint.latest(folder) is None:
@@ -137,11 +176,13 @@ def _load(config: Any, workdir: Path) -> tuple[dict, ConfigDict]:
             f"sample.checkpoint is {config.sample.checkpoint!r}, and there is no checkpoint in {folder}: "
             "train first, or name the checkpoints folder of a run"
         )
-    trees, meta = checkpoint.load(folder, select="^ema/")
+    layout = states.Layout(transformer.shapes(config.model), mesh, config.train.zero_stage)
+    params, meta = states.load_average(folder, layout)
     statistics = {key: tuple(meta[key]) for key in ("latent_shift", "latent_scale")}
     tae_cfg = ConfigDict(config.tae.to_dict() | statistics)
-    print(f"sample: weights of step {meta['step']} in {folder}", flush=True)
-    return backend.to_tensors(trees["ema"]), tae_cfg
+    if mesh.world.rank == 0:
+        print(f"sample: weights of step {meta['step']} in {folder}", flush=True)
+    return params, tae_cfg
 
 
 def _encode(prompts: list[str], config: Any) -> tuple[dict, dict]:

@@ -9,8 +9,10 @@ from moviegen.data import latents as cached_latents
 from moviegen.data import video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import sample
+from moviegen.mesh import ONE, Group, Mesh
 
 SHAPE = (2, 1, 2, 2)
+ALONE = sample.share(ONE, True)
 MEANS = {"shift": (0.5, -1.0), "scale": (2.0, 4.0)}
 
 
@@ -24,9 +26,9 @@ def config():
 
 
 @pytest.fixture
-def settings(config):
+def four_steps(config):
     config.sample.update(guidance_scale=3.0, schedule="linear", steps=4)
-    return config.sample
+    return config
 
 
 def text_of(values):
@@ -35,53 +37,88 @@ def text_of(values):
     return {"ul2": (values, np.ones(values.shape[:2], bool))}
 
 
+def generate(config, texts, empty, indices, by=ALONE):
+    return sample.generate({}, config, text_of(texts), text_of([empty]), SHAPE, indices, by)
+
+
 def answer_with(monkeypatch, velocity):
     """Puts velocity(x, t, number of the text), all numpy (b ...), in the transformer's place."""
 
-    def apply(params, cfg, x, t, text):
+    def apply(params, cfg, x, t, text, mesh, zero_stage):
         number = text["ul2"][0].asnumpy()[:, :1, :1, None, None]
         return backend.tensor(velocity(x.asnumpy(), np.reshape(t, (-1, 1, 1, 1, 1)), number).astype(np.float32))
 
     monkeypatch.setattr(sample.transformer, "apply", apply)
 
 
-def test_guidance_meets_the_text_and_the_empty_text(monkeypatch, settings):
+def test_guidance_meets_the_text_and_the_empty_text(monkeypatch, four_steps):
     """A constant velocity v adds exactly v: conditional 5 and 7, unconditional 1, guided 1 + 3 (v - 1)."""
     answer_with(monkeypatch, lambda x, t, number: number + 0 * x)
-    settings.guidance_scale = 0.0
-    plain = sample.generate({}, None, text_of([5, 7]), text_of([0]), SHAPE, settings, 0, [0, 1])
-    settings.guidance_scale = 3.0
-    made = sample.generate({}, None, text_of([5, 7]), text_of([1]), SHAPE, settings, 0, [0, 1])
+    four_steps.sample.guidance_scale = 0.0
+    plain = generate(four_steps, [5, 7], 0, [0, 1])
+    four_steps.sample.guidance_scale = 3.0
+    made = generate(four_steps, [5, 7], 1, [0, 1])
     np.testing.assert_allclose(made - plain, np.reshape([13.0, 19.0], (2, 1, 1, 1, 1)) + 0 * made, atol=1e-5)
 
 
-def test_without_guidance_the_empty_text_is_not_asked(monkeypatch, settings):
+def test_without_guidance_the_empty_text_is_not_asked(monkeypatch, four_steps):
     batches = []
     answer_with(monkeypatch, lambda x, t, number: batches.append(len(x)) or number + 0 * x)
-    settings.guidance_scale = 1.0
-    sample.generate({}, None, text_of([5, 7]), text_of([1]), SHAPE, settings, 0, [0, 1])
-    assert set(batches) == {2} and len(batches) == settings.steps
+    four_steps.sample.guidance_scale = 1.0
+    generate(four_steps, [5, 7], 1, [0, 1])
+    assert set(batches) == {2} and len(batches) == four_steps.sample.steps
+
+
+def test_two_ranks_on_the_data_axis_take_a_branch_each(monkeypatch, four_steps):
+    """What the two compute without the sum over them adds up to what one rank computes."""
+    answer_with(monkeypatch, lambda x, t, number: number + 0 * x)
+    whole = generate(four_steps, [5, 7], 1, [0, 1])
+    monkeypatch.setattr(sample.collectives, "all_reduce", lambda group: lambda x: x)
+    noise, parts = None, []
+    for rank in (0, 1):
+        by = sample.share(Mesh(data=2, world=Group("", 2, rank), copies=Group("pair", 2, rank)), True)
+        assert by[1:6] == (0, 1, rank, rank, 2)
+        parts.append(generate(four_steps, [5, 7], 1, [0, 1], by))
+    four_steps.sample.guidance_scale = 0.0
+    noise = generate(four_steps, [0, 0], 0, [0, 1])
+    np.testing.assert_allclose(sum(parts) - 2 * noise, whole - noise, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 1), (2, 1, 1), (2, 2, 2), (4, 1, 2), (1, 3, 2)])
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("tiles", [1, 5])
+def test_every_prompt_is_computed_and_decoded_exactly_once(axes, guided, tiles):
+    data, zero, sp = axes
+    decoded = []
+    for rank in range(data * zero * sp):
+        mesh = Mesh(*axes, world=Group("", data * zero * sp, rank), sequence=Group("", sp, rank % sp))
+        by = sample.share(mesh, guided, tiles)
+        assert by.decoders.size == (sp if tiles == 5 else 1)
+        for start in range(by.part * 2, 12, 2 * by.parts):  # batches of two of twelve prompts
+            decoded += [start, start + 1][by.first :: by.n] if by.decoders.rank == 0 else []
+    assert sorted(decoded) == list(range(12))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "linear_quadratic"])
-def test_euler_follows_the_schedule(monkeypatch, settings, schedule):
+def test_euler_follows_the_schedule(monkeypatch, four_steps, schedule):
     """dx/dt = x (1 + t): each step multiplies by 1 + dt (1 + t)."""
-    settings.update(schedule=schedule, guidance_scale=1.0)
+    four_steps.sample.update(schedule=schedule, guidance_scale=1.0)
     answer_with(monkeypatch, lambda x, t, number: x * (1 + t))
-    made = sample.generate({}, None, text_of([0]), text_of([0]), SHAPE, settings, 0, [3])
-    times = flow.schedule(schedule, settings.steps).astype(np.float64)
+    made = generate(four_steps, [0], 0, [3])
+    times = flow.schedule(schedule, four_steps.sample.steps).astype(np.float64)
     factor = np.prod(1 + np.diff(times) * (1 + times[:-1]))
     answer_with(monkeypatch, lambda x, t, number: 0 * x)
-    noise = sample.generate({}, None, text_of([0]), text_of([0]), SHAPE, settings, 0, [3])
+    noise = generate(four_steps, [0], 0, [3])
     np.testing.assert_allclose(made, noise * factor, rtol=1e-5)
     assert made.dtype == np.float32
 
 
-def test_noise_depends_on_seed_and_index_alone(monkeypatch, settings):
+def test_noise_depends_on_seed_and_index_alone(monkeypatch, four_steps):
     answer_with(monkeypatch, lambda x, t, number: 0 * x)
 
     def noise(seed, indices):
-        return sample.generate({}, None, text_of([0] * len(indices)), text_of([0]), SHAPE, settings, seed, indices)
+        four_steps.seed = seed
+        return generate(four_steps, [0] * len(indices), 0, indices)
 
     together = noise(0, [0, 1, 2])
     np.testing.assert_array_equal(noise(0, [2, 0]), together[[2, 0]])
@@ -97,12 +134,13 @@ def toy(monkeypatch, config, tmp_path):
     checkpoint.save(tmp_path / "checkpoints", 7, {"ema": {"w": np.ones(1, np.float32)}}, meta)
     seen = []
 
-    def decode(params, cfg, latents, num_frames=None):
+    def decode(params, cfg, latents, num_frames, group):
         seen.append(latents.asnumpy())
-        return backend.tensor(np.full((len(latents), 3, num_frames, 16, 16), float(len(seen)) / 10, np.float32))
+        return np.full((len(latents), 3, num_frames, 16, 16), float(len(seen)) / 10, np.float32)
 
     answer_with(monkeypatch, lambda x, t, number: 0 * x)
-    monkeypatch.setattr(sample.tae, "decode", decode)
+    monkeypatch.setattr(sample.transformer, "shapes", lambda cfg: {"w": (1,)})
+    monkeypatch.setattr(sample.tae_tiles, "decode", decode)
     monkeypatch.setattr(sample.train_tae, "load_weights", lambda path, cfg: {})
     monkeypatch.setattr(cached_latents, "weights_path", lambda config: "weights")
     return seen
