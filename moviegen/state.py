@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import arraystore, backend, checkpoint, optim, sharding
+from moviegen import arraystore, backend, checkpoint, optim, sharding, zero
 from moviegen import mesh as meshes
 from moviegen.errors import DataError
 from moviegen.mesh import ALONE, Group, Mesh
@@ -43,12 +43,7 @@ class Layout(NamedTuple):
 
     def whole(self, shards: Tree) -> Tree:
         """Every parameter put together, on every rank: for models that are small beside a training step."""
-        if self.shard.size == 1:
-            return shards
-        return {
-            path: sharding.whole(self.shard, tuple(self.shapes[path]))(backend.tensor(value))
-            for path, value in shards.items()
-        }
+        return zero.whole(self.shard, backend.to_tensors(shards), self.shapes)
 
     def keep(self, tree: Mapping[str, np.ndarray]) -> Tree:
         """Moments or an average, which the optimizer alone needs, where they are to live."""
@@ -114,14 +109,15 @@ def update(state: State, grads: Tree, step: int, lr: float, config: Any, layout:
     """One optimizer step in place; returns the global norm of the gradients, which come as the model's step gives them."""
     shard = layout.shard
     if layout.zero_stage == 1 and shard.size > 1:
-        grads = sharding.own(grads, shard)
+        grads = zero.own(grads, shard)
     norm = optim.global_norm(grads, shard)
     optim.adamw_update(state.master, grads, state.moments, step, lr, config.optim, norm)
     if config.ema.decay:
         # An average over few steps weighs the random start too much: the decay grows to its value.
         optim.ema_update(state.average, state.master, min(config.ema.decay, (1 + step) / (10 + step)))
     if state.params is not state.master:
-        sharding.refresh(state.params, state.master, shard)
+        for path, value in layout.whole(state.master).items():
+            state.params[path].assign_value(value)
     return norm
 
 

@@ -35,9 +35,3 @@ def test_shards_are_equal_and_hold_everything_once(shape, size):
 )
 def test_the_axis_with_the_least_padding_is_cut(shape, size, axis):
     assert sharding.axis(shape, size) == axis
-
-
-def test_only_matrices_travel_in_the_compute_dtype():
-    kept = ["blocks/0/attn/norm", "blocks/0/modulation", "modulation", "position/t"]
-    assert [sharding._is_matrix(path, (4, 4) if "norm" not in path else (4,)) for path in kept] == [False] * 4
-    assert sharding._is_matrix("blocks/0/attn/q", (4, 4)) and sharding._is_matrix("text/ul2/proj", (4, 8))

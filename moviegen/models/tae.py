@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen import backend, collectives, layerwise, sharding, tree
+from moviegen import backend, collectives, layerwise, tree, zero
 from moviegen.errors import ConfigError
 from moviegen.mesh import ALONE, ONE, Group, Mesh
 from moviegen.models import tae_blocks as blocks
@@ -103,7 +103,7 @@ def segments(cfg: Any, side: str, shard: Group = ALONE) -> list[Any]:
 def _segment(fn, prefix, shapes, shard):
     def link(fn, names):
         table = tuple((name, shapes[at]) for name, at in names.items())
-        return sharding.gathered(fn, shard, table), {name: f"{prefix}/{at}" for name, at in names.items()}
+        return zero.gathered(fn, shard, table), {name: f"{prefix}/{at}" for name, at in names.items()}
 
     if "norm1/scale" not in shapes:
         return link(fn, {name: name for name in shapes})
@@ -271,7 +271,7 @@ def loss_and_grads(
     """
     _check_video(video, cfg)
     video, share = backend.tensor(video), 1.0 / mesh.batch.size
-    shard, reduce = mesh.shard if zero_stage == 3 else ALONE, sharding.reducer(mesh, zero_stage)
+    shard, reduce = mesh.shard if zero_stage == 3 else ALONE, zero.reducer(mesh, zero_stage)
     kl_weight = float(weights["kl"])
     reconstruction = _reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
     moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder", shard), video, False, reduce)

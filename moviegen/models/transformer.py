@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen import backend, collectives, flow, layerwise, sharding, tree
+from moviegen import backend, collectives, flow, layerwise, tree, zero
 from moviegen.errors import ConfigError
 from moviegen.mesh import ONE, Mesh
 from moviegen.models import transformer_stages as stages
@@ -133,7 +133,7 @@ def loss_and_grads(
     if noise.shape != latents.shape:
         raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
     model = _stages(cfg, latents.shape, bool(mask), mesh, zero_stage)
-    reduce = sharding.reducer(mesh, zero_stage)
+    reduce = zero.reducer(mesh, zero_stage)
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
     outputs, prologue_pull = layerwise.vjp(model.prologue, _outer(params), noisy, t, *text, *mask, wrt=0)
@@ -191,7 +191,7 @@ def _stages(cfg: Any, shape: tuple[int, ...], masked: bool, mesh: Mesh, zero_sta
     parts = (_outer(table), tree.sub(table, "blocks/0"), tree.sub(table, "final"), tree.sub(table, "final"))
     return _Stages(
         *(
-            sharding.gathered(stage, mesh.shard, tuple(sorted(own.items())), dtype)
+            zero.gathered(stage, mesh.shard, tuple(sorted(own.items())), dtype)
             for stage, own in zip(found, parts, strict=True)
         )
     )
