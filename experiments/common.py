@@ -170,6 +170,8 @@ def stage(size: str, number: int) -> ConfigDict:
                 log_every=1,
                 checkpoint_every=500,
                 keep_checkpoints=10,
+                keep_every=0,  # 0: none; else every so many steps one stays for ever
+                keep_best=True,  # and the one with the lowest held-out loss
                 validate_every=500,  # the seed validates stage 1 only, so its plateau rule never acts later
                 time_logit_mean=0.0,  # of the logit-normal times (paper: 0, with deviation 1)
                 init_from="",
@@ -193,6 +195,9 @@ def stage(size: str, number: int) -> ConfigDict:
                 checkpoint="",
                 prompts=("A rabbit wakes up in a meadow and stretches.",),
             ),
+            # --job=export_weights: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
+            export=dict(checkpoint="", weights="ema", dtype="float32", shard_bytes=5_000_000_000),
+            import_weights=dict(path=""),  # --job=import_weights: a safetensors file, or a folder with an index
         )
     )
 

@@ -49,6 +49,8 @@ def get_config(tiny: bool = False, frames: int = 16) -> ConfigDict:
                 validate_every=1000,
                 checkpoint_every=1000,  # seed: every 50 passes
                 keep_checkpoints=2,
+                keep_every=0,
+                keep_best=True,
                 init_from="",
             ),
         )

@@ -108,6 +108,8 @@ def _train(steps: int, batch_size: int) -> dict:
         log_every=10,
         checkpoint_every=100,
         keep_checkpoints=1,
+        keep_every=0,
+        keep_best=False,
         validate_every=100,
         zero_stage=3,
         offload_optimizer=False,

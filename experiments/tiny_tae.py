@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
                 validate_every=200,
                 checkpoint_every=100,
                 keep_checkpoints=2,
+                keep_every=0,
+                keep_best=False,
                 init_from="",
                 linear_start=64,
             ),

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -14,19 +15,30 @@ import numpy as np
 CHUNK_BYTES = 64 << 20
 
 
+class Lazy(NamedTuple):
+    """An array that `numpy.asarray` reads when it is needed, anew every time."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None) -> np.ndarray:
+        return np.asarray(self.read(), dtype)
+
+
 class Part(NamedTuple):
     """What this process has of an array of `shape`: the slice `where`, one of equal ones of `length` along `axis`."""
 
-    array: np.ndarray
+    array: np.ndarray | Lazy
     shape: tuple[int, ...]
     where: tuple[slice, ...]
     axis: int
     length: int
 
 
-def whole(array: np.ndarray) -> Part:
+def whole(array: np.ndarray | Lazy) -> Part:
     """An array that this process has all of."""
-    return Part(array, array.shape, tuple(slice(0, n) for n in array.shape), 0, array.shape[0] if array.ndim else 0)
+    return Part(array, array.shape, tuple(slice(0, n) for n in array.shape), 0, array.shape[0] if array.shape else 0)
 
 
 def create(folder: Path, part: Part) -> dict[str, Any]:
@@ -39,7 +51,7 @@ def create(folder: Path, part: Part) -> dict[str, Any]:
         # No file may lie in two parts: an array that is in parts is cut further along another axis.
         along = int(part.axis == 0) if part.length < part.shape[part.axis] else 0
         if along < len(chunk):
-            row = math.prod(chunk) // chunk[along] * part.array.itemsize
+            row = math.prod(chunk) // chunk[along] * part.array.dtype.itemsize
             chunk[along] = min(chunk[along], max(1, CHUNK_BYTES // row))
     entry = {"shape": list(part.shape), "dtype": part.array.dtype.name, "chunk": chunk, "files": {}}
     ts.open(_spec(folder, entry), create=True).result()
@@ -54,7 +66,7 @@ def write(folder: Path, entry: dict[str, Any], part: Part) -> dict[str, list]:
         return {}
     # Zeros are written like all else: a missing file would read back as zeros, and must be an error instead.
     store = ts.open({**_spec(folder, entry), "store_data_equal_to_fill_value": True}, open=True).result()
-    store[part.where].write(part.array, can_reference_source_data_indefinitely=True).result()
+    store[part.where].write(np.asarray(part.array), can_reference_source_data_indefinitely=True).result()
     return {file: _signature(folder / file) for file in _files(part.where, entry["chunk"])}
 
 
@@ -91,14 +103,33 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
+def cast(array: np.ndarray | Lazy, dtype: str | None) -> np.ndarray | Lazy:
     """Floating-point arrays in `dtype` (None: as they are), whole numbers untouched."""
+    if isinstance(array, Lazy):
+        return Lazy(array.shape, cast_dtype(array.dtype, dtype), lambda: cast(array.read(), dtype))
+    return array.astype(cast_dtype(array.dtype, dtype), copy=False)
+
+
+def cast_dtype(own: np.dtype, dtype: str | None) -> np.dtype:
+    """What `cast` makes of an array of dtype `own`."""
+    floating = own.kind == "f" or own == numpy_dtype("bfloat16")
+    return own if dtype is None or not floating else numpy_dtype(dtype)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The dtype of this name, bfloat16 among them."""
     import ml_dtypes
 
-    floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-    if dtype is None or not floating:
-        return array
-    return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, copy=False)
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def reason(error: Exception) -> str:

@@ -9,23 +9,22 @@ with them. One process saves to a folder at a time.
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moviegen import arraystore, treestore
+from moviegen import arraystore, manifest, treestore
 from moviegen.errors import DataError
 from moviegen.mesh import ALONE, Group
 
-FORMAT = 1
 PATIENCE = 1800  # seconds that a rank waits for the others' files
 
 Tree = treestore.Tree
@@ -37,6 +36,8 @@ def save(
     trees: Mapping[str, Tree],
     meta: Mapping[str, Any],
     keep: int = 2,
+    keep_every: int = 0,
+    keep_best: bool = False,
     world: Group = ALONE,
     token: str = "",
 ) -> Path:
@@ -46,8 +47,9 @@ def save(
     in their own shape and dtype, or `arraystore.Part`s where each rank of `world` has a part: every rank then calls this,
     writes its own parts, and the first commits when all have; `token`, the same on all and new for every save, tells
     this attempt from one that a kill cut short. `meta` is anything JSON can hold. A checkpoint of the same step is
-    replaced, later ones are dropped (saving step 30 after going back from 40 starts another history), and the newest
-    `keep` stay. Raises DataError when it cannot be written (a full disk); what was there before is then untouched.
+    replaced, later ones are dropped (saving step 30 after going back from 40 starts another history). Of the others
+    stay the newest `keep`, with `keep_every` those whose step it divides, with `keep_best` the `best`. Raises DataError
+    when the checkpoint cannot be written (a full disk); what was there before is then untouched.
     """
     folder = Path(folder)
     if step < 0 or keep < 1:
@@ -57,7 +59,7 @@ def save(
     try:
         if world.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            _fsync(folder.parent)
+            arraystore.sync(folder.parent)
             for leftover in _leftovers(folder):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             aside.mkdir()
@@ -70,10 +72,10 @@ def save(
                     entries[tree][name]["files"] |= files
             for path in (aside / "arrays.json", *aside.glob("rank-*.json")):
                 path.unlink()
-            _write_manifest(aside, {"format": FORMAT, "step": step, "meta": dict(meta), "trees": entries})
+            manifest.write(aside, {"step": step, "meta": dict(meta), "trees": entries})
             for path, folders, files in os.walk(aside):
                 if folders or "manifest.json" in files:  # tensorstore itself syncs the folders that hold its files
-                    _fsync(Path(path))
+                    arraystore.sync(Path(path))
             _commit(folder, aside, final, step)
     except BaseException as error:
         if world.size > 1:
@@ -88,8 +90,10 @@ def save(
         raise
     if world.rank == 0:
         committed = _committed(folder)
-        for old in sorted(committed)[:-keep]:
-            _discard(committed[old])
+        kept = {*sorted(committed)[-keep:], best(folder) if keep_best else None}
+        for old, path in committed.items():
+            if old not in kept and not (keep_every and old % keep_every == 0):
+                _discard(path)
     return final
 
 
@@ -119,6 +123,19 @@ def latest(folder: str | Path) -> int | None:
     return named if named in committed else None
 
 
+def best(folder: str | Path) -> int | None:
+    """Step of the checkpoint with the lowest meta["score"], such as a held-out loss; None where none has a score.
+
+    The earliest of equals. One whose manifest is damaged, and which cannot be loaded therefore, has no score.
+    """
+    scores: dict[int, float | None] = {}
+    for step, path in sorted(_committed(Path(folder)).items()):
+        with contextlib.suppress(OSError, ValueError):
+            scores[step] = manifest.read(path)["meta"].get("score")
+    scored = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
+    return min(scored, key=scores.get, default=None)
+
+
 def load(
     folder: str | Path,
     step: int | None = None,
@@ -133,38 +150,35 @@ def load(
     what any other wrote, and no more than it needs. All that is read is checked: DataError names the damaged array
     and the step to go back to.
     """
-    path, manifest, way_back = _open(folder, step)
-    try:
-        trees = manifest["trees"] if select is None else _select(path, manifest["trees"], select)
-        arrays = treestore.read(path, trees, dtype, where)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {arraystore.reason(error)}. {way_back()}") from error
-    return arrays, {**manifest["meta"], "step": manifest["step"]}
+    committed, step = _find(folder, step)
+    with _naming_the_way_back(committed, step):
+        trees, meta = _describe(committed[step], step, select)
+        return treestore.read(committed[step], trees, dtype, where), meta
+
+
+def lazy(
+    folder: str | Path, step: int | None = None, select: str | None = None
+) -> tuple[dict[str, dict[str, arraystore.Lazy]], dict[str, Any]]:
+    """Like `load`, but nothing is read yet: `numpy.asarray` reads and checks one of the arrays."""
+    committed, step = _find(folder, step)
+
+    def explained(array: arraystore.Lazy) -> arraystore.Lazy:
+        def read() -> np.ndarray:
+            with _naming_the_way_back(committed, step):
+                return array.read()
+
+        return array._replace(read=read)
+
+    with _naming_the_way_back(committed, step):
+        trees, meta = _describe(committed[step], step, select)
+    found = treestore.lazy(committed[step], trees)
+    return {tree: {name: explained(array) for name, array in arrays.items()} for tree, arrays in found.items()}, meta
 
 
 def shapes(folder: str | Path, step: int | None = None) -> dict[str, dict[str, tuple[int, ...]]]:
     """{tree: {path: shape}} of a checkpoint, the newest unless `step` is given; reads its manifest alone."""
-    trees = _open(folder, step)[1]["trees"]
-    return {tree: {name: tuple(entry["shape"]) for name, entry in entries.items()} for tree, entries in trees.items()}
-
-
-def _open(folder: str | Path, step: int | None) -> tuple[Path, dict, Callable[[], str]]:
-    """A checkpoint's path, its manifest, and what can be done should the rest of it be damaged."""
-    folder, named = _place(folder)
-    committed = _committed(folder)
-    if not committed:
-        raise DataError(f"{folder}: no checkpoint here, expected a folder named step-<number>")
-    step = next(n for n in (step, named, max(committed)) if n is not None)
-    if step not in committed:
-        raise DataError(f"{folder}: no checkpoint of step {step}, expected one of {sorted(committed)}")
-
-    def way_back():
-        return _way_back(committed, step)
-
-    try:
-        return committed[step], _read_manifest(committed[step]), way_back
-    except (OSError, ValueError) as error:
-        raise DataError(f"{committed[step]}: {arraystore.reason(error)}. {way_back()}") from error
+    trees = lazy(folder, step)[0]
+    return {tree: {name: array.shape for name, array in arrays.items()} for tree, arrays in trees.items()}
 
 
 def _place(folder: str | Path) -> tuple[Path, int | None]:
@@ -174,35 +188,31 @@ def _place(folder: str | Path) -> tuple[Path, int | None]:
     return (folder.parent, int(named[1])) if named else (folder, None)
 
 
-def export_safetensors(params: Tree, path: str | Path, dtype: str | None = "float32") -> Path:
-    """Write a tree to one safetensors file, floating-point arrays in `dtype` (None: as they are)."""
-    from safetensors.numpy import save_file
+def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
+    """All checkpoints there are, and the step of the one that is asked for."""
+    folder, named = _place(folder)
+    committed = _committed(folder)
+    if not committed:
+        raise DataError(f"{folder}: no checkpoint here, expected a folder named step-<number>")
+    step = next(n for n in (step, named, max(committed)) if n is not None)
+    if step not in committed:
+        raise DataError(f"{folder}: no checkpoint of step {step}, expected one of {sorted(committed)}")
+    return committed, step
 
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    arrays = {name: arraystore.cast(arraystore.to_numpy(name, value), dtype) for name, value in params.items()}
+
+def _describe(path: Path, step: int, select: str | None) -> tuple[dict[str, dict], dict[str, Any]]:
+    """What the manifest says of the arrays that are asked for, and the meta."""
+    found = manifest.read(path)
+    trees = found["trees"] if select is None else _select(path, found["trees"], select)
+    return trees, {**found["meta"], "step": step}
+
+
+@contextlib.contextmanager
+def _naming_the_way_back(committed: Mapping[int, Path], step: int) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # safetensors writes the buffer of a transposed view as if it were not one: C order alone comes back right.
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, aside)
-        _fsync(aside)
-        os.replace(aside, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write the safetensors file ({arraystore.reason(error)})") from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
-
-
-def import_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file as {name: numpy array}. Nothing in it is ever executed (no pickle)."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return {name: arraystore.to_numpy(name, array) for name, array in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable safetensors file ({arraystore.reason(error)})") from error
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(f"{committed[step]}: {arraystore.reason(error)}. {_way_back(committed, step)}") from error
 
 
 def _commit(folder: Path, aside: Path, final: Path, step: int) -> None:
@@ -216,7 +226,7 @@ def _commit(folder: Path, aside: Path, final: Path, step: int) -> None:
             _discard(old)
         os.rename(final, old)
     os.rename(aside, final)
-    _fsync(folder)
+    arraystore.sync(folder)
     if old.exists():
         _discard(old)
 
@@ -268,51 +278,11 @@ def _select(path: Path, trees: Mapping[str, Mapping[str, dict]], pattern: str) -
     return {tree: entries for tree, entries in chosen.items() if entries}
 
 
-def _write_manifest(folder: Path, manifest: dict) -> None:
-    with open(folder / "manifest.json", "w", encoding="utf-8") as f:
-        json.dump({**manifest, "checksum": _checksum(manifest)}, f, indent=1, default=_json_number)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def _read_manifest(folder: Path) -> dict:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        intact = manifest.pop("checksum") == _checksum(manifest)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"manifest.json is damaged ({error})") from error
-    if not intact:
-        raise ValueError("manifest.json is damaged (its checksum does not match)")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"manifest.json has format {manifest['format']}, this version reads {FORMAT}")
-    return manifest
-
-
-def _checksum(manifest: dict) -> str:
-    # Through JSON and back, so that tuples and number keys look the way they do when they are read.
-    plain = json.loads(json.dumps(manifest, default=_json_number))
-    return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"checkpoint meta holds {value!r}: only what JSON knows can be stored")
-
-
 def _way_back(committed: Mapping[int, Path], step: int) -> str:
     for number in sorted((n for n in committed if n < step), reverse=True):
         try:
-            treestore.read(committed[number], _read_manifest(committed[number])["trees"])
+            treestore.read(committed[number], manifest.read(committed[number])["trees"])
         except (OSError, ValueError):
             continue
         return f"Step {number} is whole: load it, or remove {committed[step].name} and start again to resume from there"
     return "No earlier checkpoint here is whole"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -134,5 +134,5 @@ def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout:
         return sharding.part(tuple(layout.shapes[path]), np.array(arraystore.to_numpy(path, value)), layout.shard)
 
     parts = {tree: {path: part(path, value) for path, value in values.items()} for tree, values in trees.items()}
-    keep = config.train.keep_checkpoints
-    return checkpoint.save_in_background(folder, step, parts, meta, keep, layout.shard, str(token))
+    keep = config.train.keep_checkpoints, config.train.keep_every, config.train.keep_best
+    return checkpoint.save_in_background(folder, step, parts, meta, *keep, layout.shard, str(token))

@@ -1,5 +1,6 @@
 """Trees of arrays in one folder of the disk, all arrays at the same time, this process's parts of them alone."""
 
+import functools
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -61,15 +62,27 @@ def read(
 
     def one(key: tuple[str, str]) -> np.ndarray:
         tree, name = key
-        try:
-            folder = path / arraystore.folder_name(tree) / arraystore.folder_name(name)
-            entry = trees[tree][name]
-            own = where(tuple(entry["shape"])) if where else None
-            return arraystore.cast(arraystore.read(folder, entry, own), dtype)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"array {tree}/{name} is damaged ({arraystore.reason(error)})") from error
+        own = where(tuple(trees[tree][name]["shape"])) if where else None
+        return arraystore.cast(_read(path, tree, name, trees[tree][name], own), dtype)
 
     keys = [(tree, name) for tree, entries in trees.items() for name in entries]
     with ThreadPoolExecutor(WORKERS) as pool:
         arrays = dict(zip(keys, pool.map(one, keys), strict=True))
     return {tree: {name: arrays[tree, name] for name in entries} for tree, entries in trees.items()}
+
+
+def lazy(path: Path, trees: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[str, arraystore.Lazy]]:
+    """{tree: {name: array that is read later}}."""
+
+    def one(tree: str, name: str, entry: dict) -> arraystore.Lazy:
+        dtype = arraystore.numpy_dtype(entry["dtype"])
+        return arraystore.Lazy(tuple(entry["shape"]), dtype, functools.partial(_read, path, tree, name, entry))
+
+    return {tree: {n: one(tree, n, entry) for n, entry in entries.items()} for tree, entries in trees.items()}
+
+
+def _read(path: Path, tree: str, name: str, entry: dict, where: tuple[slice, ...] | None = None) -> np.ndarray:
+    try:
+        return arraystore.read(path / arraystore.folder_name(tree) / arraystore.folder_name(name), entry, where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"array {tree}/{name} is damaged ({arraystore.reason(error)})") from error

@@ -13,7 +13,7 @@ CONFIG = ConfigDict(
     dict(
         optim=dict(betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, no_decay="norm", clip_norm=1.0),
         ema=dict(decay=0.5),
-        train=dict(keep_checkpoints=2),
+        train=dict(keep_checkpoints=2, keep_every=0, keep_best=False),
     )
 )
 

@@ -36,6 +36,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     metrics: dict[str, float] = {}
     saving = None
     for step in range(start, steps):
+        score = None  # of the weights after this step
         loss, grads = _loss_and_grads(state.params, config, data, step, parts, mesh)
         lr = optim.learning_rate(config.optim, step, steps)
         if rule is not None:
@@ -51,13 +52,13 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
             writer.progress(name, done, steps, loss=loss)
         if "heldout" in data.samples and (done % config.train.validate_every == 0 or done == steps):
             average = layout.model(states.averaged(state, config))
-            metrics["heldout_loss"] = _validate(average, config, data, mesh)
+            score = metrics["heldout_loss"] = _validate(average, config, data, mesh)
             writer.scalars(done, {f"{name}/heldout_loss": metrics["heldout_loss"]})
             if rule is not None:
                 rule = optim.plateau(rule, metrics["heldout_loss"], config.optim.plateau)
         if done % config.train.checkpoint_every == 0 or done == steps:
             meta = {"step": done, "samples_seen": done * config.train.batch_size, "plateau": rule}
-            meta |= {"latent_shift": data.shift, "latent_scale": data.scale}
+            meta |= {"latent_shift": data.shift, "latent_scale": data.scale, "score": score}
             if saving is not None:
                 saving.result()
             saving = states.save(folder, done, state, meta, config, layout)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend, checkpoint, optim, reconstruction
+from moviegen import backend, checkpoint, optim, reconstruction, safetensors_io
 from moviegen import mesh as meshes
 from moviegen import state as states
 from moviegen.data import crops, video
@@ -31,6 +31,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     metrics: dict[str, float] = {}
     saving = None
     for step in range(start, steps):
+        score = None  # of the weights after this step
         clips = crops.batch(
             source, config.data, config.seed, step, config.train.batch_size, mesh.batch.rank, mesh.batch.size
         )
@@ -55,20 +56,21 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
         if done % config.train.validate_every == 0 or done == steps:
             # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
             metrics = reconstruction.evaluate(layout.whole(states.averaged(state, config)), config.tae, heldout())
+            score = -metrics["synthetic_psnr"]  # there whatever the run trains on; the best is the lowest
             writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
             if mesh.world.rank == 0:
                 print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
         if done % config.train.checkpoint_every == 0 or done == steps:
             if saving is not None:
                 saving.result()
-            saving = states.save(folder, done, state, {"step": done}, config, layout)
+            saving = states.save(folder, done, state, {"step": done, "score": score}, config, layout)
     if saving is not None:
         saving.result()
     average = layout.whole(states.averaged(state, config))
     meshes.barrier(mesh.world)
     if mesh.world.rank != 0:
         return metrics
-    path = checkpoint.export_safetensors(backend.to_numpy(average), workdir / "tae.safetensors", "float16")
+    path = safetensors_io.write(average, workdir / "tae.safetensors", "float16")
     _show(writer, steps, average, config, heldout())
     writer.close()
     print(f"{name}: {steps} steps done; averaged weights in {path}, checkpoints in {folder}", flush=True)
@@ -83,7 +85,7 @@ def load_weights(path: str | Path, cfg: Any) -> dict[str, Any]:
     if path.is_dir():
         arrays = checkpoint.load(path, select="^ema/")[0]["ema"]
     else:
-        arrays = checkpoint.import_safetensors(path)
+        arrays = safetensors_io.read(path)
     want = tae.shapes(cfg)
     wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]
     if wrong:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import checkpoint
+from moviegen import safetensors_io
 from moviegen.data import latents, synthetic, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.models import tae
@@ -13,7 +13,7 @@ from moviegen.models import tae
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tae.safetensors"
-    return checkpoint.export_safetensors(tae.init(settings("").tae, 0), path)
+    return safetensors_io.write(tae.init(settings("").tae, 0), path)
 
 
 def settings(weights, **data):
@@ -35,7 +35,7 @@ def cached(weights, tmp_path_factory):
 def test_latents_are_the_encoder_s_means_of_the_set(cached, weights):
     found, _ = cached
     config = settings(weights)
-    params = checkpoint.import_safetensors(weights)
+    params = safetensors_io.read(weights)
     count = {"video": 8, "image": 8, "heldout": latents.HELDOUT_SAMPLES, "heldout_image": latents.HELDOUT_SAMPLES}
     assert {name: array.shape for name, array in found.latents.items()} == {
         name: (n, 16, 1, 3, 3) for name, n in count.items()
@@ -85,7 +85,7 @@ def test_a_cache_of_something_else_is_refused_by_what_differs(cached, weights):
 
 def test_other_weights_are_noticed(cached, weights, tmp_path):
     _, folder = cached
-    other = checkpoint.export_safetensors(tae.init(settings("").tae, 1), tmp_path / "other.safetensors")
+    other = safetensors_io.write(tae.init(settings("").tae, 1), tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"weights: "):
         latents.prepare(settings(other, latent_cache=str(folder)), "unused")
 

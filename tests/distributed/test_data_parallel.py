@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import checkpoint
+from moviegen import checkpoint, safetensors_io
 from moviegen import config as configs
 from moviegen.models import tae
 from moviegen.writers import read_metrics
@@ -38,7 +38,7 @@ TINY = {
 def test_two_ranks_equal_one(tmp_path):
     overrides = TINY | {"data.tae_weights": str(tmp_path / "tae.safetensors")}
     cfg = configs.apply_overrides(configs.load(EXPERIMENT), {key: str(value) for key, value in overrides.items()})
-    checkpoint.export_safetensors(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
+    safetensors_io.write(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
     for ranks in (1, 2):
         command = [sys.executable, ROOT / "launch.py", f"--config={EXPERIMENT}", f"--workdir={tmp_path / str(ranks)}"]
         command += [f"--config.{key}={value}" for key, value in overrides.items()] + [f"--workers={ranks}"]

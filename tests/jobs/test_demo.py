@@ -118,12 +118,12 @@ def test_a_failing_stage_is_not_finished(config, ran, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_demo_at_its_shortest(config, tmp_path, monkeypatch):
-    from moviegen import backend, checkpoint
+    from moviegen import backend, safetensors_io
     from moviegen.models import tae
 
     monkeypatch.chdir(tmp_path)  # MindSpore leaves folders where it runs
     weights = tmp_path / "tae.safetensors"
-    checkpoint.export_safetensors(backend.to_numpy(tae.init(config.tae, 0)), weights)
+    safetensors_io.write(backend.to_numpy(tae.init(config.tae, 0)), weights)
     config = configs.apply_overrides(config, {"stages.tae.data.tae_weights": str(weights)})
     metrics = moviegen.run(config, workdir=tmp_path / "run")
     assert all(math.isfinite(value) for value in metrics.values())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import checkpoint
+from moviegen import checkpoint, safetensors_io
 from moviegen.data import pipeline, table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_video, train
@@ -33,7 +33,7 @@ def shared(tmp_path_factory):
             np.savez(path, text_emb=rng.standard_normal((3, width)).astype(np.float32), mask=np.array([1, 1, 0]))
             np.savez(root / f"empty-{encoder}.npz", text_emb=np.zeros((1, width), np.float32), mask=np.ones(1, int))
     (root / "train.csv").write_text("video,caption\n" + "".join(f"{name},x\n" for name in VIDEOS))
-    checkpoint.export_safetensors(tae.init(settings(root, root).tae, 0), root / "tae.safetensors")
+    safetensors_io.write(tae.init(settings(root, root).tae, 0), root / "tae.safetensors")
     return root
 
 
@@ -75,7 +75,7 @@ def test_files_hold_mean_and_std_of_the_first_frames(encoded, shared):
     folder, metrics = encoded
     assert metrics == {"encoded": 3, "kept": 0, "bad": 0}
     config = settings(shared, folder)
-    params = checkpoint.import_safetensors(shared / "tae.safetensors")
+    params = safetensors_io.read(shared / "tae.safetensors")
     for name, frames in (("deep/b.mp4", 8), ("c.png", 1)):
         clip, _ = video.read(shared / "videos" / name, 0, frames, size=16)
         mean, logvar = (x.asnumpy()[0] for x in tae.encode(params, config.tae, video.to_model(clip)[None]))
