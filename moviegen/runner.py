@@ -14,7 +14,8 @@ from moviegen.errors import ConfigError
 from moviegen.mesh import rank, ranks
 
 JOBS = Path(__file__).parent / "jobs"
-ONE_RANK = ("demo", "encode_video")  # jobs of which every rank would do all of the work
+# Jobs of which every rank would do all of the work.
+ONE_RANK = ("demo", "encode_video", "export_weights", "import_weights")
 
 
 class Plan(NamedTuple):

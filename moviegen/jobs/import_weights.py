@@ -1,0 +1,58 @@
+"""Imports safetensors weights as a checkpoint that training and sampling start from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moviegen import arraystore, checkpoint, safetensors_io
+from moviegen import config as configs
+from moviegen.convert.seed import match
+from moviegen.errors import ConfigError
+from moviegen.models import transformer
+
+BESIDE_THE_WEIGHTS = ("compute_dtype", "weight_std", "position_std")  # free to differ from what they were trained with
+
+
+def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+    """Write the weights of `import_weights.path` as step 0 in `WORKDIR/imported`, in float32, a few arrays at a time.
+
+    That folder is for `train.init_from` and `sample.checkpoint`; it is not the run's own `checkpoints`, which step 0
+    would replace. Raises ConfigError naming every missing, extra or wrongly shaped array, and settings of the model that
+    an export of ours was made with and that differ.
+    """
+    if "import_weights" not in config or "model" not in config:
+        raise ConfigError(
+            "this experiment has no section `import_weights`: take a generator's, such as experiments/1b_stage1.py"
+        )
+    path = Path(config.import_weights.path)
+    if not config.import_weights.path or not path.exists():
+        raise ConfigError(
+            f"import_weights.path is {config.import_weights.path!r}: expected a safetensors file or a folder of them"
+        )
+    arrays, metadata = safetensors_io.lazy(path)
+    match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {path}")
+    _check_model(path, metadata.get("model", {}), configs.to_plain(config.model))
+    weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
+    folder = Path(workdir) / "imported"
+    meta = {"samples_seen": 0, **_statistics(config, metadata)}
+    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, meta)
+    print(f"import: {len(weights)} arrays of {path}; start from {folder}", flush=True)
+    return {"arrays": len(weights)}
+
+
+def _check_model(path: Path, made_with: dict, model: dict) -> None:
+    differs = [
+        line for line in configs.changes(made_with, model) if made_with and line.split(":")[0] not in BESIDE_THE_WEIGHTS
+    ]
+    if differs:
+        raise ConfigError(f"{path} was exported with another model: {'; '.join(differs)}; change the config's model")
+
+
+def _statistics(config: Any, metadata: dict) -> dict[str, list[float]]:
+    """Shift and scale of the latents that the weights were trained on."""
+    keys = ("latent_shift", "latent_scale")
+    if all(key in metadata for key in keys):
+        return {key: metadata[key] for key in keys}
+    print("import: the file does not say how its latents were scaled; taken as config.tae says", flush=True)
+    return {key: np.broadcast_to(config.tae[key], config.tae.latent_channels).tolist() for key in keys}
