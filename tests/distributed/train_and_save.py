@@ -1,0 +1,57 @@
+"""Run as several ranks: the training job on a very small model, saving at every step; test_kills.py kills it on the way.
+
+train_and_save.py FOLDER STEPS
+
+All of it is real but the gradient, which would take longer to compile than everything else: it is the weights times a
+number that all ranks' parts of the batch go into.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np  # noqa: E402
+
+from experiments import common  # noqa: E402
+from moviegen import backend, collectives  # noqa: E402
+from moviegen import mesh as meshes  # noqa: E402
+from moviegen.data import latents  # noqa: E402
+from moviegen.jobs import train  # noqa: E402
+from moviegen.models import transformer  # noqa: E402
+
+
+def experiment(steps: int):
+    config = common.shrink(common.stage("1b", 1))
+    config.model.update(hidden_size=8, num_layers=1, num_heads=2, ffn_size=12, position_lengths=(1, 2, 2))
+    config.model.update(latent_channels=4, text_dims=dict(ul2=8, metaclip=8, byt5=8))
+    config.optim.update(learning_rate=0.01, warmup_steps=2)
+    config.ema.decay = 0.9
+    config.train.update(steps=steps, checkpoint_every=1, keep_checkpoints=2, keep_every=10, validate_every=steps + 1)
+    return config.lock()
+
+
+def made_up_latents(config, workdir):
+    arrays = {
+        name: np.random.default_rng(0).standard_normal((6, 4, 1, 4, 4), np.float32) for name in ("video", "image")
+    }
+    return latents.LatentSet(arrays, {name: [f"number {i}" for i in range(6)] for name in arrays}, [0.0] * 4, [1.0] * 4)
+
+
+def loss_and_grads(params, cfg, latents, noise, t, text, mesh, zero_stage):
+    loss = collectives.all_reduce(mesh.world)(backend.tensor(np.float32([(latents * noise).mean()])))
+    return loss, {path: value * loss for path, value in params.items()}
+
+
+def main(folder: str, steps: str) -> None:
+    meshes.setup({"data": 1, "zero": meshes.ranks(), "sp": 1})
+    latents.prepare, transformer.loss_and_grads = made_up_latents, loss_and_grads
+    note = Path(folder) / f"rank-{meshes.rank()}.tmp"
+    note.write_text(str(os.getpid()))
+    note.rename(note.with_suffix(".pid"))
+    train.run(experiment(int(steps)), folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
