@@ -33,7 +33,7 @@ def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, dty
     expected = {path: arraystore.cast(arraystore.cast(value, dtype), "float32") for path, value in weights.items()}
     config.train.init_from = config.sample.checkpoint = str(folder)
     state = train._start(config, tmp_path / "none", states.Layout(transformer.shapes(config.model), ONE, 3))[1]
-    sampled, tae_cfg = sample._load(config, tmp_path)
+    sampled, tae_cfg = sample._load(config, tmp_path, ONE)
     assert list(tae_cfg.latent_scale) == META["latent_scale"]
     for path, value in expected.items():
         for found in (trees["params"][path], trees["ema"][path], state.master[path].asnumpy(), sampled[path].asnumpy()):

@@ -78,6 +78,7 @@ def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path, monke
 def test_what_a_run_leaves(unbroken):
     workdir, metrics = unbroken
     assert set(metrics) == {"synthetic_psnr", "synthetic_ssim"}
+    assert checkpoint.load(workdir / "checkpoints")[1]["score"] == -metrics["synthetic_psnr"]
     ema = final(workdir)["ema"]
     exported = train_tae.load_weights(workdir / "tae.safetensors", settings().tae)
     for path, value in ema.items():
