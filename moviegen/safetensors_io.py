@@ -36,7 +36,7 @@ def write(arrays: Arrays, path: str | Path, dtype: str | None = "float32") -> Pa
     """
     path = Path(path)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with _removed(path, [aside]):
+    with _nothing_left_aside(path, [aside]):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_file(aside, _readable(arrays), dtype, {})
         os.replace(aside, path)
@@ -59,7 +59,7 @@ def write_shards(
         folder / (WHOLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors") for i in range(1, count + 1)
     ]
     asides = [file.with_name(f"{file.name}.tmp") for file in files]
-    with _removed(folder, asides):
+    with _nothing_left_aside(folder, asides):
         folder.mkdir(parents=True, exist_ok=True)
         for shard, aside in zip(shards, asides, strict=True):
             _write_file(aside, shard, dtype, metadata)
@@ -152,7 +152,7 @@ def _write_index(folder: Path, shards: Mapping[str, Arrays], dtype: str | None) 
 
 
 @contextlib.contextmanager
-def _removed(path: Path, asides: list[Path]) -> Iterator[None]:
+def _nothing_left_aside(path: Path, asides: list[Path]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
