@@ -7,12 +7,16 @@ links, then those of one copy of the parameters, then the copies.
 
 import functools
 import os
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from moviegen.errors import ConfigError
 
 AXES = ("data", "zero", "sp")
+LARGE_WASTE = 0.05  # of the work of a sequence: above it a run says what its padding costs
 
 
 class Group(NamedTuple):
@@ -60,8 +64,7 @@ def rank() -> int:
 def parse(text: str | None, ranks: int) -> dict[str, int]:
     """Axis sizes `{"data": D, "zero": Z, "sp": S}` from `data=D,zero=Z,sp=S`; an axis left out has size 1.
 
-    Nothing at all means pure data parallel. Raises ConfigError unless the sizes are positive whole numbers that
-    multiply to `ranks`.
+    Nothing at all means pure data parallel over `ranks`. Raises ConfigError unless the sizes are positive whole numbers.
     """
     if not text:
         return {"data": ranks, "zero": 1, "sp": 1}
@@ -71,12 +74,6 @@ def parse(text: str | None, ranks: int) -> dict[str, int]:
         if name not in axes or not size.isdigit() or int(size) < 1:
             raise ConfigError(f"mesh {text!r}: {item!r} is not one of data=N, zero=N, sp=N with N of at least 1")
         axes[name] = int(size)
-    product = axes["data"] * axes["zero"] * axes["sp"]
-    if product != ranks:
-        raise ConfigError(
-            f"mesh {text!r} has {product} ranks, but there {'is 1' if ranks == 1 else f'are {ranks}'}: "
-            f"change the mesh or start --workers={product}"
-        )
     return axes
 
 
@@ -158,9 +155,33 @@ def barrier(group: Group) -> None:
     agree(0, group)
 
 
-def violations(axes: dict[str, int], config: Any, job: str) -> list[str]:
-    """Every rule of the mesh that an experiment breaks, each with what would mend it."""
+def first_rank_alone(do: Callable[[], None], marker: Path) -> None:
+    """Rank 0 does something; the others wait until it has, however long that takes.
+
+    They wait for the file `marker` in a shared folder: a collective gives up on a rank that comes late.
+    """
+    world = current().world
+    if world.rank == 0:
+        marker.unlink(missing_ok=True)  # of an earlier run
+    barrier(world)
+    if world.rank == 0:
+        do()
+        if world.size > 1:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    while world.rank and not marker.is_file():
+        time.sleep(0.5 + random.random())  # a thousand ranks do not look, nor read what is there then, all at once
+    barrier(world)
+
+
+def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[str]:
+    """Every rule of the mesh that an experiment on so many ranks breaks, each with what would mend it."""
     found, parts = [], axes["data"] * axes["zero"]
+    if parts * axes["sp"] != ranks:
+        found.append(
+            f"it has {parts * axes['sp']} ranks, but there {'is 1' if ranks == 1 else f'are {ranks}'}: "
+            f"change the mesh or start --workers={parts * axes['sp']}"
+        )
     if job == "train_tae" and axes["sp"] > 1:
         found.append(f"sp={axes['sp']}: the autoencoder has no sequence to split, use zero or data")
     if job in ("train", "sample") and config.model.num_heads % axes["sp"]:
@@ -177,4 +198,35 @@ def violations(axes: dict[str, int], config: Any, job: str) -> list[str]:
                 f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
                 f"{axes['zero']} x optim.accumulate"
             )
+        if job == "train_tae" and config.data.image_fraction and config.data.image_batch_size % parts:
+            found.append(
+                f"data.image_batch_size is {config.data.image_batch_size}, not a multiple of {parts}: data "
+                f"{axes['data']} x zero {axes['zero']}"
+            )
     return found
+
+
+def notes(axes: dict[str, int], config: Any, job: str) -> list[str]:
+    """What is allowed and yet costs much: sequences that sp does not divide well, each with its cost."""
+    found = []
+    for kind, tokens in token_counts(config).items() if job == "train" else ():
+        each = -(-tokens // axes["sp"])
+        waste = each * axes["sp"] / tokens - 1
+        if waste >= LARGE_WASTE:
+            found.append(
+                f"sp={axes['sp']} does not divide the {tokens} tokens of {kind}: each rank takes {each}, padding "
+                f"included, {waste:.0%} more work than there is"
+            )
+    return found
+
+
+def token_counts(config: Any) -> dict[str, int]:
+    """Length of the sequences that an experiment trains on: "a video" and "an image", those that it has."""
+    data, shares = config.data, {}
+    if data.num_frames > 1 and data.image_fraction < 1:
+        shares["a video"] = -(-data.num_frames // 8)
+    if data.num_frames == 1 or data.image_fraction:
+        shares["an image"] = 1
+    _, *patch = config.model.patch_size
+    height, width = (data[side] // 8 // p for side, p in zip(("height", "width"), patch, strict=True))
+    return {kind: max(1, frames // config.model.patch_size[0]) * height * width for kind, frames in shares.items()}

@@ -46,6 +46,8 @@ def run(
     meshes.setup(plan.axes)
     if rank() == 0:
         _note_config(plan.config, plan.workdir)
+        for note in meshes.notes(plan.axes, plan.config, plan.job):
+            print(f"note: {note}", flush=True)
     start = time.time()
     metrics = importlib.import_module(f"moviegen.jobs.{plan.job}").run(plan.config, plan.workdir, stage=plan.stage)
     metrics = {name: float(value) for name, value in metrics.items()}
@@ -77,7 +79,7 @@ def prepare(
     if not workdir and not config.get("name"):
         raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")
     axes = meshes.parse(mesh, ranks)
-    wrong = meshes.violations(axes, config, job)
+    wrong = meshes.violations(axes, ranks, config, job)
     if wrong:
         raise ConfigError(f"mesh {mesh or f'data={ranks}'} does not fit this experiment: " + "; ".join(wrong))
     return Plan(config, job, Path(workdir or f"runs/{config.name}"), axes, stage or None)

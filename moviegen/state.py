@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +103,19 @@ def _read(folder, step, layout, select=None):
         for tree, values in trees.items()
     }
     return padded, meta
+
+
+def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
+    """The state of step 0 from the averaged weights in a checkpoint folder; reads this rank's slices alone.
+
+    Position tables, which are small, are read whole and go through `grow`, since a larger one has other shards.
+    """
+    own = checkpoint.load(folder, select="^ema/(?!position/)", where=lambda shape: sharding.bounds(shape, layout.shard))
+    master = {
+        path: backend.tensor(sharding.pad(x, layout.shapes[path], layout.shard)) for path, x in own[0]["ema"].items()
+    }
+    tables = backend.to_numpy(grow(checkpoint.load(folder, select="^ema/position/")[0]["ema"]))
+    return fresh(master | {path: layout.place(path, table) for path, table in tables.items()}, layout)
 
 
 def update(state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout) -> float:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,27 +40,24 @@ def weights_path(config: Any) -> Path:
 
 
 def prepare(config: Any, workdir: str | Path) -> LatentSet:
-    """The cached latents of `data.source`, made now if they are not there yet.
+    """The cached latents of `data.source`, made now if they are not there yet; of several ranks, by the first.
 
     Raises ConfigError, naming what differs, when the folder holds latents of other data or other weights.
     """
     folder = Path(config.data.latent_cache or Path(workdir) / "latents")
-    weights = weights_path(config)
-    manifest = {
-        "weights": digest(weights),
-        "tae": configs.to_plain(config.tae),
-        **{key: config.data[key] for key in ("source", "height", "width", "num_frames", "num_samples")},
-        "seed": config.seed,
-    }
-    splits = _splits(config)
-    claim(folder, manifest, "data.latent_cache")
-    if meshes.rank() == 0:
+    weights, splits = weights_path(config), _splits(config)
+
+    def build():
+        made_of = {
+            "weights": digest(weights),
+            "tae": configs.to_plain(config.tae),
+            **{key: config.data[key] for key in ("source", "height", "width", "num_frames", "num_samples")},
+            "seed": config.seed,
+        }
+        claim(folder, made_of, "data.latent_cache")
         _build(folder, splits, weights, config)
-    files = [folder / f"{name}.npy" for name in splits]
-    # Ranks that do not build wait here: MindSpore's collectives on CPU wait 30 s and no longer.
-    while not all(file.is_file() for file in files):
-        time.sleep(0.5)
-    meshes.barrier(meshes.current().world)
+
+    meshes.first_rank_alone(build, Path(workdir) / "ranks" / "latents.done")
     latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
     captions = {name: [caption for _, caption in samples()] for name, (samples, _) in splits.items()}
     return LatentSet(latents, captions, *_statistics(latents["video"]))
@@ -88,7 +84,7 @@ def claim(folder: Path, manifest: dict, key: str) -> None:
             raise ConfigError(
                 f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or change {key}"
             )
-    elif meshes.rank() == 0:
+    else:
         configs.write_json(manifest, path)
 
 

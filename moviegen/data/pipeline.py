@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 def open_data(config: Any, workdir: str | Path) -> Data:
     """The data that `config.data` names, checked. Raises ConfigError or DataError before any training."""
     if config.data.source == "csv":
-        samples = _from_csv(config)
+        samples = _from_csv(config, Path(workdir) / "ranks")
         channels = config.tae.latent_channels
         shift, scale = (
             np.broadcast_to(v, channels).tolist() for v in (config.tae.latent_shift, config.tae.latent_scale)
@@ -64,11 +64,11 @@ def _embedded(cached: latents.LatentSet, split: str, config: Any) -> Samples:
     return Samples(len(arrays), lambda i, rng: arrays[i], text)
 
 
-def _from_csv(config: Any) -> dict[str, Samples]:
+def _from_csv(config: Any, shared: Path) -> dict[str, Samples]:
     """Images of the table train in image steps, videos in the others; at num_frames 1 every row counts as an image."""
     data, empty = config.data, dict(config.data.empty_text)
     frames = -(-data.num_frames // 8)
-    rows = table.read(config, data.csv)
+    rows = table.read_once(config, data.csv, shared / "train.csv")
     images = [row for row in rows if row.image or data.num_frames == 1]
     videos = [row for row in rows if not row.image]
     for kind, found, share in (("image", images, data.image_fraction), ("video", videos, 1 - data.image_fraction)):
@@ -79,7 +79,8 @@ def _from_csv(config: Any) -> dict[str, Samples]:
             )
     samples = {"image": _from_table(images, 1, empty), "video": _from_table(videos, frames, empty)}
     if data.validation_csv:
-        heldout = [row for row in table.read(config, data.validation_csv) if data.num_frames == 1 or not row.image]
+        heldout = table.read_once(config, data.validation_csv, shared / "validation.csv")
+        heldout = [row for row in heldout if data.num_frames == 1 or not row.image]
         if not heldout:
             raise ConfigError(f"data.validation_csv is {data.validation_csv!r}, which has no usable video: add some")
         samples["heldout"] = _from_table(heldout, frames, empty)

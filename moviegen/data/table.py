@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moviegen import mesh as meshes
 from moviegen.data.video import IMAGE_SUFFIXES
 from moviegen.errors import ConfigError, DataError
 
 
 class Row(NamedTuple):
-    """Files of one sample, its latents and its embeddings by encoder; whether they are of an image."""
+    """A sample's name in the table; its files, latents and embeddings by encoder; whether they are of an image."""
 
+    video: str
     latents: Path
     text: dict[str, Path]
     image: bool
@@ -27,24 +29,10 @@ def read(config: Any, path: str) -> list[Row]:
     with a DataError.
     """
     data = config.data
-    for key, folder in {
-        "latent_folder": data.latent_folder,
-        **{f"text_folders.{k}": v for k, v in data.text_folders.items()},
-    }.items():
-        if not Path(folder).is_dir() or not folder:
-            raise ConfigError(
-                f"data.{key} is {folder!r}, which is not a folder (latents: --job=encode_video makes them)"
-            )
-    for name, empty in data.empty_text.items():
-        if data.text_drop_prob and not Path(empty).is_file():
-            raise ConfigError(
-                f"data.empty_text.{name} is {empty!r}, no file: embed the empty prompt or set data.text_drop_prob=0"
-            )
+    _check_folders(data)
     rows, bad = [], []
     for line, name in videos(path):
-        stem = Path(name).with_suffix(".npz")
-        text = {k: Path(v) / stem for k, v in data.text_folders.items()}
-        row = Row(Path(data.latent_folder) / stem, text, Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        row = _row(data, name)
         missing = [file for file in (row.latents, *row.text.values()) if not file.is_file()]
         if missing:
             bad.append(f"line {line}: no {missing[0]}")
@@ -60,6 +48,46 @@ def read(config: Any, path: str) -> list[Row]:
             f"first bad one, {bad[0] if bad else 'none, the table is empty'}"
         )
     return rows
+
+
+def read_once(config: Any, path: str, usable: Path) -> list[Row]:
+    """`read` by rank 0 alone; the others read the names of the usable rows, which it leaves in the file `usable`.
+
+    Every rank looking for the files of every row would be thousands of lookups for each file.
+    """
+    found = []
+
+    def check():
+        found.extend(read(config, path))
+        if meshes.current().world.size > 1:
+            usable.parent.mkdir(parents=True, exist_ok=True)
+            with open(usable, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([["video"], *([row.video] for row in found)])
+
+    meshes.first_rank_alone(check, usable.with_suffix(".done"))
+    return found or [_row(config.data, name) for _, name in videos(str(usable))]
+
+
+def _check_folders(data: Any) -> None:
+    for key, folder in {
+        "latent_folder": data.latent_folder,
+        **{f"text_folders.{k}": v for k, v in data.text_folders.items()},
+    }.items():
+        if not Path(folder).is_dir() or not folder:
+            raise ConfigError(
+                f"data.{key} is {folder!r}, which is not a folder (latents: --job=encode_video makes them)"
+            )
+    for name, empty in data.empty_text.items():
+        if data.text_drop_prob and not Path(empty).is_file():
+            raise ConfigError(
+                f"data.empty_text.{name} is {empty!r}, no file: embed the empty prompt or set data.text_drop_prob=0"
+            )
+
+
+def _row(data: Any, name: str) -> Row:
+    stem = Path(name).with_suffix(".npz")
+    text = {k: Path(v) / stem for k, v in data.text_folders.items()}
+    return Row(name, Path(data.latent_folder) / stem, text, Path(name).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def videos(path: str) -> list[tuple[int, str]]:

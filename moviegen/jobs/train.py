@@ -1,12 +1,12 @@
 """Trains the generator by flow matching; a killed run continues from its workdir as if nothing had happened."""
 
-from collections.abc import Mapping
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moviegen import backend, checkpoint, optim
+from moviegen import checkpoint, optim
 from moviegen import mesh as meshes
 from moviegen import state as states
 from moviegen.data import pipeline
@@ -31,7 +31,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     folder = workdir / "checkpoints"
     start, state, rule = _start(config, folder, layout)
     writer = Writer(workdir, name, resume_step=start, rank=mesh.world.rank)
-    if rule is not None and "heldout" not in data.samples:
+    if rule is not None and "heldout" not in data.samples and mesh.world.rank == 0:
         print("no held-out data (data.validation_csv): no validation, and optim.plateau cannot act", flush=True)
     metrics: dict[str, float] = {}
     saving = None
@@ -117,9 +117,6 @@ def _start(config: Any, folder: Path, layout: states.Layout) -> tuple:
         state, meta = states.restore(folder, step, layout)
         return step, state, (meta["plateau"] or rule) if watched else None
     if config.train.init_from:
-        weights: Mapping[str, Any] = checkpoint.load(config.train.init_from, select="^ema/")[0]["ema"]
-        whole = backend.to_numpy(transformer.interpolate_positions(weights, config.model))
-        master = {path: layout.place(path, array) for path, array in whole.items()}
-    else:
-        master = transformer.init(config.model, config.seed, layout.place)
-    return 0, states.fresh(master, layout), rule
+        grow = functools.partial(transformer.interpolate_positions, cfg=config.model)
+        return 0, states.grown(config.train.init_from, layout, grow), rule
+    return 0, states.fresh(transformer.init(config.model, config.seed, layout.place), layout), rule

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from moviegen import mesh as meshes
 from moviegen.data import table
 from moviegen.errors import ConfigError, DataError
 
@@ -51,6 +52,24 @@ def test_rows_name_their_files(config, tmp_path):
     assert [row.latents for row in rows] == [tmp_path / "latents" / f"{s}.npz" for s in ("a", "deep/b", "c")]
     assert [row.image for row in rows] == [False, False, True]
     assert rows[1].text == {encoder: tmp_path / encoder / "deep/b.npz" for encoder in ENCODERS}
+
+
+def test_the_first_rank_alone_looks_for_the_files(config, tmp_path, monkeypatch):
+    (tmp_path / "latents" / "a.npz").unlink()
+    config.data.max_bad_fraction = 0.5
+    path, usable = str(tmp_path / "train.csv"), tmp_path / "ranks" / "train.csv"
+    alone = table.read_once(config, path, usable)
+    assert alone == table.read(config, path) and not usable.parent.exists()
+
+    def ranks_of_two(rank):
+        monkeypatch.setattr(table.meshes, "current", lambda: meshes.Mesh(2, world=meshes.Group("", 2, rank)))
+
+    monkeypatch.setattr(table.meshes, "barrier", lambda group: None)
+    ranks_of_two(0)
+    assert table.read_once(config, path, usable) == alone
+    ranks_of_two(1)
+    monkeypatch.setattr(table, "read", None)
+    assert table.read_once(config, path, usable) == alone
 
 
 def test_bad_rows_are_listed_and_refused_above_the_share(config, tmp_path, capsys):
