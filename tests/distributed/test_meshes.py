@@ -7,8 +7,8 @@ from moviegen import checkpoint
 from moviegen.writers import read_metrics
 from tests.distributed import ranks
 
-TWO = ("data=2/0", "zero=2/1", "zero=2/2", "zero=2/3", "sp=2/3", "sp=2/0")
-FOUR = ("zero=2,sp=2/3", "data=2,sp=2/3", "sp=4/3", "data=2,zero=2/2")
+TWO = ("data=2/0", "zero=2/1", "zero=2/2", "zero=2/3", "sp=2/3")
+FOUR = ("zero=2,sp=2/3", "data=2,sp=2/3")
 
 
 def compare(folder, names):
@@ -18,7 +18,9 @@ def compare(folder, names):
     assert meta["step"] == 5 and len(losses) >= 2 and len(heldout) == 1
     for name in names:
         other, its_meta = checkpoint.load(folder / name.replace("/", "-") / "checkpoints")
-        assert its_meta == meta
+        for key in ("step", "samples_seen", "latent_shift", "latent_scale"):
+            assert its_meta[key] == meta[key]
+        np.testing.assert_allclose(its_meta["plateau"]["best"], meta["plateau"]["best"], atol=1e-5)
         lines = read_metrics(folder / name.replace("/", "-"))
         np.testing.assert_allclose(
             [line["train/video_loss"] for line in lines if "train/video_loss" in line], losses, atol=1e-5, err_msg=name
