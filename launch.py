@@ -14,6 +14,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 
 from absl import flags
 
@@ -74,7 +75,18 @@ def _command(overrides: dict[str, str], *names: str) -> list[str]:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends what this process started
     try:
-        sys.exit(main(sys.argv))
+        code = main(sys.argv)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    except SystemExit as ended:
+        code = ended.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code and workers.is_rank():
+        # At once: an orderly exit waits for the checkpoint's writer, and that for the parts of ranks that will end too.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -181,6 +181,7 @@ def stage(size: str, number: int) -> ConfigDict:
                 # Moments and average in host memory: 30B in float32 is 120 GB each of weights, gradients, two moments and
                 # average, 75 GB a card on 8 cards with all of them on the card, 30 GB so.
                 offload_optimizer=size == "30b",
+                rank_timeout=300.0,  # seconds without a sign of life of one rank after which the others end
             ),
             ema=dict(decay=0.9999),  # in float32; the seed's bfloat16 average never moves
             sample=dict(

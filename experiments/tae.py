@@ -51,6 +51,7 @@ def get_config(tiny: bool = False, frames: int = 16) -> ConfigDict:
                 keep_checkpoints=2,
                 keep_every=0,
                 keep_best=True,
+                rank_timeout=300.0,
                 init_from="",
             ),
         )

@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
                 keep_checkpoints=2,
                 keep_every=0,
                 keep_best=False,
+                rank_timeout=300.0,
                 init_from="",
                 linear_start=64,
             ),

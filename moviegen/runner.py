@@ -3,12 +3,14 @@
 import importlib
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from moviegen import config as configs
+from moviegen import heartbeat
 from moviegen import mesh as meshes
 from moviegen.errors import ConfigError
 from moviegen.mesh import rank, ranks
@@ -43,13 +45,14 @@ def run(
     anything heavy is imported.
     """
     plan = prepare(config, job, workdir, mesh, stage, ranks())
-    meshes.setup(plan.axes)
-    if rank() == 0:
-        _note_config(plan.config, plan.workdir)
-        for note in meshes.notes(plan.axes, plan.config, plan.job):
-            print(f"note: {note}", flush=True)
-    start = time.time()
-    metrics = importlib.import_module(f"moviegen.jobs.{plan.job}").run(plan.config, plan.workdir, stage=plan.stage)
+    with heartbeat.beating(plan.workdir / "ranks", plan.config.train.rank_timeout) if ranks() > 1 else nullcontext():
+        meshes.setup(plan.axes)
+        if rank() == 0:
+            _note_config(plan.config, plan.workdir)
+            for note in meshes.notes(plan.axes, plan.config, plan.job):
+                print(f"note: {note}", flush=True)
+        start = time.time()
+        metrics = importlib.import_module(f"moviegen.jobs.{plan.job}").run(plan.config, plan.workdir, stage=plan.stage)
     metrics = {name: float(value) for name, value in metrics.items()}
     if rank() == 0:
         result = {"job": plan.job, "stage": plan.stage, "seconds": round(time.time() - start, 1), "metrics": metrics}

@@ -1,4 +1,4 @@
-"""Starts this program again as N ranks on this machine, under MindSpore's msrun."""
+"""Starts this program again as N ranks on this machine; when one of them fails, it ends the others."""
 
 import os
 import re
@@ -9,9 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+from moviegen import heartbeat
+
+SCHEDULER = "scheduler"
+
 
 def is_rank() -> bool:
-    """Whether this process is one that msrun started (a rank, or msrun's scheduler)."""
+    """Whether this process is one of several: a rank, or the scheduler at which MindSpore's ranks meet."""
     return "MS_ROLE" in os.environ
 
 
@@ -22,45 +26,80 @@ def run(command: list[str], ranks: int, workdir: Path) -> int:
     """
     logs = workdir / "ranks"
     logs.mkdir(parents=True, exist_ok=True)
-    for old in logs.glob("*.log"):
-        old.unlink()
+    for old in (*logs.glob("*.log"), logs / heartbeat.OVER):
+        old.unlink(missing_ok=True)
     print(f"starting {ranks} ranks; each writes its output to {logs}/worker_RANK.log, rank 0's follows", flush=True)
-    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={ranks}"]
-    msrun += [f"--local_worker_num={ranks}", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
-    # A rank number that does not exist keeps msrun from showing any log by itself.
-    msrun += ["--join=True", f"--tail_worker_log={ranks}", f"--log_dir={logs}", *command]
-    # msrun starts whichever `python` comes first on the path.
-    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    with open(logs / "msrun.log", "wb") as log:
-        process = subprocess.Popen(msrun, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    shown = 0
+    processes, shown = {}, 0
     try:
-        # msrun would wait long for its scheduler after a rank has failed, so the failure is looked for here.
-        while (code := process.poll()) is None and (code := _failure(logs)) is None:
+        place = _place(ranks)
+        for name in (SCHEDULER, *range(ranks)):
+            processes[name] = _start(command, logs, name, place)
+        while not (failed := _failed(processes)) and any(processes[rank].poll() is None for rank in range(ranks)):
             time.sleep(0.2)
             shown = _show(logs / "worker_0.log", shown)
     except KeyboardInterrupt:
         print(f"\ninterrupted: the same command again continues from {workdir}", file=sys.stderr)
         return 130
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)  # msrun then ends the ranks
-            process.wait()
+        for process in processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # a run continues after a kill at any instant
+                process.wait()
     _show(logs / "worker_0.log", shown)
-    if code == 0:
+    if not failed:
         return 0
-    print(f"a rank failed; the last line of each, the rest in {logs}:", file=sys.stderr)
+    first = _first(failed, heartbeat.over(logs))
+    code = failed[first]
+    how = f"was ended by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"failed ({code})"
+    print(
+        f"{_title(first)} {how}, so the others were ended; the last line of each, the rest in {logs}:", file=sys.stderr
+    )
     for log in sorted(logs.glob("worker_*.log")):
         lines = [line for line in log.read_text(errors="replace").splitlines() if _worth_showing(line)]
         print(f"  {log.stem}: {lines[-1] if lines else '(no output)'}", file=sys.stderr)
-    code = _failure(logs) or code
     return code if code > 0 else 128 - code
 
 
-def _free_port() -> int:
+def _place(ranks: int) -> dict[str, str]:
+    """What MindSpore reads to find the other ranks; msrun would say the same."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        port = s.getsockname()[1]
+    return {
+        "MS_WORKER_NUM": f"{ranks}",
+        "RANK_SIZE": f"{ranks}",
+        "MS_SCHED_HOST": "127.0.0.1",
+        "MS_SCHED_PORT": f"{port}",
+    }
+
+
+def _start(command: list[str], logs: Path, name: str | int, place: dict[str, str]) -> subprocess.Popen:
+    own = {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
+    if name != SCHEDULER:
+        own = {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": f"{name}", "RANK_ID": f"{name}", "DEVICE_ID": f"{name}"}
+    with open(logs / (f"{name}.log" if name == SCHEDULER else f"worker_{name}.log"), "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **place, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # an interrupt at the terminal is for this process, which ends them
+        )
+
+
+def _failed(processes: dict[str | int, subprocess.Popen]) -> dict[str | int, int]:
+    """Exit codes of the processes that have failed."""
+    return {name: process.returncode for name, process in processes.items() if process.poll()}
+
+
+def _first(failed: dict[str | int, int], over: dict | None) -> str | int:
+    """Which of several failed by itself: the one that said so, else one that was killed, else any."""
+    return min(failed, key=lambda name: (over is None or name != over["rank"], failed[name] >= 0))
+
+
+def _title(name: str | int) -> str:
+    return "MindSpore's scheduler" if name == SCHEDULER else f"rank {name}"
 
 
 def _show(path: Path, position: int) -> int:
@@ -80,9 +119,3 @@ def _show(path: Path, position: int) -> int:
 def _worth_showing(line: str) -> bool:
     """Whether a line is there and is none of MindSpore's own log below an error."""
     return bool(line) and not re.match(r"\[(DEBUG|INFO|WARNING)\] [A-Z_]+\(\d+", line)
-
-
-def _failure(logs: Path) -> int | None:
-    """Exit code of the first rank that failed, from msrun's log: msrun itself returns 1 for any failure."""
-    found = re.search(r"exit with exception\. Error code: (-?\d+)", (logs / "msrun.log").read_text(errors="replace"))
-    return int(found[1]) if found else None

@@ -16,7 +16,8 @@ ROOT = Path(launch.__file__).parent
 EXPERIMENT = """
 from ml_collections import ConfigDict
 def get_config(tiny=False):
-    return ConfigDict({"job": "fake", "rate": 0.5, "steps": 3, "fail": "", "stages": ("one", "two")})
+    train = {"rank_timeout": 60.0}
+    return ConfigDict({"job": "fake", "rate": 0.5, "steps": 3, "fail": "", "stages": ("one", "two"), "train": train})
 """
 # Python imports this by itself at its start: every process gets a job "fake", and a MindSpore that cannot be imported.
 SITE = """

@@ -14,9 +14,8 @@ def test_show_prints_whole_lines_once_without_mindspores_own(tmp_path, capsys):
     assert capsys.readouterr().out == "step 2\n[1/3] sweep\n[ERROR] ME(1): bad\n"
 
 
-def test_failure_is_the_first_ranks_own_code(tmp_path):
-    (tmp_path / "msrun.log").write_text(OWN)
-    assert workers._failure(tmp_path) is None
-    line = "[ERROR] ME(1:2,MainProcess): Worker process 25740 exit with exception. Error code: {}.\n"
-    (tmp_path / "msrun.log").write_text(OWN + line.format(-9) + line.format(1))
-    assert workers._failure(tmp_path) == -9
+def test_the_rank_to_blame_said_so_or_was_killed():
+    assert workers._first({0: 1, 2: 2}, {"rank": 2, "why": "failed"}) == 2
+    assert workers._first({0: 1, 1: -9}, None) == 1
+    assert workers._first({0: 1, 1: -9}, {"rank": 2, "why": "failed"}) == 1
+    assert workers._first({"scheduler": 1}, None) == "scheduler"
