@@ -86,36 +86,35 @@ def load_average(folder: Path, layout: Layout) -> tuple[Tree, dict]:
     return layout.model(backend.to_tensors(trees["ema"])), meta
 
 
-def _read(folder, step, layout, select=None):
-    """This rank's shards of a checkpoint's trees. DataError, before any of them is read, if it is of another model."""
-    for tree, found in checkpoint.shapes(folder, step).items():
-        if select is None or re.search(select, f"{tree}/"):
-            want = {path: tuple(shape) for path, shape in layout.shapes.items()}
-            wrong = sorted(path for path in want | found if want.get(path) != found.get(path))
-            if wrong:
-                raise DataError(
-                    f"{folder}: its {tree} is not of this model config: {', '.join(wrong[:5])} ({len(wrong)} differ; "
-                    f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
-                )
+def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
+    """The state of step 0 from the averaged weights in a checkpoint folder; reads this rank's slices alone.
+
+    Position tables, which are small, are read whole and go through `grow`, since a larger one has other shards.
+    """
+    own = backend.to_tensors(_read(folder, None, layout, "^ema/(?!position/)")[0]["ema"])
+    tables = backend.to_numpy(grow(checkpoint.load(folder, select="^ema/position/")[0]["ema"]))
+    return fresh(own | {path: layout.place(path, table) for path, table in tables.items()}, layout)
+
+
+def _read(folder, step, layout, select=""):
+    """This rank's shards of what `select` finds. DataError, before any of them is read, if it is of another model."""
+    for tree, all_found in checkpoint.shapes(folder, step).items():
+        want, found = (
+            {path: tuple(shape) for path, shape in table.items() if re.search(select, f"{tree}/{path}")}
+            for table in (layout.shapes, all_found)
+        )
+        wrong = sorted(path for path in want | found if want.get(path) != found.get(path))
+        if wrong:
+            raise DataError(
+                f"{folder}: its {tree} is not of this model config: {', '.join(wrong[:5])} ({len(wrong)} differ; "
+                f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
+            )
     trees, meta = checkpoint.load(folder, step, select, where=lambda shape: sharding.bounds(shape, layout.shard))
     padded = {
         tree: {path: sharding.pad(own, layout.shapes[path], layout.shard) for path, own in values.items()}
         for tree, values in trees.items()
     }
     return padded, meta
-
-
-def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
-    """The state of step 0 from the averaged weights in a checkpoint folder; reads this rank's slices alone.
-
-    Position tables, which are small, are read whole and go through `grow`, since a larger one has other shards.
-    """
-    own = checkpoint.load(folder, select="^ema/(?!position/)", where=lambda shape: sharding.bounds(shape, layout.shard))
-    master = {
-        path: backend.tensor(sharding.pad(x, layout.shapes[path], layout.shard)) for path, x in own[0]["ema"].items()
-    }
-    tables = backend.to_numpy(grow(checkpoint.load(folder, select="^ema/position/")[0]["ema"]))
-    return fresh(master | {path: layout.place(path, table) for path, table in tables.items()}, layout)
 
 
 def update(state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout) -> float:

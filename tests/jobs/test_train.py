@@ -6,6 +6,7 @@ import pytest
 from experiments import common
 from moviegen import backend, checkpoint, optim
 from moviegen.data import latents, pipeline
+from moviegen.errors import DataError
 from moviegen.jobs import train
 from moviegen.mesh import ONE
 from moviegen.models import transformer
@@ -183,6 +184,15 @@ def test_weights_follow_adamw_on_the_gradients(unbroken):
         optim.adamw_update(params, grads, state, step, rate, config.optim, optim.global_norm(grads))
     for path, value in final(workdir)[0]["params"].items():
         np.testing.assert_array_equal(params[path].asnumpy(), value)
+
+
+def test_the_next_stage_of_another_model_is_refused(unbroken, tmp_path):
+    config = settings(init_from=str(unbroken[0] / "checkpoints"))
+    config.unlock()
+    config.model.ffn_size = 48
+    layout = Layout(transformer.shapes(config.model), ONE, 3)
+    with pytest.raises(DataError, match="its ema is not of this model config: blocks/0/mlp/down"):
+        train._start(config, tmp_path / "checkpoints", layout)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
