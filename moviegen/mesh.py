@@ -57,8 +57,14 @@ def ranks() -> int:
 
 
 def rank() -> int:
-    """Which of them this process is: what msrun says, else 0."""
-    return int(os.environ.get("RANK_ID", 0)) if "MS_ROLE" in os.environ else 0
+    """Which of them this process is: what msrun says, else 0. Raises ConfigError where msrun leaves it open."""
+    if os.environ.get("MS_ROLE") != "MS_WORKER":
+        return 0
+    if "MS_NODE_ID" not in os.environ:
+        raise ConfigError(
+            "this rank does not know its number: give msrun --node_rank, 0 on the first machine, 1 on the next"
+        )
+    return int(os.environ["MS_NODE_ID"])
 
 
 def parse(text: str | None, ranks: int) -> dict[str, int]:
@@ -102,6 +108,10 @@ def setup(axes: dict[str, int]) -> Mesh:
     communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         os._exit(0)  # an orderly exit aborts where MindSpore's threads run already
+    if communication.get_rank() != rank():
+        raise ConfigError(
+            f"msrun calls this rank {rank()}, MindSpore {communication.get_rank()}: are two runs on one port?"
+        )
     return adopt(make(axes, range(count)))
 
 

@@ -32,6 +32,20 @@ def test_parse_refuses(text, ranks, words):
         mesh.parse(text, ranks)
 
 
+def test_a_rank_is_what_msrun_calls_it(monkeypatch):
+    for name in ("MS_ROLE", "MS_NODE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert mesh.rank() == 0
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    assert mesh.rank() == 0
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
+    monkeypatch.setenv("RANK_ID", "0")  # of its scheduler: msrun leaves it to all ranks of the first machine
+    with pytest.raises(ConfigError, match="--node_rank"):
+        mesh.rank()
+    monkeypatch.setenv("MS_NODE_ID", "9")
+    assert mesh.rank() == 9
+
+
 @pytest.mark.parametrize("first", [0, 24])
 def test_groups_cut_the_grid_along_its_axes(monkeypatch, first):
     """Of every rank of data=2, zero=3, sp=4: neighbours share a sequence, one copy is contiguous, copies are apart."""

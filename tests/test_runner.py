@@ -101,7 +101,7 @@ def test_a_second_rank_notes_nothing(config, calls, tmp_path, monkeypatch):
     for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):
         monkeypatch.setenv(name, "1")
     config.train = ConfigDict({"rank_timeout": 60.0})
-    for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "RANK_ID": "1"}.items():
+    for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "1"}.items():
         monkeypatch.setenv(name, value)
     moviegen.run(config, workdir=tmp_path / "run", mesh="data=2")
     assert len(calls) == 1 and not list((tmp_path / "run").glob("*.json"))
