@@ -1,6 +1,7 @@
-"""Two ranks under msrun train as one does: the same losses and the same weights from the same command."""
+"""Two ranks train as one does from the same command, and so do two machines with msrun on each."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import checkpoint, safetensors_io
+from moviegen import checkpoint, safetensors_io, workers
 from moviegen import config as configs
 from moviegen.models import tae
 from moviegen.writers import read_metrics
@@ -58,3 +59,29 @@ def test_two_ranks_equal_one(tmp_path):
         for path, value in one[tree].items():
             np.testing.assert_allclose(two[tree][path], value, atol=1e-5, err_msg=f"{tree}/{path}")
     assert (tmp_path / "2" / "ranks" / "worker_1.log").is_file()
+
+
+@pytest.mark.slow
+def test_two_groups_of_msrun_as_on_two_machines(tmp_path):
+    overrides = TINY | {"data.tae_weights": str(tmp_path / "tae.safetensors")}
+    cfg = configs.apply_overrides(configs.load(EXPERIMENT), {key: str(value) for key, value in overrides.items()})
+    checkpoint.export_safetensors(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
+    port = workers._place(2)["MS_SCHED_PORT"]
+    groups = []
+    # msrun starts the scheduler where it finds the address to be its own: 0.0.0.0 leads here, but is nobody's.
+    for node, address in enumerate(("127.0.0.1", "0.0.0.0")):
+        command = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=1"]
+        command += [f"--node_rank={node}", f"--master_addr={address}", f"--master_port={port}", "--join=True"]
+        command += [f"--log_dir={tmp_path}/run/ranks", "--tail_worker_log=0", f"{ROOT}/launch.py"]
+        command += [f"--config={EXPERIMENT}", f"--workdir={tmp_path}/run", "--mesh=zero=2"]
+        command += [f"--config.{key}={value}" for key, value in overrides.items()]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # msrun starts `python`
+        groups.append(subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ, PATH=path)))
+    try:
+        assert [group.wait(timeout=900) for group in groups] == [0, 0]
+    finally:
+        for group in groups:
+            group.send_signal(signal.SIGINT)
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints") == 3
+    logs = [(tmp_path / "run" / "ranks" / f"worker_{rank}.log").read_text() for rank in range(2)]
+    assert "train: 3 steps done" in logs[0] and "steps done" not in logs[1]
