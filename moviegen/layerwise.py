@@ -3,7 +3,7 @@
 MindSpore silently returns empty or zero gradients when parameters cross a `jit` or `grad` border inside a dict, so here
 every tensor crosses one by one, by position, and the tree is rebuilt inside. A function is compiled for each pair of
 (function, parameter paths) and each set of input shapes: N equal blocks share one graph, so compile time does not grow
-with depth. `vjp` keeps the function's inputs alone and recomputes the rest in the backward graph.
+with depth. `pull` is given the function's inputs alone and recomputes the rest in the backward graph.
 
 A function takes `(p, *inputs)`, p a flat dict, and returns a tensor or a tuple of tensors. It must be the same object
 whenever it means the same thing (builders are lru_cached on their static settings).
@@ -72,23 +72,23 @@ def run(fn: Fn, params: Mapping[str, Any], *inputs: Any) -> Any:
     return _forward(fn, paths)(*flat, *[backend.tensor(x) for x in inputs])
 
 
-def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None) -> tuple[Any, Callable]:
-    """fn's output and its pullback: `pullback(*douts) -> (dparams, dinputs)`.
+def pull(
+    fn: Fn, params: Mapping[str, Any], inputs: Sequence[Any], douts: Sequence[Any], wrt: int | None = None
+) -> tuple:
+    """Gradients (dparams, dinputs) of fn(params, *inputs), given those of its outputs; recomputes fn in the same graph.
 
-    The pullback recomputes fn inside its own compiled graph. `wrt`: how many of the leading inputs to differentiate
-    (default all); data, noise and masks go last.
+    `wrt`: how many of the leading inputs to differentiate (default all); data, noise and masks go last.
     """
     paths, flat = _split(params)
-    inputs = [backend.tensor(x) for x in inputs]
-    out = _forward(fn, paths)(*flat, *inputs)
-    outputs = len(out) if isinstance(out, tuple) else 1
     wrt = len(inputs) if wrt is None else wrt
+    given = [backend.tensor(x) for x in (*douts, *flat, *inputs)]
+    grads = _backward(fn, paths, len(douts), wrt)(*given)
+    return dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
-    def pullback(*douts):
-        grads = _backward(fn, paths, outputs, wrt)(*[backend.tensor(d) for d in douts], *flat, *inputs)
-        return dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
-    return out, pullback
+def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None) -> tuple[Any, Callable]:
+    """fn's output and its pullback: `pullback(*douts) -> (dparams, dinputs)`, which keeps parameters and inputs."""
+    return run(fn, params, *inputs), lambda *douts: pull(fn, params, inputs, douts, wrt)
 
 
 def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0, aux: bool = False) -> tuple:
@@ -127,20 +127,22 @@ def chain(
     segments: Sequence[Any],
     x: Any,
     input_grad: bool = True,
+    fetch: Callable[[dict], dict] = dict,
     reduce: Callable[[dict], dict] = dict,
 ) -> tuple[Any, Callable]:
     """`run_chain` to be differentiated: one compiled graph per distinct fn and shape, only the segments' inputs are kept.
 
-    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`. `reduce` is given
-    each segment's gradients as soon as they exist.
+    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`. `fetch` turns what
+    params hold for a segment into what it computes with, each time it is run; `reduce` is given each segment's gradients
+    as soon as they exist.
     """
     pulls = []
     for segment in segments:
         needed = bool(pulls) or input_grad
         if isinstance(segment, Residual):
-            x, pull = _residual(params, segment, x, needed, reduce)
+            x, pull = _residual(params, segment, x, needed, fetch, reduce)
         else:
-            x, pull = _link(params, *segment, x, needed, reduce)
+            x, pull = _link(params, *segment, x, needed, fetch, reduce)
         pulls.append(pull)
 
     def pullback(dout):
@@ -153,19 +155,21 @@ def chain(
     return x, pullback
 
 
-def _link(params, fn, names, x, input_grad, reduce):
-    out, pull = vjp(fn, {name: params[path] for name, path in names.items()}, x, wrt=int(input_grad))
+def _link(params, fn, names, x, input_grad, fetch, reduce):
+    def weights():
+        found = fetch({path: params[path] for path in names.values()})
+        return {name: found[path] for name, path in names.items()}
 
     def pullback(dout):
-        found, dx = pull(dout)
+        found, dx = pull(fn, weights(), (x,), (dout,), int(input_grad))
         return reduce({names[name]: g for name, g in found.items()}), dx[0] if dx else None
 
-    return out, pullback
+    return run(fn, weights(), x), pullback
 
 
-def _residual(params, segment, x, input_grad, reduce):
-    out, pull_branch = chain(params, segment.branch, x, input_grad, reduce)
-    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad, reduce)
+def _residual(params, segment, x, input_grad, fetch, reduce):
+    out, pull_branch = chain(params, segment.branch, x, input_grad, fetch, reduce)
+    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad, fetch, reduce)
 
     def pullback(dout):
         grads, dx = pull_branch(dout)

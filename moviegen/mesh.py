@@ -204,6 +204,8 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[
             found.append(f"train.zero_stage is {config.train.zero_stage}, expected 0, 1, 2 or 3")
         if config.train.rank_timeout <= 0:
             found.append(f"train.rank_timeout is {config.train.rank_timeout}, expected a number of seconds above 0")
+        if config.train.keep_checkpoints < 1:
+            found.append(f"train.keep_checkpoints is {config.train.keep_checkpoints}, expected 1 or more")
         pieces = parts * (config.optim.accumulate if job == "train" else 1)
         if config.train.batch_size % pieces:
             found.append(

@@ -1,12 +1,11 @@
-"""ZeRO's exchanges: shards gathered where they are used, gradients summed or scattered the moment they exist.
+"""ZeRO's exchanges: parameters put together where they are used, gradients summed or scattered the moment they exist.
 
-`gathered` wraps a model's stage so that it takes shards: the parameters of one stage alone exist whole, and the gradient of
-the gather is a reduce-scatter, so each rank gets its shard of the summed gradients when the stage's backward pass ends.
-Small tensors travel together: a message takes its time however little is in it.
+At stage 3 a model asks for the whole parameters of one of its parts, computes with them and lets them go; going back it
+asks again. Small tensors travel together: a message takes its time however little is in it.
 """
 
-import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ from moviegen.sharding import Shape, axis, shard_shape
 
 BUCKET = 1 << 24  # values: 64 MB in float32
 Tree = Mapping[str, ms.Tensor]
-_make_dict = ops.functional.make_dict
 
 
 def buckets(shapes: Iterable[tuple[str, Shape]]) -> list[tuple[str, ...]]:
@@ -59,23 +57,12 @@ def join(x: ms.Tensor, shape: Shape) -> ms.Tensor:
     return ops.split(x, (shape[at], missing), at)[0] if missing else x
 
 
-@functools.cache
-def _gather(group: Group, shapes: tuple[Shape, ...]) -> Callable:
-    """(shards of one dtype) -> (whole tensors of `shapes`), in one message."""
-    gather, size, n = collectives.all_gather(group), group.size, len(shapes)
-    lengths = tuple(math.prod(shard_shape(shape, size)) for shape in shapes)
-
-    def gather_all(shards):
-        flat = ()
-        for shard in shards:
-            flat = flat + (ops.reshape(shard, (-1,)),)
-        pieces = ops.split(ops.reshape(gather(ops.concat(flat)), (size, -1)), lengths, 1)
-        full = ()
-        for i in range(n):
-            full = full + (join(pieces[i], shapes[i]),)
-        return full
-
-    return gather_all
+def _gather(group: Group, shards: tuple[ms.Tensor, ...], shapes: tuple[Shape, ...]) -> list[ms.Tensor]:
+    """Shards of one dtype -> whole tensors of `shapes`, in one message."""
+    flat = collectives.all_gather(group)(ops.concat(tuple(ops.reshape(x, (-1,)) for x in shards)))
+    lengths = tuple(math.prod(shard_shape(shape, group.size)) for shape in shapes)
+    pieces = ops.split(ops.reshape(flat, (group.size, -1)), lengths, 1)
+    return [join(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _scatter(group: Group, tensors: tuple[ms.Tensor, ...]) -> list[ms.Tensor]:
@@ -102,45 +89,32 @@ def _by_bucket(exchange: Callable, group: Group, tree: Tree) -> dict[str, ms.Ten
     return found
 
 
-def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape]) -> dict[str, ms.Tensor]:
-    """Every tensor of a tree of shards put together, on every rank; `shapes` are those of the whole tensors."""
+def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape], dtype: str = "float32") -> dict[str, ms.Tensor]:
+    """Every tensor of a tree of shards put together, on every rank; `shapes` are those of the whole tensors.
+
+    Where products are taken in bfloat16, matrices are cast to it before they travel.
+    """
     if group.size == 1:
         return dict(shards)
+    lower = {path for path in shards if dtype == "bfloat16" and _is_matrix(path, shapes[path])}
     found = {}
-    for bucket in buckets((path, tuple(shapes[path])) for path in shards):
-        gather = _gather(group, tuple(tuple(shapes[path]) for path in bucket))
-        found.update(zip(bucket, gather(tuple(shards[path] for path in bucket)), strict=True))
+    for kind, paths in ((ms.bfloat16, lower), (ms.float32, shards.keys() - lower)):
+        for bucket in buckets((path, tuple(shapes[path])) for path in sorted(paths)):
+            own = tuple(shards[path].astype(kind) for path in bucket)
+            found.update(zip(bucket, _gather(group, own, tuple(tuple(shapes[path]) for path in bucket)), strict=True))
     return found
 
 
-@functools.cache
-def gathered(fn: Callable, group: Group, shapes: tuple[tuple[str, Shape], ...], dtype: str = "float32") -> Callable:
-    """`fn(p, *inputs)` as a function of shards; `shapes` are those of the whole parameters.
+def ahead(fetch: Callable[[Any], Any], items: Iterable[Any], asynchronous: bool = collectives.ON_ASCEND) -> Callable:
+    """take() -> fetch(the next item). An asynchronous device is asked for one more, to exchange while it computes."""
+    waiting, left = deque(), deque(items)
 
-    Matrices are cast to `dtype`, that of the products they go into, before they travel.
-    """
-    if group.size == 1:
-        return fn
-    table = dict(shapes)
-    lower = [item for item in shapes if dtype == "bfloat16" and _is_matrix(*item)]
-    kept = [item for item in shapes if item not in lower]
-    messages = tuple(
-        (bucket, kind, _gather(group, tuple(table[path] for path in bucket)))
-        for kind, items in ((ms.bfloat16, lower), (ms.float32, kept))
-        for bucket in buckets(items)
-    )
-    order = tuple(path for bucket, _, _ in messages for path in bucket)
+    def take():
+        while left and len(waiting) < 1 + asynchronous:
+            waiting.append(fetch(left.popleft()))
+        return waiting.popleft()
 
-    def on_shards(p, *inputs):
-        full = ()
-        for bucket, kind, gather in messages:
-            shards = ()
-            for path in bucket:
-                shards = shards + (ops.cast(p[path], kind),)
-            full = full + gather(shards)
-        return fn(_make_dict(order, full), *inputs)
-
-    return on_shards
+    return take
 
 
 def _is_matrix(path: str, shape: Shape) -> bool:
@@ -156,15 +130,18 @@ def own(grads: Tree, shard: Group) -> dict[str, ms.Tensor]:
 
 
 def reducer(mesh: Mesh, stage: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What turns the gradients of one stage of the model on this rank into the sums that the optimizer works with.
+    """What turns the gradients of one part of the model on this rank into the sums that the optimizer works with.
 
-    ZeRO stage 3: shards already summed over one copy, to be summed over the copies. 2: whole, wanted as shards. 1 and 0:
-    whole and wanted whole (stage 1 cuts them when the optimizer takes them, once for all micro-batches).
+    From stage 2 on they are scattered: shards, summed over one copy and then over the copies. Before, they stay whole
+    (stage 1 cuts them when the optimizer takes them, once for all micro-batches).
     """
 
     def reduce(grads):
+        grads = {
+            path: g.astype(ms.float32) for path, g in grads.items()
+        }  # a sum of many in bfloat16 loses the small ones
         if stage < 2:
             return _by_bucket(_sum, mesh.world, grads)
-        return _by_bucket(_sum, mesh.copies, grads if stage == 3 else _by_bucket(_scatter, mesh.shard, grads))
+        return _by_bucket(_sum, mesh.copies, _by_bucket(_scatter, mesh.shard, grads))
 
     return reduce

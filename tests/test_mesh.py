@@ -68,7 +68,7 @@ def test_ranks_of_a_sequence_share_their_part_of_the_batch():
 
 def test_every_broken_rule_is_named_at_once():
     config = common.stage("1b", 2)
-    config.train.update(batch_size=6, zero_stage=4, rank_timeout=0.0)
+    config.train.update(batch_size=6, zero_stage=4, rank_timeout=0.0, keep_checkpoints=0)
     wrong = " | ".join(mesh.violations({"data": 2, "zero": 2, "sp": 3}, 8, config, "train"))
     for words in (
         "it has 12 ranks, but there are 8: change the mesh or start --workers=12",
@@ -76,6 +76,7 @@ def test_every_broken_rule_is_named_at_once():
         "batch_size is 6",
         "zero_stage is 4",
         "rank_timeout is 0.0",
+        "keep_checkpoints is 0",
     ):
         assert words in wrong
     assert not mesh.violations({"data": 2, "zero": 1, "sp": 4}, 8, common.stage("1b", 2), "train")

@@ -28,42 +28,47 @@ def test_a_row_is_a_shard_and_joining_gives_the_tensor_back(shape, size):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_stage_on_shards_is_given_the_whole_parameters(monkeypatch, dtype):
+def test_parameters_are_put_together_in_few_messages(monkeypatch, dtype):
     """The other rank's shards come out of a table in place of a gather."""
     monkeypatch.setattr(zero, "BUCKET", 60)
-    tree = {"norm": (5,), "q": (4, 6), "modulation": (2, 3), "wide": (9, 9)}
-    whole = {path: array(shape) for path, shape in tree.items()}
+    shapes = {"modulation": (2, 3), "norm": (5,), "q": (4, 6), "wide": (9, 9)}
+    arrays = {path: array(shape) for path, shape in shapes.items()}
     groups = [Group("", 2, rank) for rank in range(2)]
+    lower = {"q", "wide"} if dtype == "bfloat16" else set()
+    messages = [
+        bucket
+        for paths in (sorted(lower), sorted(shapes.keys() - lower))
+        for bucket in zero.buckets((path, shapes[path]) for path in paths)
+    ]
     sent = []
 
     def pretend(group, axis=0):
         def gather(x):
-            sent.append((x.shape, str(x.dtype)))
-            paths = next(b for b in all_buckets if sum(np.prod(sharding.shard_shape(tree[p], 2)) for p in b) == x.size)
-            shards = [np.concatenate([sharding.cut(whole[p], g).ravel() for p in paths]) for g in groups]
+            paths = messages[len(sent)]
+            sent.append(str(x.dtype))
+            shards = [np.concatenate([sharding.cut(arrays[p], g).ravel() for p in paths]) for g in groups]
+            np.testing.assert_allclose(x.astype(ms.float32).asnumpy(), shards[0], rtol=2**-8)
             return ms.Tensor(np.concatenate(shards)).astype(x.dtype)
 
         return gather
 
     monkeypatch.setattr(zero.collectives, "all_gather", pretend)
-    monkeypatch.setattr(zero, "_make_dict", lambda paths, values: dict(zip(paths, values, strict=True)))  # of graphs
-    zero._gather.cache_clear()
-    lower = [item for item in tree.items() if dtype == "bfloat16" and item[0] in ("q", "wide")]
-    all_buckets = [*zero.buckets(lower), *zero.buckets(item for item in tree.items() if item not in lower)]
+    shards = {path: backend.tensor(sharding.cut(value, groups[0])) for path, value in arrays.items()}
+    found = zero.whole(groups[0], shards, shapes, dtype)
+    assert found.keys() == arrays.keys()
+    for path, value in arrays.items():
+        tolerance = 2**-8 if path in lower else 0
+        np.testing.assert_allclose(found[path].astype(ms.float32).asnumpy(), value, rtol=tolerance, err_msg=path)
+    assert len(sent) == len(messages) < len(shapes)
+    assert sum("BFloat16" in kind for kind in sent) == len([m for m in messages if set(m) <= lower])
 
-    def stage(p, x):
-        return {path: value.astype(ms.float32) for path, value in p.items()} | {"x": x}
 
-    fn = zero.gathered(stage, groups[0], tuple(tree.items()), dtype)
-    found = fn({path: backend.tensor(sharding.cut(value, groups[0])) for path, value in whole.items()}, 7)
-    assert found.pop("x") == 7 and found.keys() == whole.keys()
-    for path, value in whole.items():
-        tolerance = 2**-8 if path in dict(lower) else 0
-        np.testing.assert_allclose(found[path].asnumpy(), value, rtol=tolerance, err_msg=path)
-    assert len(sent) == len(all_buckets) < len(tree)
-    assert sum("BFloat16" in kind for _, kind in sent) == len(zero.buckets(lower))
-    zero._gather.cache_clear()
-    zero.gathered.cache_clear()
+@pytest.mark.parametrize(("asynchronous", "begun"), [(False, [1, 2, 3, 4]), (True, [2, 3, 4, 4])])
+def test_the_next_item_is_asked_for_ahead_where_the_device_works_meanwhile(asynchronous, begun):
+    fetched = []
+    take = zero.ahead(lambda item: fetched.append(item) or item * 10, range(4), asynchronous)
+    assert [(take(), len(fetched)) for _ in range(4)] == list(zip([0, 10, 20, 30], begun, strict=True))
+    assert fetched == [0, 1, 2, 3]
 
 
 def test_small_tensors_travel_together_and_a_large_one_alone(monkeypatch):

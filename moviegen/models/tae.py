@@ -16,7 +16,7 @@ from mindspore import ops
 
 from moviegen import backend, collectives, layerwise, tree, zero
 from moviegen.errors import ConfigError
-from moviegen.mesh import ALONE, ONE, Group, Mesh
+from moviegen.mesh import ALONE, ONE, Mesh
 from moviegen.models import tae_blocks as blocks
 
 Params = Mapping[str, Any]
@@ -95,15 +95,14 @@ def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]
     return found
 
 
-def segments(cfg: Any, side: str, shard: Group = ALONE) -> list[Any]:
-    """The "encoder" or "decoder" as segments for `layerwise.chain`, of parameters in shards over the group `shard`."""
-    return [_segment(*entry, shard) for entry in plan(cfg, side)]
+def segments(cfg: Any, side: str) -> list[Any]:
+    """The "encoder" or "decoder" as segments for `layerwise.chain`."""
+    return [_segment(*entry) for entry in plan(cfg, side)]
 
 
-def _segment(fn, prefix, shapes, shard):
+def _segment(fn, prefix, shapes):
     def link(fn, names):
-        table = tuple((name, shapes[at]) for name, at in names.items())
-        return zero.gathered(fn, shard, table), {name: f"{prefix}/{at}" for name, at in names.items()}
+        return fn, {name: f"{prefix}/{at}" for name, at in names.items()}
 
     if "norm1/scale" not in shapes:
         return link(fn, {name: name for name in shapes})
@@ -271,12 +270,13 @@ def loss_and_grads(
     """
     _check_video(video, cfg)
     video, share = backend.tensor(video), 1.0 / mesh.batch.size
-    shard, reduce = mesh.shard if zero_stage == 3 else ALONE, zero.reducer(mesh, zero_stage)
+    fetch = functools.partial(zero.whole, mesh.shard if zero_stage == 3 else ALONE, shapes=shapes(cfg))
+    exchange = dict(fetch=fetch, reduce=zero.reducer(mesh, zero_stage))
     kl_weight = float(weights["kl"])
     reconstruction = _reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
-    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder", shard), video, False, reduce)
+    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder"), video, False, **exchange)
     (z, kl), pull_sample = layerwise.vjp(_sample_and_kl(cfg.latent_channels, share), {}, moments, noise, wrt=1)
-    decoded, pull_decoder = layerwise.chain(params, segments(cfg, "decoder", shard), z, reduce=reduce)
+    decoded, pull_decoder = layerwise.chain(params, segments(cfg, "decoder"), z, **exchange)
     (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
     grads, dz = pull_decoder(dout)
     _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))

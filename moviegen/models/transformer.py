@@ -16,13 +16,14 @@ from mindspore import ops
 
 from moviegen import backend, collectives, flow, layerwise, tree, zero
 from moviegen.errors import ConfigError
-from moviegen.mesh import ONE, Mesh
+from moviegen.mesh import ALONE, ONE, Mesh
 from moviegen.models import transformer_stages as stages
 
 Params = dict[str, ms.Tensor]
 Text = Mapping[str, tuple[Any, Any]]
 ENCODERS = ("ul2", "metaclip", "byt5")  # order of their tokens in the context
 AXES = ("t", "h", "w")
+OUTER = "outer"  # the parameters outside of blocks and final: the prologue's
 
 
 def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
@@ -105,11 +106,13 @@ def apply(
     inputs that do not fit the config.
     """
     params, latents, t, text, mask = _check(params, cfg, latents, t, text, zero_stage == 3 and mesh.shard.size > 1)
-    model = _stages(cfg, latents.shape, bool(mask), mesh, zero_stage)
-    x, pos, time, modulation, context = layerwise.run(model.prologue, _outer(params), latents, t, *text, *mask)
-    for i in range(cfg.num_layers):
-        x = layerwise.run(model.block, tree.sub(params, f"blocks/{i}"), x, pos, modulation, context, *mask)
-    return layerwise.run(model.epilogue, tree.sub(params, "final"), x, time)
+    model = _stages(cfg, latents.shape, bool(mask), mesh)
+    fetch, blocks = _fetcher(params, cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.ahead(fetch, [OUTER, *blocks, "final"])
+    x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), latents, t, *text, *mask)
+    for _ in blocks:
+        x = layerwise.run(model.block, weights(), x, pos, modulation, context, *mask)
+    return layerwise.run(model.epilogue, weights(), x, time)
 
 
 def loss_and_grads(
@@ -132,37 +135,46 @@ def loss_and_grads(
     noise = backend.tensor(noise)
     if noise.shape != latents.shape:
         raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
-    model = _stages(cfg, latents.shape, bool(mask), mesh, zero_stage)
+    model = _stages(cfg, latents.shape, bool(mask), mesh)
     reduce = zero.reducer(mesh, zero_stage)
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
-    outputs, prologue_pull = layerwise.vjp(model.prologue, _outer(params), noisy, t, *text, *mask, wrt=0)
-    x, pos, time, modulation, context = outputs
-    pulls = []
-    for i in range(cfg.num_layers):
-        weights = tree.sub(params, f"blocks/{i}")
-        x, pull = layerwise.vjp(model.block, weights, x, pos, modulation, context, *mask, wrt=4)
-        pulls.append(pull)
-    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(model.loss, tree.sub(params, "final"), x, time, target, wrt=2)
+    fetch, blocks = _fetcher(params, cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.ahead(fetch, [OUTER, *blocks, "final", *reversed(blocks), OUTER])
+    given = (noisy, t, *text, *mask)
+    x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), *given)
+    inputs = []
+    for _ in blocks:
+        inputs.append((x, pos, modulation, context, *mask))
+        x = layerwise.run(model.block, weights(), *inputs[-1])
+    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(model.loss, weights(), x, time, target, wrt=2)
 
     grads = tree.join({"final": reduce(dfinal)})
     shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
-    for i in reversed(range(cfg.num_layers)):
-        dblock, (dx, *dshared) = pulls.pop()(dx)
-        grads |= tree.join({f"blocks/{i}": reduce(dblock)})
+    for block in reversed(blocks):
+        dblock, (dx, *dshared) = layerwise.pull(model.block, weights(), inputs.pop(), (dx,), wrt=4)
+        grads |= tree.join({block: reduce(dblock)})
         shared = [total + part for total, part in zip(shared, dshared, strict=True)]
     dpos, dmodulation, dcontext = shared
-    douter, _ = prologue_pull(dx, dpos, dtime, dmodulation, dcontext)
+    douter, _ = layerwise.pull(model.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
     return collectives.all_reduce(mesh.world)(loss), grads | reduce(douter)
+
+
+def _fetcher(params: Params, cfg: Any, mesh: Mesh, zero_stage: int) -> Callable[[str], Params]:
+    """The whole parameters of a part of the model: OUTER, "blocks/I" or "final"."""
+    group, table = mesh.shard if zero_stage == 3 else ALONE, shapes(cfg)
+    dtype = cfg.get("compute_dtype", "float32")
+
+    def take(part, of):
+        if part != OUTER:
+            return tree.sub(of, part)
+        return {path: value for path, value in of.items() if not path.startswith(("blocks/", "final/"))}
+
+    return lambda part: zero.whole(group, take(part, params), take(part, table), dtype)
 
 
 def _encoders(cfg: Any) -> tuple[str, ...]:
     return tuple(name for name in ENCODERS if name in cfg.text_dims)
-
-
-def _outer(params: Params) -> Params:
-    """The prologue's parameters: all but the blocks' and the epilogue's."""
-    return {path: value for path, value in params.items() if not path.startswith(("blocks/", "final/"))}
 
 
 class _Stages(NamedTuple):
@@ -172,28 +184,18 @@ class _Stages(NamedTuple):
     loss: Any
 
 
-def _stages(cfg: Any, shape: tuple[int, ...], masked: bool, mesh: Mesh, zero_stage: int) -> _Stages:
-    """The stages for latents of `shape`, on shards of their parameters where the mesh has them sharded."""
+def _stages(cfg: Any, shape: tuple[int, ...], masked: bool, mesh: Mesh) -> _Stages:
+    """The stages for latents of `shape`."""
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     eps, patch = cfg.norm_eps, tuple(cfg.patch_size)
     part = stages.Part(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), mesh.sequence)
-    found = _Stages(
+    return _Stages(
         stages.make_prologue(
             patch, part, tuple(cfg.position_lengths), _encoders(cfg), cfg.text_norm, eps, masked, dtype
         ),
         stages.make_block(cfg.num_heads, part, eps, cfg.cross_attention_norm, masked, dtype),
         stages.make_epilogue(patch, part, eps, dtype),
         stages.make_loss(patch, part, mesh.batch.size, eps, dtype),
-    )
-    if zero_stage < 3 or mesh.shard.size == 1:
-        return found
-    table = shapes(cfg)
-    parts = (_outer(table), tree.sub(table, "blocks/0"), tree.sub(table, "final"), tree.sub(table, "final"))
-    return _Stages(
-        *(
-            zero.gathered(stage, mesh.shard, tuple(sorted(own.items())), dtype)
-            for stage, own in zip(found, parts, strict=True)
-        )
     )
 
 
