@@ -196,7 +196,7 @@ def stage(size: str, number: int) -> ConfigDict:
                 checkpoint="",
                 prompts=("A rabbit wakes up in a meadow and stretches.",),
             ),
-            # --job=export_weights: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
+            # --job=export: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
             export=dict(checkpoint="", weights="ema", dtype="float32", shard_bytes=5_000_000_000),
             import_weights=dict(path=""),  # --job=import_weights: a safetensors file, or a folder with an index
         )

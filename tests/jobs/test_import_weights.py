@@ -6,10 +6,10 @@ import pytest
 from moviegen import arraystore, checkpoint, safetensors_io
 from moviegen import state as states
 from moviegen.errors import ConfigError
-from moviegen.jobs import export_weights, import_weights, sample, train
+from moviegen.jobs import export, import_weights, sample, train
 from moviegen.mesh import ONE
 from moviegen.models import transformer
-from tests.jobs.test_export_weights import META, settings, trained
+from tests.jobs.test_export import META, settings, trained
 
 
 def with_path(path, **model):
@@ -23,7 +23,7 @@ def with_path(path, **model):
 def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, dtype, shard_bytes):
     config = settings(dtype=dtype, shard_bytes=shard_bytes)
     weights = trained(tmp_path / "checkpoints", config)["ema"]
-    export_weights.run(config, tmp_path)
+    export.run(config, tmp_path)
     config = with_path(tmp_path / "export")
     assert import_weights.run(config, tmp_path / "run") == {"arrays": len(weights)}
     folder = tmp_path / "run" / "imported"
@@ -64,7 +64,7 @@ def test_missing_extra_and_wrong_arrays_are_named(tmp_path):
 
 def test_another_model_of_the_same_shapes_is_named(tmp_path):
     trained(tmp_path / "checkpoints", settings())
-    export_weights.run(settings(), tmp_path)
+    export.run(settings(), tmp_path)
     with pytest.raises(ConfigError, match=r"export was exported with another model: num_heads: 2 -> 3"):
         import_weights.run(with_path(tmp_path / "export", num_heads=3), tmp_path)
     import_weights.run(with_path(tmp_path / "export", compute_dtype="bfloat16_simulated"), tmp_path)
