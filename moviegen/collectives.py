@@ -86,12 +86,17 @@ def all_to_all(group: Group, split: int, concat: int) -> Collective:
     size, rank = group.size, group.rank
     if ON_ASCEND:
         return ops.AlltoAll(size, split, concat, group.name)
-    gather = all_gather(group, concat)
+    reduce, mine = all_reduce(group), tuple(float(r == rank) for r in range(size))
 
-    def gather_and_take(x):
-        return ops.split(gather(x), x.shape[split] // size, split)[rank]
+    def serve_each_in_turn(x):
+        pieces = ops.split(x, x.shape[split] // size, split)
+        empty, found = ops.zeros_like(pieces[0]), 0
+        for to in range(size):  # as many bytes as gathering all and taking a part, but never more than x at once
+            arrived = reduce(ops.concat((empty,) * rank + (pieces[to],) + (empty,) * (size - 1 - rank), concat))
+            found = found + arrived * mine[to]
+        return found
 
-    return gather_and_take
+    return serve_each_in_turn
 
 
 @functools.cache

@@ -65,7 +65,7 @@ def test_two_ranks_equal_one(tmp_path):
 def test_two_groups_of_msrun_as_on_two_machines(tmp_path):
     overrides = TINY | {"data.tae_weights": str(tmp_path / "tae.safetensors")}
     cfg = configs.apply_overrides(configs.load(EXPERIMENT), {key: str(value) for key, value in overrides.items()})
-    checkpoint.export_safetensors(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
+    safetensors_io.write(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
     port = workers._place(2)["MS_SCHED_PORT"]
     groups = []
     # msrun starts the scheduler where it finds the address to be its own: 0.0.0.0 leads here, but is nobody's.

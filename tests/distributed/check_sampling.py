@@ -1,0 +1,68 @@
+"""Run as several ranks: samples the same prompts on every mesh named, each into a folder of its name.
+
+check_sampling.py FOLDER data=1 data=2 sp=2 ...
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np  # noqa: E402
+
+from experiments import common  # noqa: E402
+from moviegen import backend, checkpoint, safetensors_io  # noqa: E402
+from moviegen import mesh as meshes  # noqa: E402
+from moviegen.jobs import sample  # noqa: E402
+from moviegen.models import tae, transformer  # noqa: E402
+
+FRAMES = 48  # 6 latent frames: two tiles
+
+
+def experiment(folder: Path):
+    config = common.shrink(common.stage("1b", 2))
+    config.model = common.transformer(
+        "tiny",
+        hidden_size=24,
+        num_layers=2,
+        num_heads=4,
+        ffn_size=36,
+        position_lengths=(6, 1, 1),
+        text_dims=dict(ul2=8),
+    )
+    config.tae = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=2)
+    config.sample.update(num_frames=FRAMES, height=16, width=16, steps=2, guidance_scale=3.0, batch_size=2)
+    config.sample.update(checkpoint=str(folder / "start"), prompts=("a red circle", "a blue square", "a green cross"))
+    config.data.tae_weights = str(folder / "tae.safetensors")
+    return config
+
+
+def prepare(config) -> None:
+    """Random weights; the output projection is not zero, or every velocity would be."""
+    rng = np.random.default_rng(0)
+    weights = backend.to_numpy(transformer.init(config.model, 0))
+    weights["final/proj"] = rng.standard_normal(weights["final/proj"].shape).astype(np.float32)
+    meta = {"latent_shift": [0.0] * 16, "latent_scale": [1.0] * 16}
+    checkpoint.save(Path(config.sample.checkpoint), 1, {"ema": weights}, meta)
+    safetensors_io.write(tae.init(config.tae, 0), Path(config.data.tae_weights))
+
+
+def main(folder: str, *wanted: str) -> None:
+    folder = Path(folder)
+    config = experiment(folder)
+    world = meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
+    meshes.first_rank_alone(lambda: prepare(config), folder / "prepared")
+    for name in wanted:
+        axes = meshes.parse(name, 1)
+        size = int(np.prod(list(axes.values())))
+        meshes.adopt(meshes.make(axes, range(size)) if size > 1 else meshes.ONE)
+        into = folder / (name if size > 1 else f"{name}-by-{world.rank}")
+        into.mkdir(exist_ok=True)  # the other ranks make it too
+        for index, _, frames in sample.sample_videos(config, into):
+            np.save(into / f"{index}.npy", frames)
+    meshes.adopt(world)
+    meshes.barrier(world)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
