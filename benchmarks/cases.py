@@ -35,6 +35,7 @@ def measure_case(name: str, exchange: Path) -> dict[str, float]:
     result = {"before_mb": peak_mb()}
     seconds, loss, grads = [], None, {}
     for _ in range(1 + CASES[name].repeats):
+        loss, grads = None, {}  # those of one step are not there in the next one, as in training
         start = time.perf_counter()
         loss, grads = work.step()
         grads = {path: g.asnumpy() for path, g in grads.items()}  # waits for the device; on CPU it copies nothing

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 
 import mindspore as ms
-from mindspore import ops
+from mindspore import nn, ops
 
 from moviegen import backend
 from moviegen.mesh import Group
@@ -83,20 +83,9 @@ def all_to_all(group: Group, split: int, concat: int) -> Collective:
     """
     if group.size == 1:
         return _identity
-    size, rank = group.size, group.rank
     if ON_ASCEND:
-        return ops.AlltoAll(size, split, concat, group.name)
-    reduce, mine = all_reduce(group), tuple(float(r == rank) for r in range(size))
-
-    def serve_each_in_turn(x):
-        pieces = ops.split(x, x.shape[split] // size, split)
-        empty, found = ops.zeros_like(pieces[0]), 0
-        for to in range(size):  # as many bytes as gathering all and taking a part, but never more than x at once
-            arrived = reduce(ops.concat((empty,) * rank + (pieces[to],) + (empty,) * (size - 1 - rank), concat))
-            found = found + arrived * mine[to]
-        return found
-
-    return serve_each_in_turn
+        return ops.AlltoAll(group.size, split, concat, group.name)
+    return _Exchange(group, split, concat)
 
 
 @functools.cache
@@ -110,3 +99,40 @@ def broadcast(group: Group) -> Collective:
         return reduce(x * mine)
 
     return from_first
+
+
+class _Exchange(nn.Cell):
+    """An all-to-all made of sums: one for each rank, which takes its own, so that no more than x is there at once.
+
+    Every sum waits for the one before, and the gradient is written out: left to itself, each rank's graph would put the
+    sums into an order of its own, and ranks would add up what does not belong together.
+    """
+
+    def __init__(self, group: Group, split: int, concat: int):
+        super().__init__()
+        self.there, self.back = _rounds(group, split, concat), _rounds(group, concat, split)
+
+    def construct(self, x):
+        return self.there(x)
+
+    def bprop(self, x, out, dout):
+        return (self.back(dout),)
+
+
+def _rounds(group: Group, split: int, concat: int) -> Collective:
+    size, rank = group.size, group.rank
+    reduce, depend, join, cut = all_reduce(group), ops.Depend(), ops.Concat(concat), ops.Split(split, size)
+    zeros = ops.ZerosLike()
+
+    def exchange(x):
+        pieces = cut(x)
+        empty = zeros(pieces[0])
+        arrived, found = empty, empty
+        for to in range(size):
+            piece = depend(pieces[to], arrived)
+            arrived = reduce(join((empty,) * rank + (piece,) + (empty,) * (size - 1 - rank)))
+            if to == rank:
+                found = arrived
+        return depend(found, arrived)
+
+    return exchange

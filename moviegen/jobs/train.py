@@ -42,6 +42,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
         if rule is not None:
             lr = max(lr * rule["factor"], min(lr, config.optim.plateau.min_learning_rate))
         norm = states.update(state, grads, step, lr, config, layout)
+        del grads  # or they would be there beside the next step's
         done = step + 1
         if done % config.train.log_every == 0 or done == steps:
             if not np.isfinite(loss):

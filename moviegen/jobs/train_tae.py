@@ -41,6 +41,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
         )
         lr = optim.learning_rate(config.optim, step, steps)
         norm = states.update(state, grads, step, lr, config, layout)
+        del grads  # or they would be there beside the next step's
         done = step + 1
         if done % config.train.log_every == 0 or done == steps:
             numbers = {key: float(value.asnumpy()) for key, value in losses.items()}
