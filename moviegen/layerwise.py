@@ -134,7 +134,7 @@ def chain(
 
     Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`. `fetch` turns what
     params hold for a segment into what it computes with, each time it is run; `reduce` is given each segment's gradients
-    as soon as they exist.
+    as soon as they exist, and what it returns is part of the result.
     """
     pulls = []
     for segment in segments:

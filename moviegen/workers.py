@@ -12,6 +12,9 @@ from pathlib import Path
 from moviegen import heartbeat
 
 SCHEDULER = "scheduler"
+PATIENCE = (
+    20  # seconds; MindSpore's scheduler often aborts when the first ranks leave, a moment before the last ones do
+)
 
 
 def is_rank() -> bool:
@@ -34,9 +37,18 @@ def run(command: list[str], ranks: int, workdir: Path) -> int:
         place = _place(ranks)
         for name in (SCHEDULER, *range(ranks)):
             processes[name] = _start(command, logs, name, place)
-        while not (failed := _failed(processes)) and any(processes[rank].poll() is None for rank in range(ranks)):
+        last = time.monotonic()  # when the scheduler was last seen well
+        while any(processes[rank].poll() is None for rank in range(ranks)):
+            failed = _failed(processes)
+            if SCHEDULER not in failed:
+                last = time.monotonic()
+            if failed.keys() - {SCHEDULER} or time.monotonic() - last > PATIENCE:
+                break
             time.sleep(0.2)
             shown = _show(logs / "worker_0.log", shown)
+        failed = _failed(processes)
+        if all(processes[rank].poll() == 0 for rank in range(ranks)):
+            failed = {}  # whatever the scheduler did after it had served them
     except KeyboardInterrupt:
         print(f"\ninterrupted: the same command again continues from {workdir}", file=sys.stderr)
         return 130

@@ -129,19 +129,24 @@ def own(grads: Tree, shard: Group) -> dict[str, ms.Tensor]:
     }
 
 
-def reducer(mesh: Mesh, stage: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What turns the gradients of one part of the model on this rank into the sums that the optimizer works with.
+def reducer(mesh: Mesh, stage: int) -> Callable[..., dict[str, ms.Tensor]]:
+    """reduce(gradients of some parameters, last=False) -> sums over all ranks, as the optimizer wants them, of those done.
 
     From stage 2 on they are scattered: shards, summed over one copy and then over the copies. Before, they stay whole
-    (stage 1 cuts them when the optimizer takes them, once for all micro-batches).
+    (stage 1 cuts them when the optimizer takes them, once for all micro-batches). Gradients wait until there are BUCKET
+    values of them, or none are to come (`last`): layers of small models would send many small messages.
     """
+    waiting: dict[str, ms.Tensor] = {}
 
-    def reduce(grads):
-        grads = {
-            path: g.astype(ms.float32) for path, g in grads.items()
-        }  # a sum of many in bfloat16 loses the small ones
+    def reduce(grads, last=False):
+        # In float32: a sum of many in bfloat16 loses the small ones.
+        waiting.update({path: g.astype(ms.float32) for path, g in grads.items()})
+        if not last and sum(g.size for g in waiting.values()) < BUCKET:
+            return {}
+        done = dict(waiting)
+        waiting.clear()
         if stage < 2:
-            return _by_bucket(_sum, mesh.world, grads)
-        return _by_bucket(_sum, mesh.copies, _by_bucket(_scatter, mesh.shard, grads))
+            return _by_bucket(_sum, mesh.world, done)
+        return _by_bucket(_sum, mesh.copies, _by_bucket(_scatter, mesh.shard, done))
 
     return reduce

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moviegen import backend, sharding, zero
-from moviegen.mesh import Group
+from moviegen.mesh import ONE, Group
 
 SHAPES = [(8, 3), (3, 8), (6, 24), (5, 7), (2, 3), (7,), (1,), (4, 4, 3), (3, 3, 5)]
 
@@ -81,3 +81,15 @@ def test_only_matrices_travel_in_the_compute_dtype():
     kept = ["blocks/0/attn/norm", "blocks/0/modulation", "modulation", "position/t"]
     assert [zero._is_matrix(path, (4, 4) if "norm" not in path else (4,)) for path in kept] == [False] * 4
     assert zero._is_matrix("blocks/0/attn/q", (4, 4)) and zero._is_matrix("text/ul2/proj", (4, 8))
+
+
+def test_small_gradients_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr(zero, "BUCKET", 10)
+    reduce = zero.reducer(ONE, 2)
+    a, b, c = (backend.tensor(np.full(n, n, np.float32)) for n in (4, 7, 3))
+    assert reduce({"a": a}) == {}
+    assert reduce({"b": b.astype(ms.bfloat16)}).keys() == {"a", "b"}
+    assert reduce({"c": c}) == {}
+    (last,) = reduce({}, last=True).values()
+    np.testing.assert_array_equal(last.asnumpy(), c.asnumpy())
+    assert reduce({}, last=True) == {}

@@ -271,7 +271,8 @@ def loss_and_grads(
     _check_video(video, cfg)
     video, share = backend.tensor(video), 1.0 / mesh.batch.size
     fetch = functools.partial(zero.whole, mesh.shard if zero_stage == 3 else ALONE, shapes=shapes(cfg))
-    exchange = dict(fetch=fetch, reduce=zero.reducer(mesh, zero_stage))
+    reduce = zero.reducer(mesh, zero_stage)
+    exchange = dict(fetch=fetch, reduce=reduce)
     kl_weight = float(weights["kl"])
     reconstruction = _reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
     moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder"), video, False, **exchange)
@@ -280,6 +281,6 @@ def loss_and_grads(
     (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
     grads, dz = pull_decoder(dout)
     _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))
-    grads.update(pull_encoder(dmoments)[0])
+    grads |= pull_encoder(dmoments)[0] | reduce({}, last=True)
     total = collectives.all_reduce(mesh.world)
     return {"loss": total(loss + kl_weight * kl), "mse": total(mse), "kl": total(kl)}, grads

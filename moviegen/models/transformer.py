@@ -149,15 +149,15 @@ def loss_and_grads(
         x = layerwise.run(model.block, weights(), *inputs[-1])
     loss, dfinal, (dx, dtime) = layerwise.value_and_grad(model.loss, weights(), x, time, target, wrt=2)
 
-    grads = tree.join({"final": reduce(dfinal)})
+    grads = reduce(tree.join({"final": dfinal}))
     shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
     for block in reversed(blocks):
         dblock, (dx, *dshared) = layerwise.pull(model.block, weights(), inputs.pop(), (dx,), wrt=4)
-        grads |= tree.join({block: reduce(dblock)})
+        grads |= reduce(tree.join({block: dblock}))
         shared = [total + part for total, part in zip(shared, dshared, strict=True)]
     dpos, dmodulation, dcontext = shared
     douter, _ = layerwise.pull(model.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
-    return collectives.all_reduce(mesh.world)(loss), grads | reduce(douter)
+    return collectives.all_reduce(mesh.world)(loss), grads | reduce(douter, last=True)
 
 
 def _fetcher(params: Params, cfg: Any, mesh: Mesh, zero_stage: int) -> Callable[[str], Params]:

@@ -56,12 +56,12 @@ def main(folder: str, *wanted: str) -> None:
         axes = meshes.parse(name, 1)
         size = int(np.prod(list(axes.values())))
         meshes.adopt(meshes.make(axes, range(size)) if size > 1 else meshes.ONE)
-        into = folder / (name if size > 1 else f"{name}-by-{world.rank}")
+        into = folder / (name if size > 1 else f"{name}-by-{meshes.rank()}")
         into.mkdir(exist_ok=True)  # the other ranks make it too
         for index, _, frames in sample.sample_videos(config, into):
             np.save(into / f"{index}.npy", frames)
     meshes.adopt(world)
-    meshes.barrier(world)
+    meshes.barrier(world.world)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run as several ranks, or alone: trains the same few steps of the autoencoder on every mesh named, each into a folder.
 
-check_tae_meshes.py FOLDER data=1/0 zero=2/3 ...    # mesh / ZeRO stage
+check_tae_meshes.py FOLDER STEPS data=1/0 zero=2/3 ...    # mesh / ZeRO stage
 """
 
 import sys
@@ -14,20 +14,20 @@ from moviegen import reconstruction  # noqa: E402
 from moviegen.jobs import train_tae  # noqa: E402
 
 
-def experiment(zero_stage: int):
+def experiment(steps: int, zero_stage: int):
     """Widths that two ranks do not divide; no images, as each kind of sample compiles anew."""
     config = tae.get_config(tiny=True)
     config.tae = common.tae("tiny", base_channels=3, channel_multipliers=(1, 1, 1, 1), norm_groups=3)
     config.data.update(num_frames=8, height=16, width=16, image_fraction=0.0)
-    config.optim.update(learning_rate=3e-3, eps=1e-3, clip_norm=0.5)
-    config.train.update(steps=5, batch_size=2, log_every=1, checkpoint_every=5, validate_every=5)
+    config.optim.update(learning_rate=3e-3, eps=1e-2, clip_norm=0.5)
+    config.train.update(steps=steps, batch_size=2, log_every=1, checkpoint_every=steps, validate_every=steps)
     config.train.zero_stage = zero_stage
     config.loss.update(l1=0.5, mse=2.0, kl=1e-4)
     config.ema.decay = 0.8
     return config
 
 
-def main(folder: str, *wanted: str) -> None:
+def main(folder: str, steps: str, *wanted: str) -> None:
     whole = reconstruction.validation_clips
     reconstruction.validation_clips = lambda config: {k: v[:8, :16, :16] for k, v in list(whole(config).items())[:1]}
     if meshes.ranks() > 1:
@@ -39,7 +39,7 @@ def main(folder: str, *wanted: str) -> None:
         meshes.adopt(meshes.make(axes, range(int(size))) if int(size) > 1 else meshes.ONE)
         # With one rank's mesh every rank trains alone: one that only waited would wait longer than collectives do.
         alone = f"-by-{meshes.rank()}" if size == "1" and meshes.rank() else ""
-        train_tae.run(experiment(int(stage)), Path(folder) / (name.replace("/", "-") + alone))
+        train_tae.run(experiment(int(steps), int(stage)), Path(folder) / (name.replace("/", "-") + alone))
 
 
 if __name__ == "__main__":
