@@ -22,13 +22,18 @@ def get_config(tiny: bool = False, frames: int = 16) -> ConfigDict:
                 num_frames=frames,
                 height=256,
                 width=256,
+                resize=0,  # seed: image_size 256, the crop's own: 0 scales to that; larger leaves room to crop from
+                stride=1,  # of frames
+                flip=False,
+                max_bad_fraction=0.01,  # the seed replaces any number of bad files in silence
                 synthetic_fraction=0.0,
                 image_fraction=0.2,  # paper: 1 batch of images to 3 of video
                 image_batch_size=1,
             ),
-            # Means over elements: the seed sums, so that the crop's size weighs the losses, and its 1e-6 for KL becomes
-            # 1e-6 / 96. The seed adds LPIPS with weight 1.0, which this release does not have.
-            loss=dict(l1=1.0, mse=0.0, kl=1e-8),
+            # The seed sums over elements, so that the crop's size weighs the losses; its 1e-6 for KL becomes 1e-6 / 96 of a
+            # mean. LPIPS: the seed's weight. The outlier penalty: the paper's, 50 000 steps without it and then 10 000 with.
+            # adversarial.weight is 0: the seed has none, the paper does not tell its own (latent diffusion: 0.5).
+            loss=common.tae_loss(l1=1.0, lpips=1.0, kl=1e-8, outlier=1e5, outlier_start=83_000),
             optim=dict(
                 learning_rate=1e-5,
                 betas=(0.9, 0.999),
@@ -39,6 +44,7 @@ def get_config(tiny: bool = False, frames: int = 16) -> ConfigDict:
                 schedule="constant",
                 final_learning_rate=1e-7,
                 clip_norm=1.0,
+                accumulate=1,  # parts that a step's clips are taken in, one after another
             ),
             ema=dict(decay=0.0),
             train=dict(

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
                 image_fraction=0.0,  # images are added when the demo trains on
                 image_batch_size=24,
             ),
-            loss=dict(l1=0.5, mse=2.0, kl=1e-5),
+            loss=common.tae_loss(l1=0.5, mse=2.0, kl=1e-5),
             optim=dict(
                 learning_rate=8e-4,
                 betas=(0.9, 0.99),

@@ -206,16 +206,16 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[
             found.append(f"train.rank_timeout is {config.train.rank_timeout}, expected a number of seconds above 0")
         if config.train.keep_checkpoints < 1:
             found.append(f"train.keep_checkpoints is {config.train.keep_checkpoints}, expected 1 or more")
-        pieces = parts * (config.optim.accumulate if job == "train" else 1)
+        pieces = parts * config.optim.get("accumulate", 1)
         if config.train.batch_size % pieces:
             found.append(
                 f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
                 f"{axes['zero']} x optim.accumulate"
             )
-        if job == "train_tae" and config.data.image_fraction and config.data.image_batch_size % parts:
+        if job == "train_tae" and config.data.image_fraction and config.data.image_batch_size % pieces:
             found.append(
-                f"data.image_batch_size is {config.data.image_batch_size}, not a multiple of {parts}: data "
-                f"{axes['data']} x zero {axes['zero']}"
+                f"data.image_batch_size is {config.data.image_batch_size}, not a multiple of {pieces}: data "
+                f"{axes['data']} x zero {axes['zero']} x optim.accumulate"
             )
     return found
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from moviegen import metrics
 from moviegen.data import clips, synthetic, video
-from moviegen.models import tae
+from moviegen.models import lpips, tae
 
 SYNTHETIC_CLIPS = 12
 
@@ -25,12 +25,22 @@ def validation_clips(config: Any) -> dict[str, np.ndarray]:
     return {"real": clips.heldout_clip(32, size)} | made if config.data.source == "clips" else made
 
 
-def evaluate(params: Any, cfg: Any, validation: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean PSNR and SSIM, of the real clip and of the synthetic ones."""
+def evaluate(
+    params: Any, cfg: Any, validation: dict[str, np.ndarray], perceptual: Any | None = None
+) -> dict[str, float]:
+    """Mean PSNR and SSIM, and LPIPS given its parameters, of the real clip and of the synthetic ones."""
     found: dict[str, list[float]] = {}
     for name, clip in validation.items():
-        made = roundtrip(params, cfg, clip)
         kind = name.rstrip("0123456789")
-        found.setdefault(f"{kind}_psnr", []).append(metrics.mean_psnr(clip, made))
-        found.setdefault(f"{kind}_ssim", []).append(float(metrics.ssim(clip, made).mean()))
+        for key, value in measure(clip, roundtrip(params, cfg, clip), perceptual).items():
+            found.setdefault(f"{kind}_{key}", []).append(value)
     return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def measure(clip: np.ndarray, made: np.ndarray, perceptual: Any | None = None) -> dict[str, float]:
+    """Means over the frames of two uint8 clips (t h w c): {"psnr", "ssim"}, and "lpips" given its parameters."""
+    found = {"psnr": metrics.mean_psnr(clip, made), "ssim": float(metrics.ssim(clip, made).mean())}
+    if perceptual is not None:
+        a, b = (video.to_model(x)[None] for x in (clip, made))
+        found["lpips"] = float(lpips.of_clips(perceptual, a, b).mean(dtype=np.float64))
+    return found

@@ -1,16 +1,14 @@
 """Random crops of videos and images for the autoencoder, a pure function of (seed, sample index)."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moviegen.data import clips, synthetic, video
+from moviegen.data import clips, files, synthetic, video
 from moviegen.errors import ConfigError, DataError
 
-SUFFIXES = (*video.IMAGE_SUFFIXES, ".mp4", ".avi", ".mov", ".mkv", ".mpg", ".webm", ".gif")
 CLIP_HEIGHT = 64  # of the smallest copy of the real clips; the held-out clip is judged at this size
 Source = Callable[[np.random.Generator, int, int, int], np.ndarray]  # (rng, frames, height, width) -> uint8 (t h w c)
 
@@ -37,11 +35,12 @@ def batch(
     return np.stack(made)
 
 
-def source(data: Any) -> Source:
+def source(data: Any, workdir: str | Path | None = None) -> Source:
     """The clips that `data.source` names: "csv" (a `video` column, or a bare folder), "clips" or "synthetic".
 
-    "clips" are the real clips of the demo mixed with synthetic ones in the share `synthetic_fraction`.
-    Raises ConfigError or DataError before any training when there is nothing to read.
+    "clips" are the real clips of the demo mixed with synthetic ones in the share `synthetic_fraction`. Files are opened
+    first: raises ConfigError or DataError before any training when there is nothing to read, or too many are bad. Several
+    ranks tell each other in `workdir` what was found.
     """
     if data.source == "synthetic":
         return _synthetic
@@ -52,7 +51,7 @@ def source(data: Any) -> Source:
             )
         return _mixed(clips.training_videos(CLIP_HEIGHT), data.synthetic_fraction)
     if data.source == "csv":
-        return _files(_listed(data))
+        return _files(data, Path(workdir) / "ranks" / "videos.json" if workdir else None)
     raise ConfigError(f"data.source is {data.source!r}, expected 'csv', 'clips' or 'synthetic'")
 
 
@@ -86,39 +85,43 @@ def _crop(clip: np.ndarray, rng: np.random.Generator, frames: int, height: int, 
     return clip[t : t + frames, y : y + height, x : x + width]
 
 
-def _listed(data: Any) -> list[Path]:
-    folder = Path(data.video_folder)
-    if not data.video_folder or not folder.is_dir():
-        raise ConfigError(f"data.video_folder is {data.video_folder!r}, which is not a folder: name the videos' folder")
-    if not data.csv:
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise DataError(f"{folder}: no videos or images in this folder (looked for {' '.join(SUFFIXES)})")
-        return found
-    if not Path(data.csv).is_file():
-        raise DataError(f"data.csv is {data.csv!r}, which does not exist: name a csv file with a `video` column")
-    with open(data.csv, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if "video" not in (rows.fieldnames or ()):
-            raise DataError(f"{data.csv}, line 1: no column `video` (found {rows.fieldnames})")
-        listed = [folder / row["video"] for row in rows]
-    if not listed:
-        raise DataError(f"{data.csv}: no rows, only a header")
-    return listed
+def _files(data: Any, cache: Path | None) -> Source:
+    """Random clips of files: images in image steps, and single frames of videos; videos alone in the others.
 
-
-def _files(paths: list[Path]) -> Source:
-    """Clips from files. A file that cannot be used ends the run with its name: nothing is silently replaced."""
+    Frames are `data.stride` apart, scaled to cover a square of `data.resize` (0: the crop itself) and cropped at random; all
+    frames of a clip alike, mirrored half of the time with `data.flip`. A file that fails only now is printed and counted,
+    and the next of the same draw is taken: with the same files, always the same.
+    """
+    found, bad = files.from_config(data)
+    stride, resize, flip = data.get("stride", 1), data.get("resize", 0), data.get("flip", False)
+    if stride < 1 or 0 < resize < max(data.height, data.width):
+        raise ConfigError(
+            f"data.stride is {stride} and data.resize {resize}: expected a stride of 1 or more, and a size that covers "
+            f"the crop, data.height x data.width = {data.height}x{data.width}, or 0"
+        )
+    counts = files.frame_counts(found, (data.num_frames - 1) * stride + 1, bad, cache)
+    usable = [file for file in found if file.name in counts]
+    videos = [file for file in usable if not file.image]
+    if not videos and data.image_fraction < 1 and data.num_frames > 1:
+        raise ConfigError(
+            f"data.image_fraction is {data.image_fraction}, but {data.csv or data.video_folder} has no usable video: set it "
+            "to 1.0 or add videos"
+        )
 
     def from_files(rng, frames, height, width):
-        path = paths[rng.integers(len(paths))]
-        image = path.suffix.lower() in video.IMAGE_SUFFIXES
-        have = 1 if image else int(video.probe(path)["frames"])
-        if have < frames:
-            raise DataError(
-                f"{path}: {have} frames, data.num_frames is {frames}: take it out of the list, or ask for fewer"
-            )
-        clip, _ = video.read(path, int(rng.integers(have - frames + 1)), frames, size=(height, width))
-        return clip
+        pool = videos if frames > 1 else usable
+        while True:
+            file, at = pool[rng.integers(len(pool))], rng.random(2)
+            span = (frames - 1) * stride + 1
+            if counts[file.name] < span:
+                raise DataError(f"{file.path}: {counts[file.name]} frames, {span} are asked for")
+            start, mirrored = int(rng.integers(counts[file.name] - span + 1)), flip and rng.random() < 0.5
+            cover = (max(resize, height), max(resize, width))
+            try:
+                clip, _ = video.read(file.path, start, frames, stride, (height, width), cover=cover, at=tuple(at))
+            except DataError as error:
+                bad.add(file, error)
+                continue
+            return clip[:, :, ::-1] if mirrored else clip
 
     return from_files

@@ -4,10 +4,13 @@ Frames are uint8 `(t h w c)` RGB everywhere outside a model; `to_model` and `to_
 """
 
 import contextlib
+import itertools
 import math
 import os
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,19 +19,34 @@ from moviegen.errors import DataError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+class Box(NamedTuple):
+    """What becomes of a frame: scaled to cover `cover`, of which `size` is cut out at the place `at`."""
+
+    size: tuple[int, int]
+    cover: tuple[int, int]
+    at: tuple[float, float]
+
+
 def read(
     path: str | Path,
     start: int = 0,
     num_frames: int | None = None,
     stride: int = 1,
     size: int | tuple[int, int] | None = None,
+    cover: tuple[int, int] | None = None,
+    at: tuple[float, float] = (0.5, 0.5),
+    fps: float = 0.0,
 ) -> tuple[np.ndarray, float]:
     """Decodes frames start, start + stride, ... exactly, counted in display order from the first decodable frame.
 
     Args:
         num_frames: how many frames to return; None for all up to the end of the file.
         size: (height, width), or one number for a square; frames are scaled to cover it, keeping their aspect in
-            stored pixels, and centre-cropped. None keeps the stored size.
+            stored pixels, and cropped. None keeps the stored size.
+        cover: what they are scaled to cover instead, where that is larger than size.
+        at: where the crop lies, from (0, 0), top left, to (1, 1), bottom right.
+        fps: frames are those on show at times 0, 1/fps, 2/fps, ... of the file's clock, and start and stride count these;
+            0 takes the frames as stored.
     Returns:
         uint8 (t h w c) RGB with the file's rotation applied, and the frames per second of the result
         (the file's divided by the stride; 0 for an image, which is one frame).
@@ -38,7 +56,7 @@ def read(
     if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
         raise ValueError(f"start {start}, num_frames {num_frames}, stride {stride}: expected start >= 0, others >= 1")
     path = _existing(path)
-    box = None if size is None else height_width(size)
+    box = None if size is None else Box(height_width(size), cover or height_width(size), at)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         if start or (num_frames or 1) != 1:
             raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
@@ -46,14 +64,14 @@ def read(
     with _opened(path) as (container, stream):
         stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
         frames, decoded = [], 0
-        for frame in container.decode(stream):
+        for frame in _at_rate(container.decode(stream), fps, stream.average_rate):
             if decoded >= start and (decoded - start) % stride == 0:
                 frames.append(_to_array(frame, box))
             decoded += 1
             if decoded == stop:
                 break
-        fps = float(stream.average_rate or 0) / stride
-        promised = stream.frames
+        rate = (fps or float(stream.average_rate or 0)) / stride
+        promised = 0 if fps else stream.frames
     if decoded == 0:
         raise DataError(f"{path}: holds no decodable video frame")
     if stop is not None and decoded < stop:
@@ -62,7 +80,7 @@ def read(
         raise DataError(f"{path}: truncated or damaged, its header promises {promised} frames but {decoded} decode")
     if not frames:
         raise DataError(f"{path}: {decoded} frames, but frames from {start} were asked for")
-    return np.stack(frames), fps
+    return np.stack(frames), rate
 
 
 def probe(path: str | Path) -> dict[str, float]:
@@ -104,15 +122,16 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 3, 0))
 
 
-def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
-    """Writes uint8 (t h w c) as H.264 yuv420p at constant quality 18, which every browser plays.
+def write_mp4(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float) -> None:
+    """Writes uint8 (t h w c), or one such piece after another, as H.264 yuv420p at constant quality 18, for any browser.
 
     Raises: ValueError when height or width is odd (4:2:0 has one chroma sample per 2x2 pixels), or fps <= 0.
     """
     import av
 
-    frames = _checked(frames)
-    height, width = frames.shape[1:3]
+    pieces = (_checked(piece) for piece in ([frames] if isinstance(frames, np.ndarray) else frames))
+    first = next(pieces)
+    height, width = first.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: H.264 yuv420p needs an even height and width, got {height}x{width}")
     if not fps > 0:
@@ -121,7 +140,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
         rate = Fraction(float(fps)).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index, array in enumerate(frames):
+        for index, array in enumerate(array for piece in itertools.chain([first], pieces) for array in piece):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
@@ -179,7 +198,27 @@ def _opened(path: Path):
         raise DataError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
 
 
-def _read_image(path: Path, box: tuple[int, int] | None) -> np.ndarray:
+def _at_rate(frames: Iterator[Any], fps: float, average: Any) -> Iterator[Any]:
+    """The frame on show at each time k / fps, from the first frame to the end of the last."""
+    if not fps:
+        yield from frames
+        return
+    shown, first, now, emitted = None, 0.0, 0.0, 0
+    for index, frame in enumerate(frames):
+        now = index / float(average or fps) if frame.time is None else frame.time
+        if shown is None:
+            first = now
+        while shown is not None and first + emitted / fps < now - 1e-6:
+            yield shown
+            emitted += 1
+        shown = frame
+    end = first if shown is None else now + 1 / float(average or fps)
+    while first + emitted / fps < end - 1e-6:
+        yield shown
+        emitted += 1
+
+
+def _read_image(path: Path, box: Box | None) -> np.ndarray:
     import av
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -191,17 +230,20 @@ def _read_image(path: Path, box: tuple[int, int] | None) -> np.ndarray:
     return _to_array(av.VideoFrame.from_ndarray(array, format="rgb24"), box)
 
 
-def _to_array(frame, box: tuple[int, int] | None) -> np.ndarray:
-    """av.VideoFrame -> uint8 (h w c): scaled to cover the box, cropped to its centre, turned upright."""
+def _to_array(frame, box: Box | None) -> np.ndarray:
+    """av.VideoFrame -> uint8 (h w c): scaled to cover, cropped, turned upright."""
     turns = round(frame.rotation / 90) % 4  # counter-clockwise, as numpy turns
     if box is None:
         return np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    height, width = box if turns % 2 == 0 else box[::-1]
-    scale = max(height / frame.height, width / frame.width)
-    cover = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
-    array = frame.to_ndarray(format="rgb24", height=cover[0], width=cover[1], interpolation="BICUBIC")
-    top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
-    return np.rot90(array[top : top + height, left : left + width], turns)
+    cover = box.cover if turns % 2 == 0 else box.cover[::-1]
+    scale = max(cover[0] / frame.height, cover[1] / frame.width)
+    scaled = max(cover[0], round(frame.height * scale)), max(cover[1], round(frame.width * scale))
+    array = np.rot90(
+        frame.to_ndarray(format="rgb24", height=scaled[0], width=scaled[1], interpolation="BICUBIC"), turns
+    )
+    height, width = box.size
+    top, left = (int(where * (have - want)) for where, have, want in zip(box.at, array.shape, box.size, strict=False))
+    return array[top : top + height, left : left + width]
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend, checkpoint, optim, reconstruction, safetensors_io
+from moviegen import adversary, backend, checkpoint, optim, reconstruction, safetensors_io
 from moviegen import mesh as meshes
 from moviegen import state as states
 from moviegen.data import crops, video
-from moviegen.models import tae, tae_linear
+from moviegen.errors import ConfigError, DataError
+from moviegen.models import lpips, tae, tae_linear
 from moviegen.writers import Writer
 
 
@@ -22,11 +23,12 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     """
     workdir, steps, mesh = Path(workdir), config.train.steps, meshes.current()
     layout = states.Layout(tae.shapes(config.tae), mesh, config.train.zero_stage)
+    rival = adversary.layout(config, mesh)
+    perceptual = lpips.load(config.loss.lpips_weights, "loss.lpips") if config.loss.get("lpips") else None
     folder = workdir / "checkpoints"
-    start, state = _start(config, folder, layout)
+    source = crops.source(config.data, workdir)
+    start, state, opponent = _start(config, folder, layout, rival, source)
     writer = Writer(workdir, name, resume_step=start, rank=mesh.world.rank)
-    source = crops.source(config.data)
-    weights = dict(config.loss)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))
     metrics: dict[str, float] = {}
     saving = None
@@ -35,13 +37,12 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
         clips = crops.batch(
             source, config.data, config.seed, step, config.train.batch_size, mesh.batch.rank, mesh.batch.size
         )
-        noise = _noise(config, step, clips, mesh.batch.rank)
-        losses, grads = tae.loss_and_grads(
-            state.params, config.tae, clips, noise, weights, mesh, config.train.zero_stage
-        )
+        losses, grads, lesson = _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual)
         lr = optim.learning_rate(config.optim, step, steps)
         norm = states.update(state, grads, step, lr, config, layout)
-        del grads  # or they would be there beside the next step's
+        if lesson:
+            adversary.update(opponent, lesson, step, lr, config, rival)
+        del grads, lesson  # or they would be there beside the next step's
         done = step + 1
         if done % config.train.log_every == 0 or done == steps:
             numbers = {key: float(value.asnumpy()) for key, value in losses.items()}
@@ -56,15 +57,18 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
             writer.progress(name, done, steps, **numbers)
         if done % config.train.validate_every == 0 or done == steps:
             # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
-            metrics = reconstruction.evaluate(layout.whole(states.averaged(state, config)), config.tae, heldout())
+            average = layout.whole(states.averaged(state, config))
+            metrics = reconstruction.evaluate(average, config.tae, heldout(), perceptual)
             score = -metrics["synthetic_psnr"]  # there whatever the run trains on; the best is the lowest
             writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
             if mesh.world.rank == 0:
                 print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
+                _show(writer, done, average, config, heldout())
         if done % config.train.checkpoint_every == 0 or done == steps:
             if saving is not None:
                 saving.result()
-            saving = states.save(folder, done, state, {"step": done, "score": score}, config, layout)
+            both = adversary.joined(state, opponent), adversary.joint_layout(layout, rival)
+            saving = states.save(folder, done, both[0], {"step": done, "score": score}, config, both[1])
     if saving is not None:
         saving.result()
     average = layout.whole(states.averaged(state, config))
@@ -72,21 +76,53 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     if mesh.world.rank != 0:
         return metrics
     path = safetensors_io.write(average, workdir / "tae.safetensors", "float16")
-    _show(writer, steps, average, config, heldout())
     writer.close()
     print(f"{name}: {steps} steps done; averaged weights in {path}, checkpoints in {folder}", flush=True)
     return metrics
 
 
+def _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual):
+    """Losses and gradients of a step's clips, and the discriminator's gradients ({} where it does not play).
+
+    The clips are taken in `optim.accumulate` parts, of which the mean is the whole batch's.
+    """
+    pieces = config.optim.get("accumulate", 1)
+    if len(clips) % pieces:
+        raise ConfigError(
+            f"optim.accumulate is {pieces}, which does not divide the {len(clips)} clips of step {step} on each rank "
+            "(train.batch_size, or data.image_batch_size, over the ranks)"
+        )
+    noise, weights = _noise(config, step, clips, mesh.batch.rank), _weights(config, step)
+    found: list[dict] = [{}, {}, {}]
+    for own in np.split(np.arange(len(clips)), pieces):
+        turn = adversary.Turn(config, opponent, clips[own], mesh) if adversary.plays(config, opponent, step) else None
+        losses, grads = tae.loss_and_grads(
+            state.params, config.tae, clips[own], noise[own], weights, mesh, config.train.zero_stage, perceptual, turn
+        )
+        more = (losses | (turn.losses if turn else {}), grads, turn.grads if turn else {})
+        for i, tree in enumerate(more):
+            found[i] = {key: found[i][key] + v if found[i] else v for key, v in tree.items()}
+    return tuple({key: value / pieces if pieces > 1 else value for key, value in tree.items()} for tree in found)
+
+
+def _weights(config: Any, step: int) -> dict[str, float]:
+    """Every loss's weight in this step."""
+    loss = config.loss
+    found = {key: loss.get(key, 0.0) for key in ("l1", "mse", "kl", "lpips")}
+    found["outlier"] = loss.get("outlier", 0.0) if step >= loss.get("outlier_start", 0) else 0.0
+    found["outlier_radius"] = loss.get("outlier_radius", 3.0)
+    found["adversarial"] = loss.adversarial.weight if "adversarial" in loss else 0.0
+    return found
+
+
 def load_weights(path: str | Path, cfg: Any) -> dict[str, Any]:
     """Autoencoder weights from a safetensors file or the averaged weights of a checkpoint folder, checked against cfg."""
-    from moviegen.errors import DataError
-
     path = Path(path)
     if path.is_dir():
         arrays = checkpoint.load(path, select="^ema/")[0]["ema"]
     else:
         arrays = safetensors_io.read(path)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(adversary.PREFIX)}
     want = tae.shapes(cfg)
     wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]
     if wrong:
@@ -96,24 +132,27 @@ def load_weights(path: str | Path, cfg: Any) -> dict[str, Any]:
     return backend.to_tensors({name: array.astype(np.float32) for name, array in arrays.items()})
 
 
-def _start(config: Any, folder: Path, layout: states.Layout) -> tuple[int, states.State]:
+def _start(
+    config: Any, folder: Path, layout: states.Layout, rival: states.Layout | None, source: crops.Source
+) -> tuple[int, states.State, states.State | None]:
     step = checkpoint.latest(folder)
     if step is not None:
-        return step, states.restore(folder, step, layout)[0]
+        state, _ = states.restore(folder, step, adversary.joint_layout(layout, rival))
+        return step, *adversary.parted(state, rival)
     given = config.train.init_from
     if given:
         params = load_weights(given, config.tae)
     elif config.train.get("linear_start"):
-        params = _linear_start(config)
+        params = _linear_start(config, source)
     else:
         params = tae.init(config.tae, config.seed)
     master = {path: layout.place(path, array) for path, array in backend.to_numpy(params).items()}
-    return 0, states.fresh(master, layout)
+    return 0, states.fresh(master, layout), adversary.fresh(config, rival) if rival else None
 
 
-def _linear_start(config: Any) -> dict[str, Any]:
+def _linear_start(config: Any, source: crops.Source) -> dict[str, Any]:
     """Weights fitted in closed form to `train.linear_start` clips, four times as large as the training crops."""
-    data, source = config.data, crops.source(config.data)
+    data = config.data
     drawn = [
         source(np.random.default_rng([config.seed, i, 5]), data.num_frames, 2 * data.height, 2 * data.width)
         for i in range(config.train.linear_start)

@@ -7,7 +7,7 @@ Movie Gen section on the TAE; layer placement as in the SD3.5 image VAE. Video i
 import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mindspore as ms
@@ -17,6 +17,7 @@ from mindspore import ops
 from moviegen import backend, collectives, layerwise, tree, zero
 from moviegen.errors import ConfigError
 from moviegen.mesh import ALONE, ONE, Mesh
+from moviegen.models import lpips, tae_losses
 from moviegen.models import tae_blocks as blocks
 
 Params = Mapping[str, Any]
@@ -231,27 +232,6 @@ def denormalize(latents: Any, cfg) -> Any:
 # ---- training
 
 
-@functools.lru_cache
-def _sample_and_kl(channels: int, share: float):
-    def sample_and_kl(p, x, noise):
-        mean = x[:, :channels]
-        logvar = ops.clip_by_value(x[:, channels:], -30.0, 20.0)
-        kl = share * 0.5 * ops.mean(ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
-        return mean + ops.exp(0.5 * logvar) * noise, kl
-
-    return sample_and_kl
-
-
-@functools.lru_cache
-def _reconstruction(l1: float, mse: float, share: float):
-    def reconstruction(p, decoded, video):
-        diff = decoded[:, :, : video.shape[2]] - video
-        mean_square = ops.mean(ops.square(diff))
-        return l1 * ops.mean(ops.abs(diff)) + mse * mean_square, share * mean_square
-
-    return reconstruction
-
-
 def loss_and_grads(
     params: Params,
     cfg,
@@ -260,27 +240,73 @@ def loss_and_grads(
     weights: Mapping[str, float],
     mesh: Mesh = ONE,
     zero_stage: int = 0,
+    perceptual: Params | None = None,
+    adversary: Callable[[Any], tuple[Any, Any]] | None = None,
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
     """One training step's losses and the gradient of every parameter.
 
-    video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"},
-    each loss a mean over elements so that it does not depend on resolution. Only the blocks' inputs are kept between
-    forward and backward. Returns ({"loss", "mse", "kl"}, grads). On a mesh, whose ranks are given a part of the batch each,
-    both are those of the whole batch; params are shards at zero_stage 3, gradients at 2 and 3.
+    video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"}
+    and where wanted {"lpips", "outlier", "outlier_radius", "adversarial"}, each loss a mean so that it does not depend on
+    resolution. perceptual: the parameters of LPIPS. adversary: reconstruction -> (loss, its gradient); weighted besides so
+    that both pull equally on the decoder's last convolution (Esser et al. 2021, adaptive weight).
+
+    Only the blocks' inputs are kept between forward and backward. Returns ({"loss", "mse", "kl", ...}, grads). On a mesh,
+    whose ranks are given a part of the batch each, both are those of the whole batch; params are shards at zero_stage 3,
+    gradients at 2 and 3.
     """
     _check_video(video, cfg)
     video, share = backend.tensor(video), 1.0 / mesh.batch.size
     fetch = functools.partial(zero.whole, mesh.shard if zero_stage == 3 else ALONE, shapes=shapes(cfg))
     reduce = zero.reducer(mesh, zero_stage)
     exchange = dict(fetch=fetch, reduce=reduce)
-    kl_weight = float(weights["kl"])
-    reconstruction = _reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
-    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder"), video, False, **exchange)
-    (z, kl), pull_sample = layerwise.vjp(_sample_and_kl(cfg.latent_channels, share), {}, moments, noise, wrt=1)
-    decoded, pull_decoder = layerwise.chain(params, segments(cfg, "decoder"), z, **exchange)
-    (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
-    grads, dz = pull_decoder(dout)
-    _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))
-    grads |= pull_encoder(dmoments)[0] | reduce({}, last=True)
     total = collectives.all_reduce(mesh.world)
-    return {"loss": total(loss + kl_weight * kl), "mse": total(mse), "kl": total(kl)}, grads
+    kl_weight = float(weights["kl"])
+    reconstruction = tae_losses.make_reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
+    sample = tae_losses.make_sample_and_kl(cfg.latent_channels, share)
+    *body, head = segments(cfg, "decoder")
+
+    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder"), video, False, **exchange)
+    (z, kl), pull_sample = layerwise.vjp(sample, {}, moments, noise, wrt=1)
+    before_head, pull_body = layerwise.chain(params, body, z, **exchange)
+    decoded, pull_head = layerwise.chain(params, [head], before_head, **exchange)
+    (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
+    loss = loss + kl_weight * kl
+    losses = {"mse": mse, "kl": kl}
+    frames = video.shape[2]
+    shown = decoded[:, :, :frames]
+    if weights.get("lpips"):
+        value, slope = lpips.mean_and_pull(perceptual, video, shown, share)
+        dout = dout + _with_spurious(slope * float(weights["lpips"]), decoded)
+        loss, losses["lpips"] = loss + float(weights["lpips"]) * value, value
+    if adversary:
+        value, slope = adversary(shown)
+        slope = _with_spurious(slope, decoded)
+        pulls = [_pull_on_head(params, head, fetch, before_head, d, total) for d in (dout, slope)]
+        factor = float(weights["adversarial"]) * min(pulls[0] / (pulls[1] + 1e-4), 1e4)
+        dout = dout + slope * factor
+        loss, losses["adversarial"] = loss + factor * value, value
+    grads, dx = pull_head(dout)
+    more, dz = pull_body(dx)
+    if weights.get("outlier"):
+        outlier = tae_losses.make_outlier(float(weights["outlier_radius"]), share)
+        value, pull_outlier = layerwise.vjp(outlier, {}, z)
+        dz = dz + pull_outlier(np.float32(weights["outlier"]))[1][0]
+        loss, losses["outlier"] = loss + float(weights["outlier"]) * value, value
+    _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))
+    grads = grads | more | pull_encoder(dmoments)[0] | reduce({}, last=True)
+    return {name: total(value) for name, value in ({"loss": loss} | losses).items()}, grads
+
+
+def _with_spurious(slope: ms.Tensor, decoded: ms.Tensor) -> ms.Tensor:
+    """A gradient of the frames that count, with zeros for the others that were decoded."""
+    b, c, t, h, w = decoded.shape
+    missing = t - slope.shape[2]
+    return ops.concat((slope, ops.zeros((b, c, missing, h, w), slope.dtype)), 2) if missing else slope
+
+
+def _pull_on_head(params: Params, head: Any, fetch: Callable, x: ms.Tensor, dout: ms.Tensor, total: Callable) -> float:
+    """Norm of the gradient of the last 2-D convolution, over the whole batch."""
+    fn, names = head
+    found = fetch({path: params[path] for path in names.values()})
+    grads, _ = layerwise.pull(fn, {name: found[path] for name, path in names.items()}, (x,), (dout,), 0)
+    return float(np.linalg.norm(total(grads["conv/spatial/w"]).asnumpy()))

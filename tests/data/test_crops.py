@@ -109,11 +109,97 @@ def test_a_csv_names_the_files(folder):
     assert made.shape == (12, 24, 32, 3) and made.dtype == np.uint8
 
 
-def test_a_file_that_is_too_short_ends_the_run_by_name(folder):
-    source = crops.source(settings(source="csv", video_folder=str(folder)))
-    with pytest.raises(DataError, match=r"a\.mp4: 10 frames, data.num_frames is 11"):
-        for i in range(50):
-            source(np.random.default_rng(i), 11, 24, 32)
+def test_a_video_that_is_too_short_is_listed_with_its_reason(folder, capsys):
+    data = settings(source="csv", video_folder=str(folder), num_frames=11, max_bad_fraction=0.5)
+    source = crops.source(data)
+    assert "a.mp4: 10 frames, 11 are needed (data.num_frames, data.stride)" in capsys.readouterr().out
+    assert all(source(np.random.default_rng(i), 11, 24, 32).shape == (11, 24, 32, 3) for i in range(4))
+    data.max_bad_fraction = 0.4
+    with pytest.raises(DataError, match=r"1 of 2 files cannot be used so far, data.max_bad_fraction is 0.4: .*a\.mp4"):
+        crops.source(data)
+    data.update(num_frames=6, stride=2, max_bad_fraction=0.0)  # 11 frames are what they span
+    with pytest.raises(DataError, match="11 are needed"):
+        crops.source(data)
+
+
+def test_images_serve_image_steps_alone(folder):
+    video.write_png(folder / "c.png", np.full((40, 60, 3), 255, np.uint8))
+    source = crops.source(settings(source="csv", video_folder=str(folder), num_frames=4))
+    stills = [source(np.random.default_rng(i), 1, 24, 32) for i in range(40)]
+    white = sum(clip.min() > 250 for clip in stills)
+    assert 4 < white < 25  # of three files each a third
+    assert all(source(np.random.default_rng(i), 4, 24, 32).max() < 250 for i in range(20))
+
+
+def test_images_alone_cannot_give_videos(folder):
+    only = folder / "images"
+    video.write_png(only / "c.png", np.full((40, 60, 3), 255, np.uint8))
+    data = settings(source="csv", video_folder=str(only))
+    with pytest.raises(ConfigError, match="data.image_fraction is 0.3, but .* has no usable video"):
+        crops.source(data)
+    data.image_fraction = 1.0
+    assert crops.batch(crops.source(data), data, 0, 0, 1).shape == (3, 3, 1, 24, 32)
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A video of which every frame shows its number in blue, and red and green grow with x and y."""
+    y, x, t = np.mgrid[:64, :128, :12].transpose(0, 3, 1, 2)
+    frames = np.stack([x * 2, y * 4, t * 20], -1).astype(np.uint8)
+    video.write_mp4(tmp_path / "a.mp4", frames, 8)
+    return settings(source="csv", video_folder=str(tmp_path), num_frames=4, height=32, width=32, image_fraction=0.0)
+
+
+def test_clips_start_anywhere_and_keep_their_stride(places):
+    places.stride = 3
+    source, starts = crops.source(places), set()
+    for i in range(40):
+        blue = source(np.random.default_rng(i), 4, 32, 32)[..., 2].mean((1, 2)) / 20
+        np.testing.assert_allclose(np.diff(blue), 3, atol=0.3)
+        starts.add(round(blue[0]))
+    assert starts == {0, 1, 2}
+
+
+def test_crops_lie_anywhere_in_the_scaled_frame(places):
+    for resize, height in ((0, 64), (48, 64 * 32 / 48)):  # rows of the file that a crop of 32 shows
+        places.resize = resize
+        source = crops.source(places)
+        made = np.stack([source(np.random.default_rng(i), 4, 32, 32) for i in range(40)]).astype(float)
+        tall = (made[..., -1, :, 1] - made[..., 0, :, 1]).mean((1, 2)) / 4 * 32 / 31
+        np.testing.assert_allclose(tall, height, rtol=0.1)
+        left, top = made[..., 0, 0].mean((1, 2)), made[..., 0, :, 1].mean((1, 2))
+        assert left.std() > 10 and (top.std() > 5) == bool(resize)
+
+
+def test_flip_mirrors_all_frames_of_half_of_the_clips(places):
+    for flip in (False, True):
+        places.flip = flip
+        source, mirrored = crops.source(places), 0
+        for i in range(40):
+            red = source(np.random.default_rng(i), 4, 32, 32)[..., 0].astype(float)
+            grows = red[:, :, -1].mean(1) > red[:, :, 0].mean(1)
+            assert grows.all() or not grows.any()
+            mirrored += not grows[0]
+        assert (10 < mirrored < 30) if flip else mirrored == 0
+
+
+def test_a_file_that_fails_when_it_is_drawn_is_told_and_counted(folder, capsys):
+    data = settings(source="csv", video_folder=str(folder), max_bad_fraction=0.5)
+    source = crops.source(data)
+    (folder / "a.mp4").write_bytes(b"gone")  # after it was looked at
+    made = [source(np.random.default_rng(i), 8, 24, 32) for i in range(12)]
+    assert capsys.readouterr().out.count("cannot be used: ") == 1
+    again = [source(np.random.default_rng(i), 8, 24, 32) for i in range(12)]
+    np.testing.assert_array_equal(np.stack(made), np.stack(again))
+    (folder / "sub" / "b.mp4").write_bytes(b"gone")
+    with pytest.raises(DataError, match="2 of 2 files cannot be used"):
+        source(np.random.default_rng(0), 8, 24, 32)
+
+
+def test_sizes_that_do_not_fit_each_other_are_named(places):
+    places.resize = 31
+    with pytest.raises(ConfigError, match="data.resize 31: expected .* = 32x32"):
+        crops.source(places)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import backend, checkpoint, reconstruction
+from moviegen import adversary, backend, checkpoint, reconstruction
 from moviegen import config as configs
 from moviegen import state as states
 from moviegen.data import crops
-from moviegen.errors import DataError
+from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import train_tae
 from moviegen.mesh import ONE
-from moviegen.models import tae
+from moviegen.models import discriminator, lpips, tae
 from moviegen.writers import read_metrics
 
 
@@ -40,6 +40,21 @@ def small_validation():
         yield
 
 
+def small_lpips(path="", key=""):
+    rng = np.random.default_rng(0)
+    return {
+        name: np.abs(rng.standard_normal(shape)).astype(np.float32) * 0.2
+        for name, shape in lpips.shapes((2, 2, 2, 2, 2)).items()
+    }
+
+
+def every_loss(**train_settings):
+    config = settings(**train_settings).copy_and_resolve_references()
+    config.loss.update(lpips=0.5, outlier=10.0, outlier_radius=0.1, outlier_start=1)
+    config.loss.adversarial.update(weight=0.5, start=1, dims=3, channels=2)
+    return config.lock()
+
+
 def final(workdir):
     return checkpoint.load(workdir / "checkpoints")[0]
 
@@ -53,9 +68,6 @@ def unbroken(tmp_path_factory):
 def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path, monkeypatch):
     workdir, metrics = unbroken
     saved = checkpoint.save
-
-    class Killed(Exception):
-        pass
 
     def killed_after_saving(*args, **kwargs):
         saved(*args, **kwargs)
@@ -98,6 +110,89 @@ def test_every_weight_moves(unbroken):
     assert all(not np.array_equal(v, trees["ema"][p]) for p, v in trees["params"].items() if p not in fixed)
 
 
+def test_every_loss_trains_and_resumes_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(lpips, "load", small_lpips)
+    metrics = train_tae.run(every_loss(), tmp_path / "whole")
+    assert set(metrics) == {"synthetic_psnr", "synthetic_ssim", "synthetic_lpips"}
+    lines = [line for line in read_metrics(tmp_path / "whole") if "tae/loss" in line]
+    late = {"tae/outlier", "tae/adversarial", "tae/discriminator", "tae/verdict_real", "tae/verdict_fake"}
+    assert not late & lines[0].keys() and "tae/lpips" in lines[0]  # both start after one step
+    assert all(late <= line.keys() and line["tae/outlier"] > 0 for line in lines[1:])
+
+    monkeypatch.setattr(train_tae.states, "save", killed(states.save))
+    with pytest.raises(Killed):
+        train_tae.run(every_loss(), tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setattr(lpips, "load", small_lpips)
+    assert train_tae.run(every_loss(), tmp_path / "cut") == metrics
+    found, expected = final(tmp_path / "cut"), final(tmp_path / "whole")
+    opponents = adversary.layout(every_loss(), ONE).shapes
+    for tree, values in expected.items():
+        assert {path for path in values if path.startswith(adversary.PREFIX)} == {
+            adversary.PREFIX + path for path in opponents
+        }
+        for path, value in values.items():
+            np.testing.assert_array_equal(found[tree][path], value, err_msg=f"{tree}/{path}")
+    start = backend.to_numpy(discriminator.init(every_loss().loss.adversarial, every_loss().seed))
+    assert all(abs(expected["params"][adversary.PREFIX + path] - value).max() > 1e-4 for path, value in start.items())
+    exported = train_tae.load_weights(tmp_path / "whole" / "checkpoints", every_loss().tae)
+    assert exported.keys() == tae.shapes(every_loss().tae).keys()
+
+
+class Killed(Exception):
+    pass
+
+
+def killed(save):
+    def then(*args, **kwargs):
+        save(*args, **kwargs).result()
+        raise Killed
+
+    return then
+
+
+def test_the_discriminator_learns_to_tell(monkeypatch, tmp_path):
+    """Against an autoencoder that hardly moves, its loss falls from chance."""
+    batch = crops.batch
+    monkeypatch.setattr(crops, "batch", lambda source, data, seed, step, *rest: batch(source, data, seed, 0, *rest))
+    config = settings(steps=25, checkpoint_every=100, validate_every=100).copy_and_resolve_references()
+    config.loss.update(l1=0.0, mse=1e-6, kl=0.0)
+    config.loss.adversarial.update(weight=1e-9, start=0, channels=4)
+    config.optim.clip_norm = 0.0
+    train_tae.run(config, tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if "tae/loss" in line]
+    first, last = lines[0], lines[-1]
+    assert last["tae/discriminator"] < 0.5 * first["tae/discriminator"], (first, last)
+    assert last["tae/verdict_real"] > last["tae/verdict_fake"] + 1
+
+
+def test_accumulated_parts_are_the_whole_batch():
+    whole = settings(batch_size=2)
+    clips = crops.batch(crops.source(whole.data), whole.data, whole.seed, 0, 2)
+    parts = whole.copy_and_resolve_references()
+    parts.optim.accumulate = 2
+    _, state, _ = train_tae._start(
+        whole, Path("/nowhere"), states.Layout(tae.shapes(whole.tae), ONE, 0), None, crops.source(whole.data)
+    )
+    found = [train_tae._loss_and_grads(config, state, None, clips, 0, ONE, None) for config in (whole, parts)]
+    for key, value in found[0][0].items():
+        assert float(found[1][0][key]) == pytest.approx(float(value), rel=1e-5)
+    largest = max(abs(g.asnumpy()).max() for g in found[0][1].values())
+    for path, g in found[0][1].items():
+        np.testing.assert_allclose(found[1][1][path].asnumpy(), g.asnumpy(), atol=1e-5 * largest, err_msg=path)
+    parts.optim.accumulate = 3
+    with pytest.raises(ConfigError, match="optim.accumulate is 3, which does not divide the 2 clips"):
+        train_tae._loss_and_grads(parts, state, None, clips, 0, ONE, None)
+
+
+def test_lpips_without_weights_is_refused_before_anything_is_read(tmp_path):
+    config = settings().copy_and_resolve_references()
+    config.loss.lpips = 1.0
+    config.data.source = "nowhere"
+    with pytest.raises(ConfigError, match=r"loss.lpips_weights is ''.*vgg16-397923af.pth.*--config.loss.lpips=0"):
+        train_tae.run(config, tmp_path)
+
+
 def test_overfitting_one_batch(tmp_path, monkeypatch):
     batch = crops.batch
     monkeypatch.setattr(crops, "batch", lambda source, data, seed, step, *rest: batch(source, data, seed, 0, *rest))
@@ -111,7 +206,9 @@ def test_starting_from_weights(unbroken, tmp_path, kind):
     workdir, _ = unbroken
     given = workdir / ("tae.safetensors" if kind == "safetensors" else "checkpoints")
     config = settings(init_from=str(given))
-    step, state = train_tae._start(config, tmp_path / "checkpoints", states.Layout(tae.shapes(config.tae), ONE, 0))
+    layout, source = states.Layout(tae.shapes(config.tae), ONE, 0), crops.source(config.data)
+    step, state, opponent = train_tae._start(config, tmp_path / "checkpoints", layout, None, source)
+    assert opponent is None
     assert step == 0
     tolerance = dict(rtol=2**-10, atol=1e-7) if kind == "safetensors" else dict(rtol=0, atol=0)
     for path, value in final(workdir)["ema"].items():

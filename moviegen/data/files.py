@@ -1,0 +1,122 @@
+"""Lists of video and image files, from a csv or a folder, and what of them cannot be used: listed, counted, bounded."""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moviegen import config as configs
+from moviegen import mesh as meshes
+from moviegen.data import table, video
+from moviegen.errors import ConfigError, DataError
+
+SUFFIXES = (*video.IMAGE_SUFFIXES, ".mp4", ".avi", ".mov", ".mkv", ".mpg", ".webm", ".gif")
+SHOWN = 20  # bad files that are printed; the rest is counted
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+class File(NamedTuple):
+    """A file's name below its folder, its place, and the line of the table that names it (0: there is no table)."""
+
+    name: str
+    path: Path
+    line: int = 0
+
+    @property
+    def image(self) -> bool:
+        """Whether it is a picture."""
+        return self.path.suffix.lower() in video.IMAGE_SUFFIXES
+
+
+def listed(csv: str, folder: str, section: str = "data") -> list[File]:
+    """The files of a csv's column `video`, relative to a folder; without a csv, all in the folder and below.
+
+    `section`: of the config, where the keys `csv` and `video_folder` are. Raises ConfigError or DataError.
+    """
+    place = Path(folder)
+    if not folder or not place.is_dir():
+        raise ConfigError(
+            f"{section}.video_folder is {folder!r}, which is not a folder: name the folder that holds the videos"
+        )
+    if not csv:
+        paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not paths:
+            raise DataError(f"{folder}: no videos or images in this folder (looked for {' '.join(SUFFIXES)})")
+        return [File(str(path.relative_to(place)), path) for path in paths]
+    rows = table.videos(csv)
+    if not rows:
+        raise DataError(f"{csv}: no rows, only a header")
+    return [File(name or "", place / (name or ""), line) for line, name in rows]
+
+
+class Bad:
+    """The files that turned out to be of no use, at most a share `allowed` of `total`; the next one raises a DataError."""
+
+    def __init__(self, total: int, allowed: float, of: str):
+        self.total, self.allowed, self.of = total, allowed, of
+        self.reasons: dict[str, str] = {}
+
+    def add(self, file: File, error: Exception) -> None:
+        """Note and print one; raises DataError when there are too many."""
+        if file.name in self.reasons:
+            return
+        self.reasons[file.name] = f"line {file.line}: {error}" if file.line else str(error)
+        if len(self.reasons) <= SHOWN:
+            print(f"cannot be used: {self.reasons[file.name]}", flush=True)
+        if len(self.reasons) > self.allowed * self.total or len(self.reasons) == self.total:
+            raise DataError(
+                f"{self.of}: {len(self.reasons)} of {self.total} files cannot be used so far, data.max_bad_fraction is "
+                f"{self.allowed}: first of them, {next(iter(self.reasons.values()))}"
+            )
+
+
+def frame_counts(files: list[File], needed: int, bad: Bad, cache: Path | None = None) -> dict[str, int]:
+    """Name -> frames of every usable file, opened and counted; a video of fewer than `needed` frames is none.
+
+    Of several ranks the first does it, and the others read the file `cache`.
+    """
+    found: dict[str, int] = {}
+
+    def count(file: File) -> int | DataError:
+        try:
+            frames = int(video.probe(file.path)["frames"])
+        except DataError as error:
+            return error
+        if frames < needed and not file.image:
+            return DataError(f"{file.path}: {frames} frames, {needed} are needed (data.num_frames, data.stride)")
+        return frames
+
+    def check() -> None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for file, result in zip(files, pool.map(count, files), strict=True):
+                if isinstance(result, DataError):
+                    bad.add(file, result)
+                else:
+                    found[file.name] = result
+        if cache is not None and meshes.current().world.size > 1:
+            configs.write_json(found, cache)
+
+    if cache is None:
+        check()
+    else:
+        meshes.first_rank_alone(check, cache.with_suffix(".done"))
+    return found or json.loads(cache.read_text())
+
+
+def from_config(data: Any) -> tuple[list[File], Bad]:
+    """The files of the section `data`, and none of them bad yet."""
+    found = listed(data.csv, data.video_folder)
+    return found, Bad(len(found), data.get("max_bad_fraction", 0.0), data.csv or data.video_folder)
+
+
+def each(files: list[File], bad: Bad, read: Callable[[File], Any]):
+    """(file, read(file)) of every file that can be read; the others are `bad`."""
+    for file in files:
+        try:
+            content = read(file)
+        except DataError as error:
+            bad.add(file, error)
+            continue
+        yield file, content

@@ -1,0 +1,46 @@
+"""The autoencoder's losses as compiled functions; each is a mean, so that none depends on the size of the videos."""
+
+import functools
+
+from mindspore import ops
+
+
+@functools.lru_cache
+def make_sample_and_kl(channels: int, share: float):
+    def sample_and_kl(p, x, noise):
+        mean = x[:, :channels]
+        logvar = ops.clip_by_value(x[:, channels:], -30.0, 20.0)
+        kl = share * 0.5 * ops.mean(ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
+        return mean + ops.exp(0.5 * logvar) * noise, kl
+
+    return sample_and_kl
+
+
+@functools.lru_cache
+def make_reconstruction(l1: float, mse: float, share: float):
+    def reconstruction(p, decoded, video):
+        diff = decoded[:, :, : video.shape[2]] - video
+        mean_square = ops.mean(ops.square(diff))
+        return l1 * ops.mean(ops.abs(diff)) + mse * mean_square, share * mean_square
+
+    return reconstruction
+
+
+@functools.lru_cache
+def make_outlier(radius: float, weight: float):
+    """weight * mean over pixels of max(|X - Mean| - radius |Std|, 0): norms over channels, Mean and Std over a frame's pixels.
+
+    The mean is over clips and frames too; gradients flow through Mean and Std. Source: paper, TAE, outlier penalty loss;
+    it leaves open whether statistics pool over time, here they do not.
+    """
+
+    def outlier(p, z):
+        b, c, t, h, w = z.shape
+        rows = ops.reshape(ops.transpose(z, (0, 2, 1, 3, 4)), (b * t, c, h * w))
+        centred = rows - ops.mean(rows, 2, True)
+        # 1e-12: the root of zero has no gradient, and a frame of one pixel is its own mean.
+        distance = ops.sqrt(ops.sum(ops.square(centred), 1) + 1e-12)  # (frames, pixels)
+        spread = ops.sqrt(ops.sum(ops.mean(ops.square(centred), 2), 1) + 1e-12)  # (frames,)
+        return weight * ops.mean(ops.relu(distance - radius * ops.reshape(spread, (-1, 1))))
+
+    return outlier

@@ -1,0 +1,114 @@
+import re
+
+import av
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from moviegen.data import crops, files, video
+from moviegen.errors import ConfigError, DataError
+from tests.data import broken
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return broken.write(tmp_path_factory.mktemp("set"))
+
+
+GOOD = [name for name, reason in broken.FILES.items() if not reason]
+
+
+def config(table, **more):
+    values = dict(csv=str(table), video_folder=str(table.parent), max_bad_fraction=0.6)
+    return ConfigDict(values | more)
+
+
+@pytest.mark.parametrize("name", broken.FILES)
+def test_every_file_is_read_or_refused_for_its_reason(table, name):
+    path, reason = table.parent / name, broken.FILES[name]
+    if reason:
+        with pytest.raises(DataError, match=reason) as caught:
+            video.read(path, 0, 8, size=(16, 24))
+        assert str(path) in str(caught.value)
+    else:
+        clip, _ = video.read(path, 0, 8, size=(16, 24))
+        assert clip.shape == (8, 16, 24, 3) and clip.std() > 20
+
+
+def test_the_files_are_what_they_are_called(table):
+    folder = table.parent
+    with av.open(str(folder / "ten_bit.mkv")) as f:
+        assert f.streams.video[0].format.name == "yuv420p10le"
+    with av.open(str(folder / "header_lies.avi")) as f:
+        assert f.streams.video[0].frames == 444
+    assert video.probe(folder / "header_lies.avi")["frames"] == 5
+    with pytest.raises(DataError, match="header promises 444 frames but 5 decode"):
+        video.read(folder / "header_lies.avi")
+    found = [video.probe(folder / name) for name in ("odd.avi", "rotated.mp4")]
+    assert [(p["height"], p["width"]) for p in found] == [(35, 51), (48, 32)]
+    eight, _ = video.read(folder / "ten_bit.mkv", size=(32, 48))
+    assert abs(eight.astype(float) - broken.pixels(12)).mean() < 12  # lossy, but the same picture
+
+
+def test_a_variable_rate_can_be_made_constant(table):
+    frames = broken.pixels(12)
+    clip, fps = video.read(table.parent / "variable.mkv", fps=8)
+    shown = [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 8, 9, 10, 11]
+    assert fps == 8 and 24 <= len(clip) <= 26  # how long the last one stays is not in the file
+    np.testing.assert_array_equal(clip[:24], frames[shown])
+    half, fps = video.read(table.parent / "variable.mkv", num_frames=4, fps=4)
+    assert fps == 4
+    np.testing.assert_array_equal(half, frames[[0, 2, 3, 3]])
+    twice, fps = video.read(table.parent / "odd.avi", num_frames=6, fps=16, stride=2)
+    assert fps == 8
+    np.testing.assert_array_equal(twice, video.read(table.parent / "odd.avi", num_frames=6)[0])
+
+
+def test_all_bad_files_are_listed_with_reasons(table, capsys):
+    found, bad = files.from_config(config(table))
+    counts = files.frame_counts(found, 8, bad)
+    assert list(counts) == GOOD and set(counts.values()) == {12}
+    assert bad.reasons.keys() == broken.FILES.keys() - set(GOOD)
+    printed = capsys.readouterr().out
+    for line, (name, reason) in enumerate(broken.FILES.items(), 2):
+        assert bool(re.search(rf"line {line}: .*{re.escape(name)}: .*({reason})", printed)) == bool(reason)
+
+
+def test_more_than_the_share_ends_the_run(table):
+    found, bad = files.from_config(config(table, max_bad_fraction=0.5))
+    with pytest.raises(DataError, match=r"files.csv: 7 of 12 files.*max_bad_fraction is 0.5: first of them, line 7: "):
+        files.frame_counts(found, 8, bad)
+
+
+def test_training_goes_on_with_the_good_ones(table):
+    data = config(table, source="csv", num_frames=8, height=16, width=24, image_fraction=0.0)
+    source = crops.source(data)
+    assert all(source(np.random.default_rng(i), 8, 16, 24).shape == (8, 16, 24, 3) for i in range(10))
+
+
+def test_reading_each_goes_over_the_bad_ones(table):
+    found, bad = files.from_config(config(table))
+    read = [file.name for file, _ in files.each(found, bad, lambda file: video.read(file.path, 0, 8))]
+    assert read == GOOD and len(bad.reasons) == 7
+
+
+def test_when_nothing_is_left_a_run_ends_whatever_the_share(tmp_path):
+    (tmp_path / "a.mp4").write_text("no")
+    found, bad = files.from_config(ConfigDict(dict(csv="", video_folder=str(tmp_path), max_bad_fraction=1.0)))
+    with pytest.raises(DataError, match="1 of 1 files cannot be used"):
+        files.frame_counts(found, 1, bad)
+
+
+def test_a_row_without_a_name_is_a_bad_file(table, tmp_path):
+    other = tmp_path / "x.csv"
+    other.write_text("caption,video\nx\ny,whole.mp4\n")
+    found, bad = files.from_config(config(other, video_folder=str(table.parent), max_bad_fraction=0.5))
+    assert list(files.frame_counts(found, 8, bad)) == ["whole.mp4"]
+    assert next(iter(bad.reasons.values())).startswith("line 2: ")
+
+
+def test_a_missing_folder_is_named_by_its_key(tmp_path):
+    with pytest.raises(ConfigError, match="evaluate.video_folder is '/nowhere'"):
+        files.listed("", "/nowhere", "evaluate")
+    with pytest.raises(DataError, match="no videos or images"):
+        files.listed("", str(tmp_path))
