@@ -66,6 +66,7 @@ def tae(preset: str = "full", compat: str = "paper", **overrides: Any) -> Config
         latent_channels=16,
         temporal_attention=True,
         temporal_upsample_padding="replicate" if _is_paper(compat) else "zeros",
+        spatial_tile=0,  # latents: pictures with a larger side are encoded and decoded in tiles of so many; 0: never
         latent_shift=0.0609,  # of SD3.5's image autoencoder, which both start from; measure your own after training
         latent_scale=1.5305,
     )

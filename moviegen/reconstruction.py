@@ -6,16 +6,15 @@ import numpy as np
 
 from moviegen import metrics
 from moviegen.data import clips, synthetic, video
-from moviegen.models import lpips, tae
+from moviegen.models import lpips, tae_tiles
 
 SYNTHETIC_CLIPS = 12
 
 
 def roundtrip(params: Any, cfg: Any, clip: np.ndarray) -> np.ndarray:
-    """A uint8 clip (t h w c) through encoder (posterior mean) and decoder."""
-    mean, _ = tae.encode(params, cfg, video.to_model(clip)[None])
-    decoded = tae.decode(params, cfg, mean, num_frames=len(clip))
-    return video.to_uint8(decoded.asnumpy()[0])
+    """A uint8 clip (t h w c) through encoder (posterior mean) and decoder, in tiles as `tae_tiles` takes them."""
+    mean, _ = tae_tiles.encode(params, cfg, video.to_model(clip)[None])
+    return np.concatenate([video.to_uint8(piece[0]) for piece in tae_tiles.stream(params, cfg, mean, len(clip))])
 
 
 def validation_clips(config: Any) -> dict[str, np.ndarray]:

@@ -22,7 +22,8 @@ def experiment(steps: int, zero_stage: int):
     config.optim.update(learning_rate=3e-3, eps=1e-2, clip_norm=0.5)
     config.train.update(steps=steps, batch_size=2, log_every=1, checkpoint_every=steps, validate_every=steps)
     config.train.zero_stage = zero_stage
-    config.loss.update(l1=0.5, mse=2.0, kl=1e-4)
+    config.loss.update(l1=0.5, mse=2.0, kl=1e-4, outlier=1.0, outlier_radius=0.2, outlier_start=2)
+    config.loss.adversarial.update(weight=0.5, start=2, dims=3, channels=2)
     config.ema.decay = 0.8
     return config
 

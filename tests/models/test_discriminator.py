@@ -65,9 +65,7 @@ def directional(value, arrays, grads, seed, rel):
 def test_gradients_of_the_weights_equal_finite_differences(dims):
     cfg = settings(dims)
     params, real, fake = random_params(cfg), clips(0), clips(1)
-    params["3/temporal/b" if dims == 3 else "3/spatial/b"] += (
-        1  # else every patch is in doubt, and no gradient left
-    )
+    params["3/temporal/b" if dims == 3 else "3/spatial/b"] += 1  # else every patch is in doubt, and no gradient left
     losses, grads = discriminator.loss_and_grads(params, cfg, real, fake)
     grads = backend.to_numpy(grads)
     assert float(losses["discriminator"]) == pytest.approx(hinge(cfg, params, real, fake), rel=1e-5)
