@@ -96,6 +96,23 @@ def tae_loss(**weights: Any) -> dict:
     return values | weights
 
 
+def tae_evaluation(**overrides: Any) -> dict:
+    """Settings of what --job=evaluate measures, and with what: docs/evaluate.md."""
+    return (
+        dict(
+            weights="",  # default: WORKDIR/tae.safetensors
+            csv="",
+            video_folder="",  # default: the held-out clips of the demo
+            num_frames=32,  # 0: all
+            max_clips=0,  # 0: all
+            lpips_weights="",
+            features="",  # of a Fréchet distance: "vgg" (lpips_weights has it) or FILE.py:FUNCTION
+            linear_baseline=False,
+        )
+        | overrides
+    )
+
+
 def _is_paper(compat: str) -> bool:
     if compat not in ("paper", "seed"):
         raise ConfigError(f"compat is {compat!r}, expected 'paper' or 'seed'")

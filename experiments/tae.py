@@ -46,6 +46,7 @@ def get_config(tiny: bool = False, frames: int = 16) -> ConfigDict:
                 clip_norm=1.0,
                 accumulate=1,  # parts that a step's clips are taken in, one after another
             ),
+            evaluate=common.tae_evaluation(),
             ema=dict(decay=0.0),
             train=dict(
                 steps=100_000,  # seed: 2000 passes over whatever set there is

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
                 source="clips",
                 csv="",
                 video_folder="",
+                max_bad_fraction=0.0,
                 num_frames=16,  # two latent frames: temporal layers must see a neighbour
                 height=32,
                 width=32,
@@ -40,6 +41,7 @@ def get_config() -> ConfigDict:
                 final_learning_rate=2e-5,
                 clip_norm=1.0,
             ),
+            evaluate=common.tae_evaluation(),
             ema=dict(decay=0.995),
             train=dict(
                 steps=3600,

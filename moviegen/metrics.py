@@ -1,4 +1,4 @@
-"""How near one video is to another: PSNR and SSIM per frame, in numpy."""
+"""How near one video is to another: PSNR and SSIM per frame, and how near one set of features is to another, in numpy."""
 
 import numpy as np
 
@@ -36,6 +36,23 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     score /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
     return score.mean(axis=(1, 2, 3))
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of the normal distributions with the means and covariances of two sets of features, (n d) and (m d).
+
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), float64, covariances with n - 1. Source: Heusel et al. 2017 (FID).
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"expected two sets of at least 2 features of one width, got {a.shape} and {b.shape}")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    # The root of C_a C_b has the eigenvalues of that of the symmetric root(C_a) C_b root(C_a).
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    shared = np.sqrt(np.clip(np.linalg.eigvalsh(root @ cov_b @ root), 0, None)).sum()
+    gap = a.mean(0) - b.mean(0)
+    return float(max(0.0, gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * shared))
 
 
 def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -59,6 +59,11 @@ def video(path: Path, kind: str = "") -> str:
     return f'<video class="{kind}" src="data:video/mp4;base64,{data}" autoplay loop muted playsinline></video>'
 
 
+def picture(path: Path) -> str:
+    """A PNG file inside the page."""
+    return f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
 def card(content: str, caption: str) -> str:
     """Anything with a line of HTML below it."""
     return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"

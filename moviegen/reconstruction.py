@@ -1,5 +1,7 @@
 """How well the autoencoder reconstructs: PSNR and SSIM of clips that were not trained on, beside two baselines."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,8 +9,6 @@ import numpy as np
 from moviegen import metrics
 from moviegen.data import clips, synthetic, video
 from moviegen.models import lpips, tae_tiles
-
-SYNTHETIC_CLIPS = 12
 
 
 def roundtrip(params: Any, cfg: Any, clip: np.ndarray) -> np.ndarray:
@@ -19,9 +19,19 @@ def roundtrip(params: Any, cfg: Any, clip: np.ndarray) -> np.ndarray:
 
 def validation_clips(config: Any) -> dict[str, np.ndarray]:
     """Clips by name, uint8 (t h w c): held-out synthetic ones, and the held-out real clip where training is on real ones."""
-    size, frames = 64, 16
-    made = {f"synthetic{i}": synthetic.sample_clip(7, i, "heldout", frames, size)[0] for i in range(4)}
-    return {"real": clips.heldout_clip(32, size)} | made if config.data.source == "clips" else made
+    found = heldout((64, 64), 32, 16)
+    return {name: clip() for name, clip in found.items() if name != "real" or config.data.source == "clips"}
+
+
+def heldout(size: tuple[int, int], real_frames: int, synthetic_frames: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Clips that no training of ours sees, by name, each made when called; the real one needs a package (data/clips.py)."""
+    made = {
+        f"synthetic{i}": functools.partial(
+            lambda i: synthetic.sample_clip(7, i, "heldout", synthetic_frames, size)[0], i
+        )
+        for i in range(4)
+    }
+    return {"real": lambda: clips.heldout_clip(real_frames, size)} | made
 
 
 def evaluate(

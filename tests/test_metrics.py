@@ -48,3 +48,24 @@ def test_wrong_inputs_are_refused():
         metrics.psnr(a, a.astype(np.float32))
     with pytest.raises(ValueError, match="11x11"):
         metrics.ssim(a[:, :10], a[:, :10])
+
+
+def test_frechet_distance_equals_the_formula_with_a_matrix_root():
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(0)
+    for n, m, d in ((200, 150, 6), (5, 9, 6), (40, 40, 1)):  # the second has singular covariances
+        a, b = rng.standard_normal((n, d)) @ rng.standard_normal((d, d)), rng.standard_normal((m, d)) + 0.5
+        ca, cb = (np.cov(x, rowvar=False).reshape(d, d) for x in (a, b))
+        gap = a.mean(0) - b.mean(0)
+        expected = gap @ gap + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
+        assert metrics.frechet(a, b) == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+def test_frechet_distance_of_known_sets():
+    a = np.random.default_rng(1).standard_normal((50, 4))
+    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet(a, a + np.array([3, 0, 0, 4])) == pytest.approx(25)
+    assert metrics.frechet(a - a.mean(0), 2 * (a - a.mean(0))) == pytest.approx(np.trace(np.cov(a, rowvar=False)))
+    with pytest.raises(ValueError, match="one width"):
+        metrics.frechet(a, a[:, :3])

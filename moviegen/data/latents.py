@@ -29,13 +29,15 @@ class LatentSet(NamedTuple):
 
 def weights_path(config: Any) -> Path:
     """The autoencoder weights that `data.tae_weights` names; "package:NAME" is a file that ships with the package."""
-    name = config.data.tae_weights
+    return find_weights(config.data.tae_weights, "data.tae_weights")
+
+
+def find_weights(name: str, key: str) -> Path:
+    """The file or folder of the name that the config's `key` has, "package:NAME" included. ConfigError without it."""
     package = Path(__file__).parents[1] / "weights"
     path = package / f"{name[8:]}.safetensors" if name.startswith("package:") else Path(name)
     if not name or not path.exists():
-        raise ConfigError(
-            f"data.tae_weights is {name!r}: expected a safetensors file or a checkpoint folder that exists"
-        )
+        raise ConfigError(f"{key} is {name!r}: expected a safetensors file or a checkpoint folder that exists")
     return path
 
 

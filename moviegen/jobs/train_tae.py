@@ -24,7 +24,9 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     workdir, steps, mesh = Path(workdir), config.train.steps, meshes.current()
     layout = states.Layout(tae.shapes(config.tae), mesh, config.train.zero_stage)
     rival = adversary.layout(config, mesh)
-    perceptual = lpips.load(config.loss.lpips_weights, "loss.lpips") if config.loss.get("lpips") else None
+    perceptual = None
+    if config.loss.get("lpips"):
+        perceptual = lpips.load(config.loss.lpips_weights, "loss.lpips_weights", "--config.loss.lpips=0")
     folder = workdir / "checkpoints"
     source = crops.source(config.data, workdir)
     start, state, opponent = _start(config, folder, layout, rival, source)

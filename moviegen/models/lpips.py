@@ -38,19 +38,17 @@ def shapes(widths: tuple[int, ...] = (64, 128, 256, 512, 512)) -> dict[str, tupl
     return found | {f"head/{i}": (width,) for i, width in enumerate(widths)}
 
 
-def load(path: str, weight_key: str) -> dict[str, ms.Tensor]:
-    """Parameters from a safetensors file of --job=convert. ConfigError says where to get them, or how to go without."""
+def load(path: str, key: str, without: str) -> dict[str, ms.Tensor]:
+    """Parameters from a safetensors file of --job=convert, which the config's `key` names.
+
+    Raises ConfigError that says where to get them, or how to go `without`.
+    """
     if not path or not Path(path).is_file():
-        raise ConfigError(
-            f"{weight_key.rpartition('.')[0]}.lpips_weights is {path!r}, no file, and {weight_key} needs one: {HOW_TO_GET}; "
-            f"or go without: --config.{weight_key}={'false' if weight_key.startswith('evaluate') else 0}"
-        )
+        raise ConfigError(f"{key} is {path!r}, no file: {HOW_TO_GET}; or go without: {without}")
     arrays = safetensors_io.read(path)
     wrong = [name for name, shape in shapes().items() if name not in arrays or arrays[name].shape != shape]
     if wrong:
-        raise ConfigError(
-            f"{path}: {', '.join(wrong[:3])} missing or of another shape: not LPIPS weights; {HOW_TO_GET}"
-        )
+        raise ConfigError(f"{path}: {', '.join(wrong[:3])} missing or of another shape: no LPIPS weights; {HOW_TO_GET}")
     return backend.to_tensors({name: arrays[name].astype(np.float32) for name in shapes()})
 
 
@@ -116,6 +114,12 @@ def features(params: Mapping[str, Any], x: Any) -> list[ms.Tensor]:
     """The five features of pictures (n 3 h w) in [-1, 1], each (n c h' w'); sides of 16 or more."""
     xs = _inputs(params, x)
     return [xs[layer + 1] for _, layer, tap in _links() if tap is not None]
+
+
+def pooled(params: Mapping[str, Any], x: Any) -> np.ndarray:
+    """Means over the pixels of the last feature, float64 (n c), of pictures (n 3 h w) in [-1, 1]; some at a time."""
+    found = [features(params, x[i : i + FRAMES])[-1].asnumpy() for i in range(0, x.shape[0], FRAMES)]
+    return np.concatenate(found).mean((2, 3), dtype=np.float64)
 
 
 def distance(params: Mapping[str, Any], a: Any, b: Any) -> ms.Tensor:

@@ -40,7 +40,7 @@ def small_validation():
         yield
 
 
-def small_lpips(path="", key=""):
+def small_lpips(*_):
     rng = np.random.default_rng(0)
     return {
         name: np.abs(rng.standard_normal(shape)).astype(np.float32) * 0.2

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moviegen import backend
+from moviegen import backend, safetensors_io
 from moviegen.convert import lpips as convert
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
@@ -86,12 +86,23 @@ def test_pixels_without_any_feature_give_no_nan():
 
 
 def test_without_weights_one_is_told_where_they_are_and_how_to_go_on(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"loss.lpips_weights is '', no file.*vgg16-397923af.pth.*--config.loss.lpips=0"
-    ):
-        lpips.load("", "loss.lpips")
-    with pytest.raises(ConfigError, match=r"evaluate.lpips_weights is 'x'.*--config.evaluate.lpips=false"):
-        lpips.load("x", "evaluate.lpips")
+    with pytest.raises(ConfigError, match=r"a.b is 'x', no file: .*vgg16-397923af.pth.*or go without: --c=0"):
+        lpips.load("x", "a.b", "--c=0")
+    safetensors_io.write(small(), tmp_path / "small.safetensors")
+    with pytest.raises(ConfigError, match="small.safetensors: conv/0/w, .* no LPIPS weights"):
+        lpips.load(str(tmp_path / "small.safetensors"), "a.b", "--c=0")
+
+
+def test_a_file_is_read_back(full, tmp_path):
+    safetensors_io.write(full[1], tmp_path / "vgg.safetensors")
+    for path, value in lpips.load(str(tmp_path / "vgg.safetensors"), "", "").items():
+        np.testing.assert_array_equal(value.asnumpy(), full[1][path].asnumpy())
+
+
+def test_pooled_features_are_those_of_each_picture():
+    params, x = small(), pictures(11)
+    expected = [lpips.features(params, x[i : i + 1])[-1].asnumpy().mean((2, 3)) for i in range(11)]
+    np.testing.assert_allclose(lpips.pooled(params, x), np.concatenate(expected), rtol=1e-5)
 
 
 def test_pictures_that_are_too_small_are_refused():
