@@ -182,6 +182,8 @@ def stage(size: str, number: int) -> ConfigDict:
                 empty_text=dict(ul2="", metaclip="", byt5=""),
                 latent_folder="",  # --job=encode_video fills it from video_folder with the weights of tae_weights
                 tae_weights="",
+                fps=0.0,  # of what is encoded; 0: each file's own
+                latent_dtype="float32",  # of the cache; bfloat16 halves it
                 validation_csv="",
                 latent_cache="",  # of source="synthetic" and "clips" alone; default: WORKDIR/latents
                 num_samples=0,  # of source="synthetic" alone

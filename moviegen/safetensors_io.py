@@ -29,16 +29,18 @@ _DTYPES = {short: name for name, short in _NAMES.items()}
 Arrays = Mapping[str, Any]
 
 
-def write(arrays: Arrays, path: str | Path, dtype: str | None = "float32") -> Path:
+def write(
+    arrays: Arrays, path: str | Path, dtype: str | None = "float32", metadata: Mapping[str, Any] | None = None
+) -> Path:
     """Write tensors, arrays or `Lazy` arrays by name to one file, floating-point ones in `dtype` (None: as they are).
 
-    A DataError or a kill leaves the file that was there before.
+    `metadata` is anything JSON can hold. A DataError or a kill leaves the file that was there before.
     """
     path = Path(path)
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with _nothing_left_aside(path, [aside]):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_file(aside, _readable(arrays), dtype, {})
+        _write_file(aside, _readable(arrays), dtype, metadata or {})
         os.replace(aside, path)
     return path
 

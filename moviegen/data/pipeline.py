@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen import flow
-from moviegen.data import latents, table
+from moviegen.data import latent_cache, latents, table
 from moviegen.errors import ConfigError
 from moviegen.models import toy_text
 
@@ -46,7 +46,8 @@ def open_data(config: Any, workdir: str | Path) -> Data:
         shift, scale = (
             np.broadcast_to(v, channels).tolist() for v in (config.tae.latent_shift, config.tae.latent_scale)
         )
-        return Data(samples, shift, scale)
+        # Statistics of the set itself, where the cache has them, instead of SD3.5's.
+        return Data(samples, *(latent_cache.open_cache(config.data.latent_folder).statistics() or (shift, scale)))
     cached = latents.prepare(config, workdir)
     samples = {name: _embedded(cached, name, config) for name in cached.latents}
     images = samples.pop("heldout_image", None)

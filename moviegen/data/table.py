@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen import mesh as meshes
+from moviegen.data import latent_cache
 from moviegen.data.video import IMAGE_SUFFIXES
 from moviegen.errors import ConfigError, DataError
 
@@ -17,7 +18,7 @@ class Row(NamedTuple):
     """A sample's name in the table; its files, latents and embeddings by encoder; whether they are of an image."""
 
     video: str
-    latents: Path
+    latents: latent_cache.Entry
     text: dict[str, Path]
     image: bool
 
@@ -30,9 +31,10 @@ def read(config: Any, path: str) -> list[Row]:
     """
     data = config.data
     _check_folders(data)
-    rows, bad = [], []
+    latent_cache.check(Path(data.latent_folder), config)
+    rows, bad, cache = [], [], latent_cache.open_cache(data.latent_folder)
     for line, name in videos(path):
-        row = _row(data, name)
+        row = _row(data, name, cache)
         missing = [file for file in (row.latents, *row.text.values()) if not file.is_file()]
         if missing:
             bad.append(f"line {line}: no {missing[0]}")
@@ -65,7 +67,8 @@ def read_once(config: Any, path: str, usable: Path) -> list[Row]:
                 csv.writer(file).writerows([["video"], *([row.video] for row in found)])
 
     meshes.first_rank_alone(check, usable.with_suffix(".done"))
-    return found or [_row(config.data, name) for _, name in videos(str(usable))]
+    cache = latent_cache.open_cache(config.data.latent_folder)
+    return found or [_row(config.data, name, cache) for _, name in videos(str(usable))]
 
 
 def _check_folders(data: Any) -> None:
@@ -84,10 +87,10 @@ def _check_folders(data: Any) -> None:
             )
 
 
-def _row(data: Any, name: str) -> Row:
+def _row(data: Any, name: str, cache: latent_cache.Cache) -> Row:
     stem = Path(name).with_suffix(".npz")
     text = {k: Path(v) / stem for k, v in data.text_folders.items()}
-    return Row(name, Path(data.latent_folder) / stem, text, Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    return Row(name, cache.entry(name), text, Path(name).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def videos(path: str) -> list[tuple[int, str]]:
@@ -103,8 +106,7 @@ def videos(path: str) -> list[tuple[int, str]]:
 
 def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:
     """One draw of a cached posterior, (c t h w): `frames` latent frames from a random start. Raises DataError."""
-    cached = _npz(row.latents, ("latent_mean", "latent_std"))
-    mean, std = cached["latent_mean"], cached["latent_std"]
+    mean, std = row.latents.read()
     if len(mean) < frames:
         raise DataError(f"{row.latents}: {len(mean)} latent frames, data.num_frames asks for {frames}")
     start = int(rng.integers(len(mean) - frames + 1))

@@ -49,7 +49,7 @@ def config(tmp_path):
 
 def test_rows_name_their_files(config, tmp_path):
     rows = table.read(config, str(tmp_path / "train.csv"))
-    assert [row.latents for row in rows] == [tmp_path / "latents" / f"{s}.npz" for s in ("a", "deep/b", "c")]
+    assert [row.latents.path for row in rows] == [tmp_path / "latents" / f"{s}.npz" for s in ("a", "deep/b", "c")]
     assert [row.image for row in rows] == [False, False, True]
     assert rows[1].text == {encoder: tmp_path / encoder / "deep/b.npz" for encoder in ENCODERS}
 
@@ -81,7 +81,7 @@ def test_bad_rows_are_listed_and_refused_above_the_share(config, tmp_path, capsy
     listed = capsys.readouterr().out
     assert "2 of 3 rows" in listed and "line 4: no " in listed and "byt5/c.npz" in listed
     config.data.max_bad_fraction = 0.67
-    assert [row.latents.name for row in table.read(config, path)] == ["b.npz"]
+    assert [row.latents.path.name for row in table.read(config, path)] == ["b.npz"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_tables_that_cannot_be_used(config, tmp_path):
 
 def test_latents_are_draws_of_the_posterior(config, tmp_path):
     row = table.read(config, str(tmp_path / "train.csv"))[1]  # four latent frames
-    stored = np.load(row.latents)
+    stored = np.load(row.latents.path)
     mean = stored["latent_mean"].transpose(1, 0, 2, 3)  # c t h w
     drawn = np.stack([table.read_latents(row, 4, np.random.default_rng(i)) for i in range(400)])
     assert drawn.shape == (400, 16, 4, 2, 3) and drawn.dtype == np.float32
@@ -128,7 +128,7 @@ def test_latents_are_draws_of_the_posterior(config, tmp_path):
 
 def test_shorter_windows_start_anywhere(config, tmp_path):
     row = table.read(config, str(tmp_path / "train.csv"))[1]
-    mean = np.load(row.latents)["latent_mean"].transpose(1, 0, 2, 3)
+    mean = np.load(row.latents.path)["latent_mean"].transpose(1, 0, 2, 3)
     starts = set()
     for i in range(60):
         drawn = table.read_latents(row, 2, np.random.default_rng(i))
@@ -159,7 +159,7 @@ def test_text_is_padded_to_the_longest(config, tmp_path):
 
 def test_damaged_files_are_named(config, tmp_path):
     rows = table.read(config, str(tmp_path / "train.csv"))
-    rows[0].latents.write_bytes(rows[0].latents.read_bytes()[:100])
+    rows[0].latents.path.write_bytes(rows[0].latents.path.read_bytes()[:100])
     with pytest.raises(DataError, match="a.npz: cannot be read"):
         table.read_latents(rows[0], 1, np.random.default_rng(0))
     np.savez(rows[1].text["ul2"], text_emb=np.zeros((1, 6)))

@@ -7,10 +7,11 @@ import pytest
 
 from experiments import common
 from moviegen import checkpoint, safetensors_io
-from moviegen.data import pipeline, table, video
+from moviegen.data import latent_cache, pipeline, table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_video, train
 from moviegen.models import tae
+from tests.data import broken
 
 DIMS = dict(ul2=8, metaclip=6, byt5=4)
 VIDEOS = {"a.mp4": 12, "deep/b.mp4": 8, "c.png": 1}
@@ -61,8 +62,8 @@ def settings(root, folder, **data):
 
 
 def stored(folder, name):
-    with np.load(folder / "latents" / Path(name).with_suffix(".npz")) as file:
-        return dict(file)
+    mean, std = latent_cache.open_cache(folder / "latents").entry(name).read()
+    return {"latent_mean": mean, "latent_std": std}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def encoded(shared, tmp_path_factory):
     return folder, encode_video.run(settings(shared, folder), folder)
 
 
-def test_files_hold_mean_and_std_of_the_first_frames(encoded, shared):
+def test_the_cache_holds_mean_and_std_of_the_first_frames(encoded, shared):
     folder, metrics = encoded
     assert metrics == {"encoded": 3, "kept": 0, "bad": 0}
     config = settings(shared, folder)
@@ -80,29 +81,59 @@ def test_files_hold_mean_and_std_of_the_first_frames(encoded, shared):
         clip, _ = video.read(shared / "videos" / name, 0, frames, size=16)
         mean, logvar = (x.asnumpy()[0] for x in tae.encode(params, config.tae, video.to_model(clip)[None]))
         found = stored(folder, name)
-        assert found.keys() == {"latent_mean", "latent_std"}
         assert all(v.dtype == np.float32 and v.shape == (1, 16, 2, 2) for v in found.values())
         np.testing.assert_allclose(found["latent_mean"], mean.transpose(1, 0, 2, 3), atol=1e-6)
         np.testing.assert_allclose(found["latent_std"] ** 2, np.exp(logvar.transpose(1, 0, 2, 3)), rtol=1e-5)
-    assert not list(folder.rglob("*.tmp*"))
+    assert {p.name for p in (folder / "latents").iterdir()} == {"manifest.json", "latents-00000-000000.safetensors"}
 
 
-def test_a_second_run_encodes_only_what_is_missing(encoded, shared, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_goes_on_where_its_last_shard_ends(shared, tmp_path, monkeypatch):
+    whole = encode_video.tae_tiles.encode
+    calls = []
+
+    def killed_at_the_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    flush = latent_cache.Writer.flush
+    monkeypatch.setattr(latent_cache, "SHARD_BYTES", 1)  # a shard for each
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_video.tae_tiles, "encode", killed_at_the_third)
+        patch.setattr(latent_cache.Writer, "flush", lambda self: flush(self) if len(calls) < 3 else None)  # kill -9
+        with pytest.raises(KeyboardInterrupt):
+            encode_video.run(settings(shared, tmp_path), tmp_path)
+    assert encode_video.run(settings(shared, tmp_path), tmp_path) == {"encoded": 1, "kept": 2, "bad": 0}
+    monkeypatch.setattr(encode_video.tae_tiles, "encode", None)
+    assert encode_video.run(settings(shared, tmp_path), tmp_path) == {"encoded": 0, "kept": 3, "bad": 0}
+    assert len(list((tmp_path / "latents").glob("*.safetensors"))) == 3
+
+
+def test_ranks_share_the_videos_out(encoded, shared, tmp_path, monkeypatch):
     folder, _ = encoded
-    target = folder / "latents" / "a.npz"
-    before, other = stored(folder, "a.mp4"), (folder / "latents" / "c.npz").stat().st_mtime_ns
-    target.unlink()
-    assert encode_video.run(settings(shared, folder), tmp_path) == {"encoded": 1, "kept": 2, "bad": 0}
-    np.testing.assert_array_equal(stored(folder, "a.mp4")["latent_mean"], before["latent_mean"])
-    assert (folder / "latents" / "c.npz").stat().st_mtime_ns == other
-    monkeypatch.setattr(tae, "encode", None)
-    assert encode_video.run(settings(shared, folder), tmp_path) == {"encoded": 0, "kept": 3, "bad": 0}
+    monkeypatch.setattr(encode_video.mesh, "ranks", lambda: 2)
+    counts = []
+    for rank in range(2):
+        monkeypatch.setattr(encode_video.mesh, "rank", lambda rank=rank: rank)
+        counts.append(encode_video.run(settings(shared, tmp_path), tmp_path)["encoded"])
+    assert counts == [2, 1]
+    for name in VIDEOS:
+        np.testing.assert_array_equal(stored(tmp_path, name)["latent_mean"], stored(folder, name)["latent_mean"])
+    one, two = (latent_cache.open_cache(place / "latents").statistics() for place in (folder, tmp_path))
+    np.testing.assert_allclose(one, two)
 
 
 def test_latents_of_other_settings_are_not_mixed(encoded, shared, tmp_path):
     folder, _ = encoded
     with pytest.raises(ConfigError, match=r"num_frames: 8 -> 9\): delete it or change data.latent_folder"):
         encode_video.run(settings(shared, folder, num_frames=9), tmp_path)
+
+
+def test_a_bare_folder_is_encoded(shared, tmp_path):
+    found = encode_video.run(settings(shared, tmp_path, csv="", latent_dtype="bfloat16"), tmp_path)
+    assert found["encoded"] == 3
+    assert latent_cache.open_cache(tmp_path / "latents").arrays.keys() == VIDEOS.keys()
 
 
 def test_all_frames_at_zero(shared, tmp_path):
@@ -116,11 +147,20 @@ def test_bad_files_are_listed_and_refused_above_the_share(shared, tmp_path, caps
     bad = tmp_path / "bad.csv"
     bad.write_text("video\nc.png\ngone.mp4\nshort.mp4\n")
     config = settings(shared, tmp_path, csv=str(bad), max_bad_fraction=0.4)
-    with pytest.raises(DataError, match=r"bad.csv: 2 of 3 rows are bad.*is 0.4: first bad one, line 3: .*gone.mp4"):
+    with pytest.raises(DataError, match=r"bad.csv: 2 of 3 files cannot .*is 0.4: first of them, line 3: .*gone.mp4"):
         encode_video.run(config, tmp_path)
     assert "line 4: " in capsys.readouterr().out
     config.data.max_bad_fraction = 0.7
     assert encode_video.run(config, tmp_path) == {"encoded": 0, "kept": 1, "bad": 2}
+
+
+def test_every_kind_of_bad_file(shared, tmp_path):
+    table = broken.write(tmp_path / "set")
+    config = settings(shared, tmp_path, csv=str(table), video_folder=str(tmp_path / "set"), max_bad_fraction=0.6)
+    assert encode_video.run(config, tmp_path) == {"encoded": 5, "kept": 0, "bad": 7}
+    config.data.max_bad_fraction = 0.5
+    with pytest.raises(DataError, match="7 of 12 files cannot be used"):
+        encode_video.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +186,44 @@ def test_training_from_the_csv(encoded, shared, tmp_path):
     metrics = train.run(config, tmp_path)
     assert set(metrics) == {"loss", "image_loss", "video_loss"} and np.isfinite(list(metrics.values())).all()
     meta = checkpoint.load(tmp_path / "checkpoints")[1]
-    assert meta["latent_shift"] == [0.0609] * 16 and meta["latent_scale"] == [1.5305] * 16
+    shift, scale = latent_cache.open_cache(folder / "latents").statistics()  # not SD3.5's
+    assert meta["latent_shift"] == shift and meta["latent_scale"] == scale
+
+
+def test_training_refuses_a_cache_that_does_not_fit(encoded, shared):
+    folder, _ = encoded
+    for change, message in (
+        (dict(height=24), r"height: 16 -> 24\): encode them anew"),
+        (dict(num_frames=9), "num_frames: 8 -> 9"),
+        (dict(fps=8.0), "fps: 0.0 -> 8.0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            pipeline.open_data(settings(shared, folder, **change), "unused")
+    other = settings(shared, folder)
+    other.tae.temporal_upsample_padding = "zeros"
+    with pytest.raises(ConfigError, match='tae.temporal_upsample_padding: "replicate" -> "zeros"'):
+        pipeline.open_data(other, "unused")
+    safetensors_io.write(tae.init(other.tae, 1), shared / "other.safetensors")
+    with pytest.raises(ConfigError, match="data.latent_folder is .*weights: "):
+        pipeline.open_data(settings(shared, folder, tae_weights=str(shared / "other.safetensors")), "unused")
+    pipeline.open_data(settings(shared, folder, tae_weights=""), "unused")  # nothing to compare
+    pipeline.open_data(settings(shared, folder, num_frames=1, tae_weights=""), "unused")  # fewer are there too
+
+
+def test_the_seed_s_npz_files_serve_as_well(encoded, shared, tmp_path, capsys):
+    folder, _ = encoded
+    for name in VIDEOS:
+        path = tmp_path / "latents" / Path(name).with_suffix(".npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **stored(folder, name))
+    data = pipeline.open_data(settings(shared, tmp_path), "unused")
+    assert "no manifest.json" in capsys.readouterr().out
+    assert data.shift == [0.0609] * 16 and data.scale == [1.5305] * 16
+    found = data.samples["video"].latents(0, np.random.default_rng(0))
+    expected = (
+        pipeline.open_data(settings(shared, folder), "unused").samples["video"].latents(0, np.random.default_rng(0))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_images_and_videos_go_to_their_own_steps(encoded, shared):
