@@ -1,6 +1,7 @@
 """The temporal autoencoder at full size, on crops of 256x256 from your own videos; `:frames=32` for the longer clips.
 
-Start it from an inflated image autoencoder with --config.train.init_from=FILE (docs/tae.md). Values are the seed's; the
+Start it from an inflated image autoencoder with --config.train.init_from=FILE (docs/tae.md); `:compat=seed` has the
+arithmetic of the seed's own checkpoint. Values are the seed's; the
 paper gives none for this training but the mix of images and the outlier penalty.
 """
 
@@ -9,12 +10,12 @@ from ml_collections import ConfigDict
 from experiments import common
 
 
-def get_config(tiny: bool = False, frames: int = 16) -> ConfigDict:
+def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> ConfigDict:
     config = ConfigDict(
         dict(
             job="train_tae",
             seed=42,
-            tae=common.tae(),
+            tae=common.tae(compat=compat),
             data=dict(
                 source="csv",
                 csv="",
@@ -47,6 +48,8 @@ def get_config(tiny: bool = False, frames: int = 16) -> ConfigDict:
                 accumulate=1,  # parts that a step's clips are taken in, one after another
             ),
             evaluate=common.tae_evaluation(),
+            # --job=convert: kind tae or lpips, naming moviegen, seed or diffusers; docs/tae.md has the commands.
+            convert=dict(kind="tae", source="", heads="", target="", naming="moviegen"),
             ema=dict(decay=0.0),
             train=dict(
                 steps=100_000,  # seed: 2000 passes over whatever set there is

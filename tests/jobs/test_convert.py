@@ -1,0 +1,114 @@
+import re
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from moviegen import backend, safetensors_io
+from moviegen import config as configs
+from moviegen.convert import lpips as convert_lpips
+from moviegen.errors import ConfigError, DataError
+from moviegen.jobs import convert, train_tae
+from moviegen.models import lpips, tae
+from tests.golden.recipe import golden_array
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def settings(tmp_path, **values):
+    found = configs.load("experiments/tae.py:compat=seed").unlock()
+    found.tae.base_channels = 32
+    found.convert.update(dict(target=str(tmp_path / "out.safetensors")) | values)
+    return found
+
+
+def arrays(name):
+    entries = (re.fullmatch(r"(\S+) \((.*)\)", str(e)).groups() for e in np.load(GOLDEN / name)["names"])
+    return {key: golden_array(key, [int(n) for n in shape.split(",") if n.strip()]) for key, shape in entries}
+
+
+@pytest.fixture(scope="module")
+def seed_s():
+    return arrays("tae.npz")
+
+
+def test_the_seed_s_checkpoint_becomes_ours_and_goes_back(tmp_path, seed_s, capsys):
+    listed = [{"name": f"autoencoder.{name}", "data": ms.Tensor(value)} for name, value in seed_s.items()]
+    ms.save_checkpoint(listed, str(tmp_path / "seed.ckpt"))
+    config = settings(tmp_path, source=str(tmp_path / "seed.ckpt"))
+    assert convert.run(config, tmp_path)["arrays"] == len(tae.shapes(config.tae))
+    assert "the seed's autoencoder in" in capsys.readouterr().out
+    params = train_tae.load_weights(tmp_path / "out.safetensors", config.tae)
+    np.testing.assert_array_equal(
+        params["encoder/conv_in/temporal/w"].asnumpy(), seed_s["encoder.conv_in.conv_temp.weight"][:, :, 0]
+    )
+    back = settings(
+        tmp_path, source=str(tmp_path / "out.safetensors"), target=str(tmp_path / "back.safetensors"), naming="seed"
+    )
+    convert.run(back, tmp_path)
+    found = safetensors_io.read(tmp_path / "back.safetensors")
+    assert found.keys() == {name for name in seed_s if ".temb_proj." not in name}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, seed_s[name], err_msg=name)
+
+
+def test_an_image_autoencoder_is_inflated(tmp_path):
+    """That it then computes the same on one frame is tests/models/test_tae.py."""
+    given = arrays("sd35_vae.npz")
+    safetensors_io.write(given, tmp_path / "vae.safetensors")
+    config = settings(tmp_path, source=str(tmp_path / "vae.safetensors"))
+    convert.run(config, tmp_path)
+    params = backend.to_numpy(train_tae.load_weights(tmp_path / "out.safetensors", config.tae))
+    np.testing.assert_array_equal(params["encoder/conv_in/spatial/w"], given["encoder.conv_in.weight"])
+    assert not params["encoder/mid/temporal_attention/out/w"].any()
+    back = settings(tmp_path, source=str(tmp_path / "out.safetensors"), naming="diffusers")
+    convert.run(back, tmp_path)
+    found = safetensors_io.read(tmp_path / "out.safetensors")
+    assert found.keys() == given.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, given[name], err_msg=name)
+
+
+def test_lpips_from_its_two_files(tmp_path):
+    stored = np.load(GOLDEN / "lpips_vgg.npz")
+    shapes = lpips.shapes()
+    vgg = {}
+    for i, layer in enumerate(convert_lpips.CONVS):
+        vgg[f"features.{layer}.weight"] = np.full(shapes[f"conv/{i}/w"], i, np.float32)
+        vgg[f"features.{layer}.bias"] = np.full(shapes[f"conv/{i}/b"], -i, np.float32)
+    safetensors_io.write(vgg, tmp_path / "vgg.safetensors")
+    source = str(tmp_path / "vgg.safetensors")
+    # The heads as the lpips package ships them, a file of torch from before 1.6.
+    convert.run(
+        settings(tmp_path, kind="lpips", source=source, heads=str(GOLDEN / "torch_files" / "lpips_heads.pth")), tmp_path
+    )
+    found = lpips.load(str(tmp_path / "out.safetensors"), "", "")
+    np.testing.assert_array_equal(found["head/4"].asnumpy(), stored["lin4__model__1__weight"].ravel())
+    assert (found["conv/12/b"].asnumpy() == -12).all()
+
+
+@pytest.mark.parametrize(
+    "values, error, message",
+    [
+        (dict(source="gone.ckpt"), ConfigError, "convert.source is 'gone.ckpt', which does not exist"),
+        (dict(kind="clip"), ConfigError, "convert.kind is 'clip', expected one of tae, lpips"),
+        (dict(naming="torch"), ConfigError, "convert.naming is 'torch', expected one of moviegen, seed, diffusers"),
+        (dict(target="x.ckpt"), ConfigError, "convert.target is 'x.ckpt', expected .* ends in .safetensors"),
+        (dict(source=__file__), DataError, r"test_convert.py: expected a file that ends in .safetensors, .ckpt, .pth"),
+        (dict(kind="lpips", source=__file__), ConfigError, "convert.heads is '', which does not exist|expected a file"),
+        (
+            dict(source=str(GOLDEN / "torch_files" / "param.pth")),
+            DataError,
+            "param.pth: neither diffusers' names .* but w",
+        ),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, values, error, message):
+    with pytest.raises(error, match=message):
+        convert.run(settings(tmp_path, **values), tmp_path)
+
+
+def test_an_experiment_without_the_section_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="no section `convert`"):
+        convert.run(configs.load("experiments/tiny.py"), tmp_path)
