@@ -74,6 +74,11 @@ def heldout_clip(num_frames: int = 120, size: int | tuple[int, int] = 64) -> np.
     return read_clip(next(clip for clip in real_clips() if clip.name == HELDOUT), num_frames, size)
 
 
+def heldout_fps() -> float:
+    """Frames per second of that clip."""
+    return video.probe(next(clip.path for clip in real_clips() if clip.name == HELDOUT))["fps"]
+
+
 def training_videos(size: int = 64) -> list[np.ndarray]:
     """Decodes every training shot at three scales, for random crops, uint8 (t h w c) each; about 115 MB at size 64.
 

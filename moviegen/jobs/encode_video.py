@@ -22,6 +22,10 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     `data.max_bad_fraction` of a rank's are refused (DataError). Returns how many were encoded, there before, and bad.
     """
     data = config.data
+    if "latent_folder" not in data:
+        raise ConfigError(
+            "this experiment has no data.latent_folder: take a generator's, such as experiments/1b_stage1.py"
+        )
     if not data.latent_folder:
         raise ConfigError("data.latent_folder is empty: name the folder to write the latents to")
     listed, _ = files.from_config(data)

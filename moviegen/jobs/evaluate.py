@@ -17,6 +17,7 @@ from moviegen.models import lpips
 from moviegen.writers import Writer
 
 LINEAR_CLIPS = 64  # training clips that the linear baseline is fitted to, where they come from files
+SYNTHETIC_FPS = 8.0  # at which the demo shows its clips
 Row = dict[str, Any]
 
 
@@ -44,8 +45,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
         perceptual = lpips.load(settings.lpips_weights, "evaluate.lpips_weights", "--config.evaluate.lpips_weights=''")
     extract = _extractor(config, perceptual)
     params = train_tae.load_weights(_weights(config, workdir), config.tae)
-    bad = files.Bad(0, 0.0, "")
-    given, total = _clips(config, bad)
+    given, bad = _clips(config)
     codecs: dict[str, Callable] = {"": lambda clip: reconstruction.roundtrip(params, config.tae, clip)}
     if settings.linear_baseline:
         code = _linear_code(config)
@@ -55,14 +55,14 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     features: list[tuple[np.ndarray, np.ndarray]] = []
     for clip in given:
         made = {prefix: codec(clip.frames) for prefix, codec in codecs.items()}
-        row: Row = {"clip": clip.name, "frames": len(clip.frames), "fps": round(clip.fps, 3)}
+        row: Row = {"clip": clip.name, "frames": len(clip.frames), "fps": round(clip.fps, 2)}
         for prefix, frames in made.items():
             row |= {prefix + k: v for k, v in reconstruction.measure(clip.frames, frames, perceptual).items()}
         row["file"] = _show(workdir / "samples" / "recons", clip, list(made.values()))
         rows.append(row)
         if extract:
             features.append((_rows(extract, clip.frames, settings), _rows(extract, made[""], settings)))
-        writer.progress("evaluate", len(rows) + len(bad.reasons), total, psnr=row["psnr"], ssim=row["ssim"])
+        writer.progress("evaluate", len(rows) + len(bad.reasons), bad.total, psnr=row["psnr"], ssim=row["ssim"])
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if _is_number(key)}
     found = {"clips": len(rows), "bad": len(bad.reasons)} | means
     summary = {"of": _about(config, rows), "mean": found, "clips": rows, "bad": list(bad.reasons.values())}
@@ -90,21 +90,22 @@ def _weights(config: Any, workdir: Path) -> Path:
     return latents.find_weights(config.evaluate.weights, f"{own} does not exist, and evaluate.weights")
 
 
-def _clips(config: Any, bad: files.Bad) -> tuple[Iterator[Clip], int]:
-    """The clips and how many files they come from; files that cannot be used go into `bad`."""
+def _clips(config: Any) -> tuple[Iterator[Clip], files.Bad]:
+    """The clips, and the files among them that cannot be used, as far as they have been read."""
     settings, size = config.evaluate, (config.data.height, config.data.width)
     count = settings.num_frames or None
     if not settings.video_folder:
         kept = reconstruction.heldout(size, settings.num_frames or 120, settings.num_frames or 16)
-        return (Clip(name, make(), 8.0) for name, make in kept.items()), len(kept)
-    listed = files.listed(settings.csv, settings.video_folder, "evaluate")
-    listed = listed[: settings.max_clips or None]
-    bad.__init__(len(listed), config.data.max_bad_fraction, settings.csv or settings.video_folder)
+        rates = {"real": clips.heldout_fps()}
+        found = (Clip(name, make(), rates.get(name, SYNTHETIC_FPS)) for name, make in kept.items())
+        return found, files.Bad(len(kept), 0.0, "the held-out clips")
+    listed = files.listed(settings.csv, settings.video_folder, "evaluate")[: settings.max_clips or None]
+    bad = files.Bad(len(listed), config.data.max_bad_fraction, settings.csv or settings.video_folder)
 
     def read(file):
         return video.read(file.path, 0, 1 if file.image else count, size=size)
 
-    return (Clip(file.name, *content) for file, content in files.each(listed, bad, read)), len(listed)
+    return (Clip(file.name, *content) for file, content in files.each(listed, bad, read)), bad
 
 
 def _linear_code(config: Any) -> baselines.LinearCode:
@@ -188,7 +189,7 @@ def _show(folder: Path, clip: Clip, made: list[np.ndarray]) -> str:
     if kind == ".png":
         video.write_png(path, frames[0])
     else:
-        video.write_mp4(path, frames, clip.fps or 8.0)
+        video.write_mp4(path, frames, clip.fps or SYNTHETIC_FPS)
     return path.name
 
 

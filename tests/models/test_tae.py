@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import backend
+from moviegen import backend, layerwise
 from moviegen.convert import sd35, seed
 from moviegen.errors import ConfigError
-from moviegen.models import tae
+from moviegen.models import lpips, tae, tae_losses
 from tests.golden.recipe import golden_array, golden_input
 from tests.numeric import assert_close
 
@@ -165,6 +165,74 @@ def test_gradients_equal_finite_differences(step):
         ]
         slope = (sides[0] - sides[1]) / (2 * epsilon)
         assert slope == pytest.approx(expected, rel=0.03, abs=2e-3), kind
+
+
+def small_lpips():
+    rng = np.random.default_rng(0)
+    found = {}
+    for path, shape in lpips.shapes((3, 3, 3, 3, 3)).items():
+        value = rng.standard_normal(shape) * (np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.3)
+        found[path] = (abs(value) if "head" in path else value).astype(np.float32)
+    return found
+
+
+def test_lpips_and_the_outlier_penalty_pull_as_their_formulas_say(step):
+    cfg, params, clip, noise, _, plain = step
+    weights = WEIGHTS | {"lpips": 2.0, "outlier": 3.0, "outlier_radius": 0.3}
+    perceptual = small_lpips()
+    losses, grads = tae.loss_and_grads(params, cfg, clip, noise, weights, perceptual=perceptual)
+    grads = backend.to_numpy(grads)
+
+    def total(params):
+        mean, logvar = (x.asnumpy().astype(np.float64) for x in tae.encode(params, cfg, clip))
+        z = (mean + np.exp(0.5 * logvar) * noise).astype(np.float32)
+        made = tae.decode(params, cfg, z, num_frames=clip.shape[2]).asnumpy()
+        away = float(lpips.of_clips(perceptual, clip, made).mean(dtype=np.float64))
+        dots = float(layerwise.run(tae_losses.make_outlier(0.3, 1.0), {}, z))
+        return numpy_losses(cfg, params, clip, noise)[0] + 2.0 * away + 3.0 * dots, away, dots
+
+    for key, value in zip(("loss", "lpips", "outlier"), total(params), strict=True):
+        assert float(losses[key]) == pytest.approx(value, rel=1e-4) and value > 0, key
+    rng = np.random.default_rng(3)
+    for path in ("encoder/conv_in/spatial/w", "encoder/head/conv/spatial/w", "decoder/head/conv/spatial/w"):
+        assert abs(grads[path] - plain[path]).max() > 0.05 * abs(plain[path]).max()  # they do pull
+        signs = np.where(rng.random(grads[path].shape) < 0.8, np.sign(grads[path]), 1).astype(np.float32)
+        epsilon = 1e-3 / np.sqrt(signs.size)
+        sides = [total(params | {path: params[path] + s * epsilon * signs})[0] for s in (1, -1)]
+        expected = float((signs * grads[path]).sum())
+        assert (sides[0] - sides[1]) / (2 * epsilon) == pytest.approx(expected, rel=0.05), path
+
+
+def test_the_adversary_pulls_on_the_last_convolution_as_hard_as_its_weight_says(step):
+    cfg, params, clip, noise, losses, plain = step
+    slope = np.random.default_rng(4).standard_normal(clip.shape).astype(np.float32) * 1e-3
+    seen = []
+
+    def adversary(fake):
+        seen.append(fake.shape)
+        return backend.tensor(np.float32(0.25)), backend.tensor(slope)
+
+    found, grads = tae.loss_and_grads(params, cfg, clip, noise, WEIGHTS | {"adversarial": 0.5}, adversary=adversary)
+    assert seen == [clip.shape]  # the frames that count, of the 16 that nine become
+    head = "decoder/head/conv/spatial/w"
+    own = grads[head].asnumpy() - plain[head]
+    assert np.linalg.norm(own) == pytest.approx(0.5 * np.linalg.norm(plain[head]), rel=0.01)
+    factor = (float(found["loss"]) - float(losses["loss"])) / 0.25
+    # The others' gradients are what so many times that slope gives by itself.
+    _, alone = tae.loss_and_grads(params, cfg, clip, noise, dict(l1=0.0, mse=0.0, kl=0.0))
+    assert not any(g.asnumpy().any() for g in alone.values())
+    made = tae.decode(params, cfg, tae_sample(cfg, params, clip, noise), num_frames=9).asnumpy()
+    path = "decoder/conv_in/spatial/w"
+    own = grads[path].asnumpy() - plain[path]
+    signs = np.sign(own)
+    moved = params | {path: params[path] + 1e-4 * signs}
+    change = tae.decode(moved, cfg, tae_sample(cfg, params, clip, noise), num_frames=9).asnumpy() - made
+    assert factor * float((slope * change).sum()) / 1e-4 == pytest.approx(float((signs * own).sum()), rel=0.05)
+
+
+def tae_sample(cfg, params, clip, noise):
+    mean, logvar = (x.asnumpy() for x in tae.encode(params, cfg, clip))
+    return (mean + np.exp(0.5 * logvar) * noise).astype(np.float32)
 
 
 def test_an_image_leaves_temporal_attention_no_choice():

@@ -1,5 +1,7 @@
 """Tiles of a long video: their weights, and what comes out beside a decode in one piece."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from moviegen.data import clips, video
 from moviegen.jobs import train_tae
 from moviegen.mesh import Group
 from moviegen.models import tae, tae_tiles
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 6, 7, 8, 13, 32])
@@ -133,3 +137,27 @@ def test_ranks_share_the_tiles_out(monkeypatch, small):
     parts = [tae_tiles.decode(*small, latents, group=Group("", 4, rank)) for rank in range(4)]  # three tiles
     np.testing.assert_allclose(sum(parts), whole, atol=1e-6)
     assert not parts[3].any()
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from experiments import common
+from moviegen.models import tae, tae_tiles
+cfg = common.tae("tiny")
+latents = np.random.default_rng(0).standard_normal((1, 16, int(sys.argv[1]) // 8, 16, 16)).astype(np.float32)
+frames = sum(piece.shape[2] for piece in tae_tiles.stream(tae.init(cfg, 0), cfg, latents))
+print(frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_decode_does_not_depend_on_the_number_of_frames():
+    found = {}
+    for frames in (64, 512):
+        out = subprocess.run(
+            [sys.executable, "-c", PEAK, str(frames)], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.split()
+        assert int(out[-2]) == frames
+        found[frames] = int(out[-1])
+    assert found[512] < 1.1 * found[64], found
