@@ -7,7 +7,7 @@ in the autoencoder). GroupNorm, since a batch may be one clip and must not matte
 import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mindspore as ms
@@ -115,17 +115,18 @@ def loss_and_grads(
 
     On a mesh all are those of the whole batch, as in `tae.loss_and_grads`.
     """
-    exchange = _exchange(cfg, mesh, zero_stage)
-    verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, **exchange)
-    verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, **exchange)
+    fetch = _fetcher(cfg, mesh, zero_stage)
+    verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, fetch)
+    verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, fetch)
     hinge = _make_hinge(1.0 / mesh.batch.size)
     (loss, up, down), _, (dreal, dfake) = layerwise.value_and_grad(
         hinge, {}, verdict_real, verdict_fake, wrt=2, aux=True
     )
     grads, more = pull_real(dreal)[0], pull_fake(dfake)[0]
+    grads = zero.reducer(mesh, zero_stage)({path: g + more[path] for path, g in grads.items()}, last=True)
     total = collectives.all_reduce(mesh.world)
     losses = {"discriminator": total(loss), "verdict_real": total(up), "verdict_fake": total(down)}
-    return losses, {path: g + more[path] for path, g in grads.items()}
+    return losses, grads
 
 
 def deceive(
@@ -135,9 +136,8 @@ def deceive(
 
     Both are this rank's share of those of the whole batch.
     """
-    # The gradients of the weights that come with it are not wanted: no rank has to add them up.
-    exchange = _exchange(cfg, mesh, zero_stage) | {"reduce": dict}
-    verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, **exchange)
+    fetch = _fetcher(cfg, mesh, zero_stage)
+    verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, fetch)
     share = -1.0 / (mesh.batch.size * math.prod(verdict.shape))
     slope = pull(ops.full(verdict.shape, share, dtype=ms.float32))[1]
     if cfg.dims == 2:
@@ -146,6 +146,5 @@ def deceive(
     return ops.sum(verdict) * share, slope
 
 
-def _exchange(cfg: Any, mesh: Mesh, zero_stage: int) -> dict[str, Any]:
-    fetch = functools.partial(zero.whole, mesh.shard if zero_stage == 3 else ALONE, shapes=shapes(cfg))
-    return dict(fetch=fetch, reduce=zero.reducer(mesh, zero_stage))
+def _fetcher(cfg: Any, mesh: Mesh, zero_stage: int) -> Callable:
+    return functools.partial(zero.whole, mesh.shard if zero_stage == 3 else ALONE, shapes=shapes(cfg))
