@@ -1,0 +1,179 @@
+"""Text encoders in Hugging Face's layout: config.json as our config, arrays by their names as our parameters.
+
+Arrays are read, cast and placed one at a time, so loading needs the model and one tensor. What a checkpoint holds
+besides the encoder (a decoder, a vision tower) is left alone; everything else must fit.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from moviegen import arraystore, backend
+from moviegen.convert.seed import match
+from moviegen.errors import ConfigError
+from moviegen.models import clip as clip_model
+from moviegen.models import t5 as t5_model
+
+Place = Callable[[str, np.ndarray], Any]
+
+_T5_BLOCK = {
+    "0.layer_norm.weight": "attn/norm",
+    **{f"0.SelfAttention.{name}.weight": f"attn/{name}" for name in "qkvo"},
+    "1.layer_norm.weight": "mlp/norm",
+    "1.DenseReluDense.wi_0.weight": "mlp/gate",
+    "1.DenseReluDense.wi_1.weight": "mlp/up",
+    "1.DenseReluDense.wo.weight": "mlp/down",
+}
+_T5_REST = {
+    "shared.weight": "embedding",
+    "encoder.embed_tokens.weight": "embedding",  # the same tensor; a file may hold either or both
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "distance",
+    "encoder.final_layer_norm.weight": "final/norm",
+}
+_T5_OTHERS = r"decoder\.|lm_head\."
+_CLIP_BLOCK = {
+    **{f"self_attn.{name}_proj.{leaf}": f"attn/{name}/{leaf[0]}" for name in "qkv" for leaf in ("weight", "bias")},
+    **{f"self_attn.out_proj.{leaf}": f"attn/o/{leaf[0]}" for leaf in ("weight", "bias")},
+    **{f"layer_norm{i}.weight": f"{part}/norm/scale" for i, part in ((1, "attn"), (2, "mlp"))},
+    **{f"layer_norm{i}.bias": f"{part}/norm/bias" for i, part in ((1, "attn"), (2, "mlp"))},
+    **{f"mlp.fc1.{leaf}": f"mlp/up/{leaf[0]}" for leaf in ("weight", "bias")},
+    **{f"mlp.fc2.{leaf}": f"mlp/down/{leaf[0]}" for leaf in ("weight", "bias")},
+}
+_CLIP_REST = {
+    "text_model.embeddings.token_embedding.weight": "embedding",
+    "text_model.embeddings.position_embedding.weight": "position/token",
+    "text_model.final_layer_norm.weight": "final/norm/scale",
+    "text_model.final_layer_norm.bias": "final/norm/bias",
+    "text_projection.weight": "final/projection",
+}
+_CLIP_OTHERS = r"vision_model\.|visual_projection\.|logit_scale$|text_model\.embeddings\.position_ids$"
+_GATES = {"gated-gelu": "gelu", "gated-silu": "silu"}
+
+
+def t5_config(values: Mapping[str, Any]) -> ConfigDict:
+    """Our config of a T5 encoder from its config.json. Raises ConfigError naming a key that is missing or unknown."""
+    _expect_keys(values, ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj"))
+    if values["feed_forward_proj"] not in _GATES:
+        raise ConfigError(
+            f"feed_forward_proj is {values['feed_forward_proj']!r}, expected one of {', '.join(_GATES)}: ByT5, UL2 and "
+            "T5 1.1 have these, the first T5 has not"
+        )
+    return ConfigDict(
+        dict(
+            vocab_size=values["vocab_size"],
+            width=values["d_model"],
+            head_width=values["d_kv"],
+            ffn_size=values["d_ff"],
+            num_layers=values["num_layers"],
+            num_heads=values["num_heads"],
+            distance_buckets=values.get("relative_attention_num_buckets", 32),
+            max_distance=values.get("relative_attention_max_distance", 128),
+            activation=_GATES[values["feed_forward_proj"]],
+            norm_eps=values.get("layer_norm_epsilon", 1e-6),
+            compute_dtype="float32",
+        )
+    )
+
+
+def clip_text_config(values: Mapping[str, Any]) -> ConfigDict:
+    """Our config of CLIP's text tower from the config.json of the tower or of the whole CLIP. Raises ConfigError."""
+    if "text_config" in values:
+        values = {"projection_dim": values.get("projection_dim", 512), **_DEFAULTS, **values["text_config"]} | {
+            key: values[key] for key in ("projection_dim",) if key in values
+        }
+    _expect_keys(values, ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"))
+    _expect_keys(values, ("max_position_embeddings", "projection_dim"))
+    config = ConfigDict(
+        dict(
+            vocab_size=values["vocab_size"],
+            width=values["hidden_size"],
+            ffn_size=values["intermediate_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=values["num_attention_heads"],
+            positions=values["max_position_embeddings"],
+            projection_width=values["projection_dim"],
+            activation=values.get("hidden_act", "quick_gelu"),
+            norm_eps=values.get("layer_norm_eps", 1e-5),
+            end_token=values.get("eos_token_id", 49407),
+            compute_dtype="float32",
+        )
+    )
+    clip_model.shapes(config)
+    return config
+
+
+# What config.json leaves out of `text_config` where it is the library's default.
+_DEFAULTS = dict(
+    vocab_size=49408,
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    max_position_embeddings=77,
+)
+
+
+def t5(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
+    """Parameters of a T5 encoder from arrays by name, stored in `dtype` (float32, bfloat16).
+
+    `place(path, array)` makes a tensor of each before the next is read, so that a rank can keep its shard alone. Raises
+    ConfigError naming every missing, extra or wrongly shaped parameter, before the first is read.
+    """
+    names, unknown = {}, []
+    for name in sorted(arrays):
+        if re.match(_T5_OTHERS, name):
+            continue
+        block = re.fullmatch(r"encoder\.block\.(\d+)\.layer\.(.+)", name)
+        if block and block[2] in _T5_BLOCK:
+            names[f"blocks/{block[1]}/{_T5_BLOCK[block[2]]}"] = name
+        elif name in _T5_REST:
+            names[_T5_REST[name]] = name
+        else:
+            unknown.append(name)
+    return _read(arrays, names, unknown, t5_model.shapes(cfg), dtype, place)
+
+
+def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
+    """Parameters of CLIP's text tower from arrays by name, as `t5` does.
+
+    A position table with fewer rows than cfg.positions is stretched (`clip.stretch_positions`).
+    """
+    names, unknown = {}, []
+    for name in sorted(arrays):
+        if re.match(_CLIP_OTHERS, name):
+            continue
+        block = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)", name)
+        if block and block[2] in _CLIP_BLOCK:
+            names[f"blocks/{block[1]}/{_CLIP_BLOCK[block[2]]}"] = name
+        elif name in _CLIP_REST:
+            names[_CLIP_REST[name]] = name
+        else:
+            unknown.append(name)
+    wanted = dict(clip_model.shapes(cfg))
+    table = arrays[names["position/token"]] if "position/token" in names else None
+    if table is not None and len(table.shape) == 2 and 2 <= table.shape[0] < cfg.positions:
+        wanted["position/token"] = (table.shape[0], cfg.width)
+
+    def change(path, array):
+        return clip_model.stretch_positions(array, cfg.positions) if path == "position/token" else array
+
+    return _read(arrays, names, unknown, wanted, dtype, place, change)
+
+
+def _read(arrays, names, unknown, wanted, dtype, place, change=lambda path, array: array) -> dict:
+    match({path: arrays[name] for path, name in names.items()}, unknown, wanted, "")
+    place = place or (lambda path, array: backend.tensor(array))
+    params = {}
+    for path, name in names.items():
+        array = change(path, arraystore.to_numpy(name, np.asarray(arrays[name])))
+        params[path] = place(path, arraystore.cast(array, dtype))
+    return params
+
+
+def _expect_keys(values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise ConfigError(f"config.json has no {', '.join(missing)}: it is not the config of such an encoder")
