@@ -22,7 +22,9 @@ $(READY): pyproject.toml constraints.txt
 	"(Debian and Ubuntu: apt-get install python3-venv). Or say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON): about 3 GB on disk, a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,text,test]"
+	# Tokenizer files of T5 and CLIP for the tests, read and never imported: without its dependencies it is 12 MB.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps diffsynth==1.1.8
 	@touch $@
 
 demo: $(READY)

@@ -1,0 +1,38 @@
+"""What each text encoder is given of a prompt (paper, 3.5 and 3.6)."""
+
+import re
+import unicodedata
+
+from moviegen.errors import ConfigError
+
+# The sixteen classes of the paper's camera-motion classifier.
+CAMERA_MOTIONS = (
+    *("zoom in", "zoom out", "push in", "pull out", "pan left", "pan right", "truck left", "truck right"),
+    *("tilt up", "tilt down", "pedestal up", "pedestal down", "arc", "tracking", "static", "handheld"),
+)
+# Text to be drawn stands between straight or curly double quotes, guillemets or corner brackets. Single quotes are
+# left out: they are apostrophes as well.
+_QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”|«([^«»]*)»|「([^「」]*)」')
+
+
+def prepare(prompt: str, fps: float = 0, camera: str = "") -> dict[str, str]:
+    """The text for each encoder: ul2 and metaclip get the prompt with its prefixes, byt5 the quoted text to be drawn.
+
+    `FPS-16 ` comes first, when fps is not 0, then the camera motion as a sentence; their order is ours, the paper leaves
+    it open. Nothing quoted gives byt5 an empty text, and an empty prompt gives every encoder one, the unconditional text
+    of guidance. Raises ConfigError for a camera motion that is not one of the sixteen.
+    """
+    prompt = clean(prompt)
+    if camera and camera not in CAMERA_MOTIONS:
+        raise ConfigError(f"camera motion {camera!r} is not one of: {', '.join(CAMERA_MOTIONS)}")
+    drawn = " ".join(filter(None, ("".join(groups).strip() for groups in _QUOTED.findall(prompt))))
+    rate = f"FPS-{fps:g} " if fps and prompt else ""
+    motion = f"{camera.capitalize()}. " if camera and prompt else ""
+    return {"ul2": rate + motion + prompt, "metaclip": rate + motion + prompt, "byt5": drawn}
+
+
+def clean(text: str) -> str:
+    """Unicode composed (NFC: the same letter is the same bytes), control and invisible characters out, spaces single."""
+    text = unicodedata.normalize("NFC", text)
+    kept = (c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") or c in "\t\n\r\u200d" else "" for c in text)
+    return " ".join("".join(kept).split())
