@@ -129,6 +129,25 @@ def _preset(what: str, table: dict, name: str, values: dict, overrides: dict) ->
     return ConfigDict(values | overrides)
 
 
+def text() -> ConfigDict:
+    """Settings of the three text encoders: docs/text.md."""
+    return ConfigDict(
+        dict(
+            encoders=dict(ul2="", metaclip="", byt5=""),  # folders that --job=fetch_text_encoder fills; "": not used
+            # Of Hugging Face's hub. Movie Gen's MetaCLIP is not public; this one is 1024 wide (model.text_dims.metaclip).
+            repositories=dict(ul2="google/ul2", metaclip="facebook/metaclip-h14-fullcc2.5b", byt5="google/byt5-small"),
+            endpoint="",  # of a mirror of the hub
+            offline="",  # a folder that holds the repositories' files at OWNER/NAME: nothing is downloaded
+            budgets=dict(ul2=512, metaclip=256, byt5=100),  # tokens; longer texts are cut and counted
+            dtype="bfloat16",  # of weights in memory and of cached embeddings; products on CPU are float32 always
+            batch_size=16,
+            prompts="",  # --job=encode_text: a csv or txt; default: data.csv
+            fps=16,  # told before prompts of videos as "FPS-16 "; 0: nothing. A csv's column `fps` goes first
+            camera="",  # camera motion told before prompts; a csv's column `camera` goes first
+        )
+    )
+
+
 # Sizes are multiples of 16: the TAE takes 8, a patch takes 2. The seed asks for 256x455, which its latents silently cut
 # to 256x448. Position tables: the paper grows 16 -> 32 -> 96 rows and columns, its 16 being a square of 256 px; the
 # seed's wide pictures need 28 columns from the start. T is 32 throughout (256 frames), as in the paper.
@@ -174,11 +193,13 @@ def stage(size: str, number: int) -> ConfigDict:
             seed=42,
             model=transformer(size, position_lengths=s["positions"]),
             tae=tae(),
+            text=text(),
             data=dict(
                 source="csv",
                 csv="",
                 video_folder="",
-                text_folders=dict(ul2="", metaclip="", byt5=""),  # the seed feeds ones in place of MetaCLIP
+                # --job=encode_text fills them; or the seed's npz files, with empty_text. It feeds ones for MetaCLIP.
+                text_folders=dict(ul2="", metaclip="", byt5=""),
                 empty_text=dict(ul2="", metaclip="", byt5=""),
                 latent_folder="",  # --job=encode_video fills it from video_folder with the weights of tae_weights
                 tae_weights="",
@@ -191,7 +212,8 @@ def stage(size: str, number: int) -> ConfigDict:
                 width=width,
                 num_frames=s["num_frames"],
                 image_fraction=s["image_fraction"],
-                text_drop_prob=0.2,  # paper: unknown
+                text_drop_prob=0.2,  # of all encoders together; paper: unknown
+                text_drop_each=dict(ul2=0.0, metaclip=0.0, byt5=0.0),  # of each by itself, beyond that
                 max_bad_fraction=0.01,  # the seed replaces any number of bad rows in silence
             ),
             optim=dict(

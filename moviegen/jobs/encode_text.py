@@ -1,0 +1,106 @@
+"""Embeds a table of prompts with the three text encoders, so that training reads embeddings and never runs them."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from moviegen import mesh as meshes
+from moviegen.errors import ConfigError, DataError
+from moviegen.text import captions, encoders, store, tokenizers
+from moviegen.writers import Writer
+
+SHARD_BYTES = 256 << 20
+SHARD_SECONDS = 60.0  # what a kill may cost
+
+
+def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+    """Embed the prompts of `text.prompts` (default `data.csv`) and return how many, of all encoders together.
+
+    Every encoder that `text.encoders` names writes to the store `data.text_folders.NAME`; each text once, and the empty
+    one of guidance. Texts that are there already are kept, so a run that was stopped goes on and a store grows. With
+    several ranks each embeds its share, with all of the weights or, at zero_stage 3, shards over the mesh. Bad rows are
+    listed, more than `data.max_bad_fraction` of them refused.
+    """
+    if "text" not in config:
+        raise ConfigError("this experiment has no section `text`: take a generator's, such as experiments/1b_stage1.py")
+    names = [name for name, folder in config.text.encoders.items() if folder]
+    if not names:
+        raise ConfigError(
+            "text.encoders names no folder: set those of the encoders to run, for example text.encoders.byt5"
+        )
+    for name in names:
+        if not config.data.text_folders[name]:
+            raise ConfigError(f"data.text_folders.{name} is empty: name the folder to write the embeddings to")
+    if config.text.batch_size < 1:
+        raise ConfigError(f"text.batch_size is {config.text.batch_size}, expected 1 or more")
+    looked = [
+        encoders.look(config, name) for name in names
+    ]  # before any work: what is wrong with the last comes out too
+    key = "text.prompts" if config.text.prompts else "data.csv"
+    rows, bad = captions.read(config.text.prompts or config.data.csv, config.text, key)
+    _judge(config.text.prompts or config.data.csv, rows, bad, config.data.max_bad_fraction)
+    writer = Writer(workdir, "encode_text", rank=meshes.rank())
+    totals = {"embedded": 0, "kept": 0, "cut": 0}
+    for files in looked:
+        texts = list(dict.fromkeys(["", *(row.texts[files.name] for row in rows)]))
+        for what, count in _encode(config, Path(workdir), files, texts, writer).items():
+            totals[what] += count
+    writer.close()
+    return totals | {"bad": len(bad)}
+
+
+def _judge(path: str, rows: list, bad: list[str], most: float) -> None:
+    if bad and meshes.rank() == 0:
+        print(f"{path}: {len(bad)} of {len(bad) + len(rows)} rows are bad:\n  " + "\n  ".join(bad[:10]), flush=True)
+    if not rows or len(bad) > most * (len(bad) + len(rows)):
+        raise DataError(
+            f"{path}: {len(bad)} bad prompts and {len(rows)} good ones, data.max_bad_fraction is {most}: first bad one, "
+            f"{bad[0] if bad else 'none, there are no prompts'}"
+        )
+
+
+def _encode(config: Any, workdir: Path, files: encoders.Files, texts: list[str], writer: Writer) -> dict[str, int]:
+    name, settings, world = files.name, config.text, meshes.current().world
+    folder, key, budget = Path(config.data.text_folders[name]), f"data.text_folders.{name}", settings.budgets[name]
+
+    def claim():
+        made_of = {"encoder": name, "weights": encoders.digest(files), "tokenizer": files.tokenizer.digest}
+        made_of |= {"budget": budget, "dtype": settings.dtype, "width": files.cfg.width}
+        store.claim(folder, made_of, key)
+
+    meshes.first_rank_alone(claim, workdir / "ranks" / f"encode_text_{name}.done")
+    there = store.contains(store.open_store(folder), texts)
+    meshes.barrier(world)  # no rank writes before all have seen the same
+    missing = [text for text, known in zip(texts, there, strict=True) if not known]
+    tokens, cut = tokenizers.cut(files.tokenizer.encode(missing), budget)
+    order = sorted(range(len(missing)), key=lambda i: len(tokens[i]))  # like with like: little padding, few graphs
+    size = settings.batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    begun = time.monotonic()
+    if batches:
+        # With the same number of batches on every rank, as ranks that share weights must all take part: where one has
+        # none left it embeds the last again and keeps nothing of it.
+        encoder = encoders.load(files, settings.dtype, meshes.current(), config.train.zero_stage)
+        waiting, begun, saved = [], time.monotonic(), time.monotonic()
+        for first in range(0, len(batches), world.size):
+            mine = first + world.rank
+            batch = batches[min(mine, len(batches) - 1)]
+            found = encoders.embed(encoder, [tokens[i] for i in batch], settings.dtype)
+            if mine < len(batches):
+                waiting += [(missing[i], tokens[i], array) for i, array in zip(batch, found, strict=True)]
+            done = sum(map(len, batches[: first + world.size]))
+            full = sum(array.nbytes for _, _, array in waiting) > SHARD_BYTES
+            if waiting and (full or done == len(missing) or time.monotonic() - saved > SHARD_SECONDS):
+                store.write_shard(folder, *zip(*waiting, strict=True))
+                waiting, saved = [], time.monotonic()
+            writer.progress(f"encode_text {name}", done, len(missing))
+    rate = len(missing) / max(time.monotonic() - begun, 1e-9)
+    writer.scalars(0, {f"encode_text/{name}_prompts_per_second": rate if missing else 0.0})
+    meshes.barrier(world)
+    if world.rank == 0:
+        print(
+            f"encode_text: {name}: {len(missing)} texts embedded ({rate:.1f} prompts/s), {len(texts) - len(missing)} "
+            f"there before, {cut} cut to {budget} tokens; in {folder}",
+            flush=True,
+        )
+    return {"embedded": len(missing), "kept": len(texts) - len(missing), "cut": cut}

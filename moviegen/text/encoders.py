@@ -1,0 +1,120 @@
+"""The three frozen text encoders: opened from their folders, run on batches of tokens."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen import arraystore, backend, safetensors_io, sharding
+from moviegen.convert import huggingface
+from moviegen.errors import ConfigError
+from moviegen.mesh import ONE, Mesh
+from moviegen.models import clip, t5
+from moviegen.text import tokenizers
+
+KINDS = {"ul2": "t5", "metaclip": "clip", "byt5": "byt5"}  # encoder -> kind of its tokenizer
+LENGTH_STEP = 32  # texts are padded to a multiple: every length is a graph of its own
+_SPARE_ROWS = 256  # by which an embedding table may be longer than its vocabulary: tables are rounded up
+
+
+class Files(NamedTuple):
+    """An encoder's folder, looked at: tokenizer, config (compute dtype included), arrays by name to be read."""
+
+    name: str
+    folder: Path
+    tokenizer: tokenizers.Tokenizer
+    cfg: Any
+    arrays: dict
+
+
+class Encoder(NamedTuple):
+    """Weights on this rank, whole or a shard (zero_stage 3), and how to run them."""
+
+    kind: str
+    cfg: Any
+    params: dict
+    mesh: Mesh
+    zero_stage: int
+
+
+def look(config: Any, name: str) -> Files:
+    """What is in the folder `text.encoders.NAME`, checked against itself, the budget and model.text_dims.
+
+    Reads no weights. Raises ConfigError or DataError.
+    """
+    folder, budget = Path(config.text.encoders[name]), config.text.budgets[name]
+    key = f"text.encoders.{name}"
+    if not config.text.encoders[name] or not folder.is_dir():
+        raise ConfigError(
+            f"{key} is {str(config.text.encoders[name])!r}, which is not a folder: --job=fetch_text_encoder fills one"
+        )
+    dtype = config.text.dtype
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"text.dtype is {dtype!r}, expected float32 or bfloat16")
+    kind = KINDS[name]
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        cfg = (huggingface.clip_text_config if kind == "clip" else huggingface.t5_config)(values)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / 'config.json'}: cannot be read as an encoder's config ({error})") from error
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+    tokenizer = tokenizers.open_tokenizer(kind, folder)
+    if not tokenizer.size <= cfg.vocab_size <= tokenizer.size + _SPARE_ROWS:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {tokenizer.size} tokens, the model {cfg.vocab_size}: one is of another model"
+        )
+    if cfg.width != config.model.text_dims[name]:
+        raise ConfigError(
+            f"{folder}: embeddings are {cfg.width} wide, model.text_dims.{name} is {config.model.text_dims[name]}: take "
+            "the encoder that the model was trained with, or train one with that width"
+        )
+    if kind == "clip":
+        cfg.positions = max(cfg.positions, budget)
+    cfg.compute_dtype = dtype if backend.device() == "Ascend" else "float32"
+    return Files(name, folder, tokenizer, cfg, safetensors_io.lazy(folder)[0])
+
+
+def digest(files: Files) -> str:
+    """A short checksum of config.json and of every weight file, read once through."""
+    found = hashlib.sha256()
+    for file in sorted([files.folder / "config.json", *files.folder.glob("*.safetensors")]):
+        with open(file, "rb") as f:
+            while block := f.read(1 << 24):
+                found.update(block)
+    return found.hexdigest()[:16]
+
+
+def load(files: Files, dtype: str, mesh: Mesh = ONE, zero_stage: int = 0) -> Encoder:
+    """Weights stored in `dtype`; on a mesh at stage 3 every rank keeps its shard of each tensor alone."""
+    sharded = zero_stage == 3 and mesh.shard.size > 1
+
+    def place(path, array):
+        return backend.tensor(sharding.cut(array, mesh.shard) if sharded else array)
+
+    convert = huggingface.clip_text if KINDS[files.name] == "clip" else huggingface.t5
+    params = convert(files.arrays, files.cfg, dtype, place)
+    return Encoder(KINDS[files.name], files.cfg, params, mesh, zero_stage if sharded else 0)
+
+
+def embed(encoder: Encoder, tokens: Sequence[list[int]], dtype: str = "float32") -> list[np.ndarray]:
+    """Embeddings (l width) in `dtype` of each text's token ids, trimmed to its own length.
+
+    On a sharded encoder every rank must call this equally often, with as many texts or not, of its own choice.
+    """
+    limit = encoder.cfg.positions if encoder.kind == "clip" else max(map(len, tokens)) + LENGTH_STEP
+    ids, mask = tokenizers.pad(tokens, padded_length(max(map(len, tokens)), limit))
+    run = clip.apply if encoder.kind == "clip" else t5.apply
+    found = run(encoder.params, encoder.cfg, ids, mask, encoder.mesh, encoder.zero_stage)
+    found = (found[0] if encoder.kind == "clip" else found).asnumpy()
+    return [
+        np.array(arraystore.cast(row[: len(own)], dtype), copy=True) for row, own in zip(found, tokens, strict=True)
+    ]
+
+
+def padded_length(tokens: int, limit: int) -> int:
+    """How long a batch is whose longest text has so many tokens."""
+    return min(limit, -(-tokens // LENGTH_STEP) * LENGTH_STEP)

@@ -1,0 +1,150 @@
+"""Cached embeddings of texts: a folder of safetensors shards, read at random, in which every text is there once.
+
+A text is found by its own checksum, so a store serves any table of captions that it was made for, and grows. A shard
+holds `embeddings` and `tokens` of its texts one after another at their true lengths, `ends` and `keys`.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen import arraystore, safetensors_io
+from moviegen import config as configs
+from moviegen.errors import ConfigError, DataError
+
+MANIFEST = "embeddings.json"
+_KEY = "S16"  # 128 bits: that two texts share one is out of the question
+
+
+class Store(NamedTuple):
+    """Keys in order, of each the number of its shard and its rows there, the shards and what they were made of."""
+
+    keys: np.ndarray
+    places: np.ndarray
+    files: tuple[Path, ...]
+    made_of: dict
+
+
+class Entry(NamedTuple):
+    """A text's embeddings in the store of this folder."""
+
+    folder: str
+    text: str
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether a folder holds such embeddings, and not the seed's npz files."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def has(entry: Entry) -> bool:
+    """Whether the embeddings are there."""
+    return bool(contains(cached_store(entry.folder), [entry.text])[0])
+
+
+def claim(folder: Path, made_of: dict, key: str) -> None:
+    """Note what the embeddings in a folder are made of, before the first is.
+
+    Raises ConfigError, naming the config key and what differs, where the folder holds something else.
+    """
+    path = folder / MANIFEST
+    if path.is_file():
+        differs = configs.changes(json.loads(path.read_text()), made_of)
+        if differs:
+            raise ConfigError(
+                f"{folder} holds embeddings of another making ({'; '.join(differs)}): delete it or change {key}"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no embeddings of ours: name another folder as {key}")
+    else:
+        configs.write_json(made_of, path)
+
+
+def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]], embeddings: Sequence[Any]) -> Path:
+    """Store the token ids and embeddings (l d) of some texts; a kill leaves all of them or none."""
+    keys = b"".join(map(_key, texts))
+    arrays = {
+        "embeddings": np.concatenate(embeddings),
+        "tokens": np.concatenate([np.asarray(ids, np.int32) for ids in tokens]),
+        "ends": np.cumsum([len(ids) for ids in tokens], dtype=np.int64),
+        "keys": np.frombuffer(keys, np.uint8).reshape(-1, 16),
+    }
+    if len(arrays["tokens"]) != len(arrays["embeddings"]):
+        raise ValueError(f"{len(arrays['tokens'])} tokens have {len(arrays['embeddings'])} embeddings")
+    name = hashlib.blake2b(keys, digest_size=8).hexdigest()
+    return safetensors_io.write(arrays, folder / f"shard-{name}.safetensors", None)
+
+
+def open_store(folder: str | Path) -> Store:
+    """The index of a store. DataError names a shard that is damaged."""
+    folder = Path(folder)
+    try:
+        made_of = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: its {MANIFEST} cannot be read ({error}): encode the texts again") from error
+    files = tuple(sorted(folder.glob("shard-*.safetensors")))
+    keys, places = [np.empty(0, _KEY)], [np.empty((0, 3), np.int64)]
+    for number, file in enumerate(files):
+        arrays, _ = safetensors_io.lazy(file)
+        if not arrays.keys() >= {"keys", "ends"}:
+            raise DataError(f"{file}: not a shard of embeddings: delete it and encode its texts again")
+        ends = np.asarray(arrays["ends"])
+        keys.append(np.frombuffer(np.asarray(arrays["keys"]).tobytes(), _KEY))
+        places.append(np.stack([np.full_like(ends, number), np.r_[0, ends[:-1]], ends], 1))
+    keys, places = np.concatenate(keys), np.concatenate(places)
+    order = np.argsort(keys, kind="stable")
+    return Store(keys[order], places[order], files, made_of)
+
+
+@functools.lru_cache(maxsize=16)
+def cached_store(folder: str) -> Store:
+    """`open_store`, once in a process: for readers of a store that is complete."""
+    return open_store(folder)
+
+
+def contains(store: Store, texts: Iterable[str]) -> np.ndarray:
+    """Of each text whether it is there."""
+    return _find(store, texts) >= 0
+
+
+def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings float32 (l d) and token ids int32 (l) of a text. DataError when it is not there."""
+    at = int(_find(store, [text])[0])
+    if at < 0:
+        raise DataError(
+            f"no embeddings of the text {text[:100]!r} in {store.files[0].parent if store.files else 'the store'}: "
+            "run --job=encode_text on it, with the same text.fps"
+        )
+    number, start, stop = (int(n) for n in store.places[at])
+    file = store.files[number]
+    try:
+        shard = _opened(str(file), os.stat(file).st_mtime_ns)
+        rows = arraystore.to_numpy("embeddings", shard.get_slice("embeddings")[start:stop])
+        return rows.astype(np.float32), shard.get_slice("tokens")[start:stop]
+    except Exception as error:  # the library has an exception class of its own for each kind of damage
+        raise DataError(f"{file}: cannot be read ({arraystore.reason(error)}): delete it and encode again") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(file: str, changed: int) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(file, "np")
+
+
+def _find(store: Store, texts: Iterable[str]) -> np.ndarray:
+    wanted = np.frombuffer(b"".join(map(_key, texts)), _KEY)
+    if not len(store.keys):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(store.keys, wanted), len(store.keys) - 1)
+    return np.where(store.keys[at] == wanted, at, -1)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=16).digest()
