@@ -1,7 +1,7 @@
 """Training batches of the generator: a pure function of (seed, step), cut the same on any number of ranks."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,14 @@ from moviegen.models import toy_text
 
 
 class Samples(NamedTuple):
-    """Samples by index: raw latents (c t h w), given a generator for what is drawn, and text; -1: empty prompt."""
+    """Samples by index: raw latents (c t h w), given a generator for what is drawn, and text.
+
+    `text(indices, dropped)` takes of each sample the encoders that get the empty prompt in place of its own.
+    """
 
     count: int
     latents: Callable[[int, np.random.Generator], np.ndarray]
-    text: Callable[[Sequence[int]], dict]
+    text: Callable[[Sequence[int], Sequence[Set[str]]], dict]
 
 
 class Data(NamedTuple):
@@ -59,15 +62,19 @@ def open_data(config: Any, workdir: str | Path) -> Data:
 def _embedded(cached: latents.LatentSet, split: str, config: Any) -> Samples:
     arrays, captions = cached.latents[split], cached.captions[split]
 
-    def text(indices):
-        return toy_text.encode([captions[i] if i >= 0 else "" for i in indices], config.model.text_dims)
+    def text(indices, dropped):
+        found = {}
+        for name, width in config.model.text_dims.items():
+            prompts = ["" if name in drop else captions[i] for i, drop in zip(indices, dropped, strict=True)]
+            found |= toy_text.encode(prompts, {name: width})
+        return found
 
     return Samples(len(arrays), lambda i, rng: arrays[i], text)
 
 
 def _from_csv(config: Any, shared: Path) -> dict[str, Samples]:
     """Images of the table train in image steps, videos in the others; at num_frames 1 every row counts as an image."""
-    data, empty = config.data, dict(config.data.empty_text)
+    data, empty = config.data, table.empty_text(config.data)
     frames = -(-data.num_frames // 8)
     rows = table.read_once(config, data.csv, shared / "train.csv")
     images = [row for row in rows if row.image or data.num_frames == 1]
@@ -88,9 +95,14 @@ def _from_csv(config: Any, shared: Path) -> dict[str, Samples]:
     return samples
 
 
-def _from_table(rows: list[table.Row], frames: int, empty: dict[str, str]) -> Samples:
-    def text(indices):
-        return table.read_text([rows[i].text if i >= 0 else empty for i in indices])
+def _from_table(rows: list[table.Row], frames: int, empty: dict[str, Any]) -> Samples:
+    def text(indices, dropped):
+        return table.read_text(
+            [
+                {name: empty[name] if name in drop else file for name, file in rows[i].text.items()}
+                for i, drop in zip(indices, dropped, strict=True)
+            ]
+        )
 
     return Samples(len(rows), lambda i, rng: table.read_latents(rows[i], frames, rng), text)
 
@@ -106,18 +118,31 @@ def batch(data: Data, config: Any, step: int, part: range) -> Batch:
     """The samples `part` (positions in the global batch) of step `step`.
 
     Every epoch is a new order of all samples, drawn from the seed; the position is counted in samples, so it does not
-    depend on how many ranks there are. The prompt is dropped with probability `data.text_drop_prob`.
+    depend on how many ranks there are. Prompts are dropped as `draw_dropped` says.
     """
     samples = data.samples["image" if is_image_step(config, step) else "video"]
-    made, indices = [], []
+    made, indices, dropped = [], [], []
     for position in part:
         index = _index(config.seed, samples.count, step * config.train.batch_size + position)
         rng = np.random.default_rng([config.seed, step, position, 1])
         made.append(samples.latents(index, rng))
-        indices.append(-1 if rng.random() < config.data.text_drop_prob else index)
+        indices.append(index)
+        dropped.append(draw_dropped(config, rng))
     x = normalize(np.stack(made), data)
     noise, t = flow.draw_batch(config.seed, step, part, x.shape[1:], config.train.time_logit_mean)
-    return Batch(x, noise, t, samples.text(indices))
+    return Batch(x, noise, t, samples.text(indices, dropped))
+
+
+def draw_dropped(config: Any, rng: np.random.Generator) -> frozenset[str]:
+    """The encoders of one sample that see the empty prompt, for guidance.
+
+    All with probability `data.text_drop_prob`; else each by itself with that of `data.text_drop_each`.
+    """
+    encoders = sorted(config.model.text_dims)
+    if rng.random() < config.data.text_drop_prob:
+        return frozenset(encoders)
+    each = config.data.get("text_drop_each", {})
+    return frozenset(name for name in encoders if rng.random() < each.get(name, 0.0))
 
 
 def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
@@ -132,8 +157,9 @@ def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
         part = range(stop - size, stop)
         x = normalize(np.stack([samples.latents(i, np.random.default_rng([0, i])) for i in part]), data)
         noise, _ = flow.draw_batch(0, 0, part, x.shape[1:])
+        text = samples.text(list(part), [frozenset()] * size)
         for t in times:
-            yield Batch(x, noise, np.full(size, t, np.float32), samples.text(list(part)))
+            yield Batch(x, noise, np.full(size, t, np.float32), text)
 
 
 def normalize(x: np.ndarray, data: Data) -> np.ndarray:

@@ -1,6 +1,10 @@
-"""Captioned videos from a csv, in the seed's files: cached latents and text embeddings as npz, one each for a video."""
+"""Captioned videos from a csv: cached latents, one npz for each video, and text embeddings.
+
+Those are in the stores that --job=encode_text fills, by the caption, or in the seed's files, one npz for each video.
+"""
 
 import csv
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +16,9 @@ from moviegen import mesh as meshes
 from moviegen.data import latent_cache
 from moviegen.data.video import IMAGE_SUFFIXES
 from moviegen.errors import ConfigError, DataError
+from moviegen.text import captions, store
+
+TEXT_STEP = 64  # tokens, that text is padded to a multiple of: every length is a graph of its own
 
 
 class Row(NamedTuple):
@@ -19,7 +26,7 @@ class Row(NamedTuple):
 
     video: str
     latents: latent_cache.Entry
-    text: dict[str, Path]
+    text: dict[str, Path | store.Entry]
     image: bool
 
 
@@ -33,11 +40,15 @@ def read(config: Any, path: str) -> list[Row]:
     _check_folders(data)
     latent_cache.check(Path(data.latent_folder), config)
     rows, bad, cache = [], [], latent_cache.open_cache(data.latent_folder)
+    texts, unusable = _texts(config, path)
     for line, name in videos(path):
-        row = _row(data, name, cache)
-        missing = [file for file in (row.latents, *row.text.values()) if not file.is_file()]
+        if line in unusable:
+            bad.append(unusable[line])
+            continue
+        row = _row(data, name, cache, texts.get(line, {}))
+        missing = [file for file in (row.latents, *row.text.values()) if not _is_there(file)]
         if missing:
-            bad.append(f"line {line}: no {missing[0]}")
+            bad.append(f"line {line}: no {_describe(missing[0])}")
         else:
             rows.append(row)
     if bad:
@@ -64,11 +75,14 @@ def read_once(config: Any, path: str, usable: Path) -> list[Row]:
         if meshes.current().world.size > 1:
             usable.parent.mkdir(parents=True, exist_ok=True)
             with open(usable, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([["video"], *([row.video] for row in found)])
+                csv.writer(file).writerows([["video", "texts"], *([row.video, _texts_of(row)] for row in found)])
 
     meshes.first_rank_alone(check, usable.with_suffix(".done"))
+    if found:
+        return found
     cache = latent_cache.open_cache(config.data.latent_folder)
-    return found or [_row(config.data, name, cache) for _, name in videos(str(usable))]
+    with open(usable, newline="", encoding="utf-8") as file:
+        return [_row(config.data, row["video"], cache, json.loads(row["texts"])) for row in csv.DictReader(file)]
 
 
 def _check_folders(data: Any) -> None:
@@ -80,16 +94,46 @@ def _check_folders(data: Any) -> None:
             raise ConfigError(
                 f"data.{key} is {folder!r}, which is not a folder (latents: --job=encode_video makes them)"
             )
-    for name, empty in data.empty_text.items():
-        if data.text_drop_prob and not Path(empty).is_file():
+    for name, empty in empty_text(data).items():
+        dropped = data.text_drop_prob or data.get("text_drop_each", {}).get(name, 0)
+        if dropped and not _is_there(empty):
             raise ConfigError(
-                f"data.empty_text.{name} is {empty!r}, no file: embed the empty prompt or set data.text_drop_prob=0"
+                f"data.empty_text.{name} is {_describe(empty)!r}, no file: embed the empty prompt or set "
+                "data.text_drop_prob=0"
             )
 
 
-def _row(data: Any, name: str, cache: latent_cache.Cache) -> Row:
+def empty_text(data: Any) -> dict[str, Path | store.Entry]:
+    """Where each encoder's embeddings of the empty prompt are: in its store, or the file `data.empty_text` names."""
+    return {
+        name: store.Entry(folder, "") if store.is_store(folder) else Path(data.empty_text[name])
+        for name, folder in data.text_folders.items()
+    }
+
+
+def _texts(config: Any, path: str) -> tuple[dict[int, dict[str, str]], dict[int, str]]:
+    """By line, each encoder's text, and what is wrong with the caption; nothing where no encoder has a store."""
+    if not any(store.is_store(folder) for folder in config.data.text_folders.values()):
+        return {}, {}
+    found, bad = captions.read(path, config.text)
+    return {row.line: row.texts for row in found}, {int(reason.split()[1].rstrip(":")): reason for reason in bad}
+
+
+def _texts_of(row: Row) -> str:
+    return json.dumps({name: file.text for name, file in row.text.items() if isinstance(file, store.Entry)})
+
+
+def _is_there(file: Path | store.Entry | latent_cache.Entry) -> bool:
+    return store.has(file) if isinstance(file, store.Entry) else file.is_file()
+
+
+def _describe(file: Path | store.Entry | latent_cache.Entry) -> str:
+    return f"{file.text[:60]!r} in {file.folder}" if isinstance(file, store.Entry) else str(file)
+
+
+def _row(data: Any, name: str, cache: latent_cache.Cache, texts: Mapping[str, str]) -> Row:
     stem = Path(name).with_suffix(".npz")
-    text = {k: Path(v) / stem for k, v in data.text_folders.items()}
+    text = {k: store.Entry(v, texts[k]) if store.is_store(v) else Path(v) / stem for k, v in data.text_folders.items()}
     return Row(name, cache.entry(name), text, Path(name).suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -115,18 +159,40 @@ def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def read_text(files: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Embeddings (b l d) and masks (b l) by encoder, padded to the longest. Raises DataError."""
+    """Embeddings (b l d) and masks (b l) by encoder, l the longest rounded up to TEXT_STEP. Raises DataError.
+
+    Of each encoder a file is an `Entry` of a store or the path of an npz of the seed's.
+    """
     text = {}
     for name in files[0]:
-        found = [_npz(Path(file[name]), ("text_emb", "mask")) for file in files]
-        length = max(len(f["mask"]) for f in found)
-        width = found[0]["text_emb"].shape[1]
-        embeddings = np.zeros((len(found), length, width), np.float32)
-        masks = np.zeros((len(found), length), np.float32)
-        for i, f in enumerate(found):
-            embeddings[i, : len(f["mask"])], masks[i, : len(f["mask"])] = f["text_emb"], f["mask"]
-        text[name] = embeddings, masks
+        found = [_embeddings(file[name]) for file in files]
+        widths = {values.shape[1] for values in found}
+        if len(widths) > 1:
+            raise DataError(f"embeddings of {name} are {sorted(widths)} wide: they are of several encoders")
+        text[name] = pad_text(found)
     return text
+
+
+def pad_text(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (l d) of some texts as (b l d), zeros behind each, and the masks (b l)."""
+    length = -(-max(map(len, found)) // TEXT_STEP) * TEXT_STEP
+    embeddings = np.zeros((len(found), length, found[0].shape[1]), np.float32)
+    masks = np.zeros((len(found), length), np.float32)
+    for i, values in enumerate(found):
+        embeddings[i, : len(values)], masks[i, : len(values)] = values, 1
+    return embeddings, masks
+
+
+def _embeddings(file: Any) -> np.ndarray:
+    """Embeddings (l d) of the true tokens of a text."""
+    if isinstance(file, store.Entry):
+        return store.read(store.cached_store(file.folder), file.text)[0]
+    found = _npz(Path(file), ("text_emb", "mask"))
+    if found["text_emb"].ndim != 2 or found["mask"].shape != found["text_emb"].shape[:1]:
+        raise DataError(
+            f"{file}: text_emb is {found['text_emb'].shape} and mask {found['mask'].shape}, expected (l d) and (l)"
+        )
+    return found["text_emb"][found["mask"] > 0]
 
 
 def _npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:

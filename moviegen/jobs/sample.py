@@ -13,10 +13,11 @@ from moviegen import backend, checkpoint, collectives, flow
 from moviegen import mesh as meshes
 from moviegen import state as states
 from moviegen.data import latents as cached_latents
-from moviegen.data import table, video
-from moviegen.errors import ConfigError, DataError
+from moviegen.data import video
+from moviegen.errors import ConfigError
 from moviegen.jobs import train_tae
 from moviegen.models import tae, tae_tiles, toy_text, transformer
+from moviegen.text import online
 from moviegen.writers import Writer
 
 SHEET_FRAMES = 8
@@ -188,25 +189,8 @@ def _load(config: Any, workdir: Path, mesh: meshes.Mesh) -> tuple[dict, ConfigDi
 def _encode(prompts: list[str], config: Any) -> tuple[dict, dict]:
     """Text of the prompts (b l d), and of the empty prompt with batch 1, of the same length."""
     if config.data.source == "csv":
-        text = table.read_text([*_embedding_files(prompts, config.data), dict(config.data.empty_text)])
+        text = online.encode(prompts, config, meshes.current())
     else:
         text = toy_text.encode([*prompts, ""], config.model.text_dims)
     split = {name: ((values[:-1], mask[:-1]), (values[-1:], mask[-1:])) for name, (values, mask) in text.items()}
     return {name: first for name, (first, _) in split.items()}, {name: last for name, (_, last) in split.items()}
-
-
-def _embedding_files(prompts: list[str], data: Any) -> list[dict[str, Path]]:
-    """Where each prompt's embeddings are: `<text folder>/<prompt>.npz` for each encoder."""
-    found = [{name: Path(folder) / f"{prompt}.npz" for name, folder in data.text_folders.items()} for prompt in prompts]
-    for prompt, files in zip(prompts, found, strict=True):
-        for name, path in files.items():
-            if not path.is_file():
-                raise DataError(
-                    f"{path}: no {name} embeddings of the prompt {prompt!r}; data.text_folders.{name} must hold them"
-                )
-    for name, path in data.empty_text.items():
-        if not Path(path).is_file():
-            raise ConfigError(
-                f"data.empty_text.{name} is {path!r}, no file: guidance needs the empty prompt's embeddings"
-            )
-    return found

@@ -102,9 +102,13 @@ def open_store(folder: str | Path) -> Store:
     return Store(keys[order], places[order], files, made_of)
 
 
-@functools.lru_cache(maxsize=16)
 def cached_store(folder: str) -> Store:
-    """`open_store`, once in a process: for readers of a store that is complete."""
+    """`open_store`, its index read again only when a shard was added."""
+    return _cached_store(folder, os.stat(folder).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_store(folder: str, changed: int) -> Store:
     return open_store(folder)
 
 

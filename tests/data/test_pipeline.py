@@ -103,6 +103,26 @@ def test_share_of_dropped_prompts(data):
         assert set(counts.values()) == {24}
 
 
+def test_encoders_are_dropped_each_by_itself_and_all_together(data):
+    empty = toy_text.encode([""], DIMS)
+    cfg = config(text_drop_prob=0.2, text_drop_each={"ul2": 0.5, "metaclip": 0.0, "byt5": 0.25})
+    seen = []
+    for step in range(100):
+        text = pipeline.batch(data, cfg, step, range(4)).text
+        for row in range(4):
+            # ByT5 sees no captions here, nothing being quoted: what is drawn for it is looked at below.
+            seen.append([np.array_equal(text[name][0][row], empty[name][0][0]) for name in ("ul2", "metaclip")])
+    ul2, metaclip = np.mean(seen, 0)
+    assert metaclip == pytest.approx(0.2, abs=0.06) and ul2 == pytest.approx(0.2 + 0.8 * 0.5, abs=0.08)
+    assert all(ul2 for ul2, metaclip in seen if metaclip)
+
+    drawn = collections.Counter(pipeline.draw_dropped(cfg, np.random.default_rng(i)) for i in range(4000))
+    expected = {"metaclip ul2 byt5": 0.2, "": 0.3, "ul2": 0.3, "byt5": 0.1, "ul2 byt5": 0.1}
+    assert drawn.keys() == {frozenset(names.split()) for names in expected}
+    for names, share in expected.items():
+        assert drawn[frozenset(names.split())] / 4000 == pytest.approx(share, abs=0.03)
+
+
 def test_share_of_image_steps(data):
     assert not any(pipeline.is_image_step(config(), step) for step in range(50))
     assert all(pipeline.is_image_step(config(image_fraction=1.0), step) for step in range(50))

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from moviegen import mesh as meshes
 from moviegen.data import table
 from moviegen.errors import ConfigError, DataError
+from moviegen.text import store
 
 ENCODERS = {"ul2": 6, "byt5": 4}
 
@@ -149,10 +150,10 @@ def test_text_is_padded_to_the_longest(config, tmp_path):
     text = table.read_text([row.text for row in rows] + [dict(config.data.empty_text)])
     assert text.keys() == ENCODERS.keys()
     for encoder, (embeddings, mask) in text.items():
-        assert embeddings.shape == (4, 7, ENCODERS[encoder]) and embeddings.dtype == np.float32
+        assert embeddings.shape == (4, table.TEXT_STEP, ENCODERS[encoder]) and embeddings.dtype == np.float32
         assert mask.sum(1).tolist() == [2, 3, 4, 1]
         for i, row in enumerate(rows):
-            stored = np.load(row.text[encoder])["text_emb"]
+            stored = np.load(row.text[encoder])["text_emb"][: 2 + i]  # what is behind are not tokens
             np.testing.assert_array_equal(embeddings[i, : len(stored)], stored)
             assert not embeddings[i, len(stored) :].any() and not mask[i, len(stored) :].any()
 
@@ -165,3 +166,61 @@ def test_damaged_files_are_named(config, tmp_path):
     np.savez(rows[1].text["ul2"], text_emb=np.zeros((1, 6)))
     with pytest.raises(DataError, match="ul2/deep/b.npz: cannot be read as npz with text_emb, mask"):
         table.read_text([rows[1].text])
+
+
+@pytest.fixture
+def with_store(config, tmp_path):
+    """UL2 in a store, ByT5 in the seed's files. The captions are all "one, two"."""
+    folder = tmp_path / "store"
+    store.claim(folder, {"encoder": "ul2"}, "key")
+    tokens = [[1], [5, 6, 1], [7, 1]]
+    embeddings = [np.full((len(ids), 6), i, np.float32) for i, ids in enumerate(tokens)]
+    store.write_shard(folder, ["", "FPS-16 one, two", "one, two"], tokens, embeddings)
+    with config.unlocked():
+        config.text = dict(fps=16, camera="")
+        config.data.text_folders.ul2, config.data.empty_text.ul2 = str(folder), ""
+    return config
+
+
+def test_stores_and_files_side_by_side(with_store, tmp_path, monkeypatch):
+    path, usable = str(tmp_path / "train.csv"), tmp_path / "ranks" / "train.csv"
+    rows = table.read(with_store, path)
+    text = table.read_text([*(row.text for row in rows), table.empty_text(with_store.data)])
+    assert text["ul2"][1].sum(1).tolist() == [3, 3, 2, 1]  # an image has no rate
+    assert text["ul2"][0][:, 0, 0].tolist() == [1, 1, 2, 0]
+    assert text["byt5"][1].sum(1).tolist() == [2, 3, 4, 1]
+
+    monkeypatch.setattr(table.meshes, "barrier", lambda group: None)
+    for rank in (0, 1):
+        monkeypatch.setattr(table.meshes, "current", lambda rank=rank: meshes.Mesh(2, world=meshes.Group("", 2, rank)))
+        assert table.read_once(with_store, path, usable) == rows
+
+
+def test_captions_without_embeddings_are_bad_rows(with_store, tmp_path, capsys):
+    path = tmp_path / "train.csv"
+    path.write_text('video,caption\na.mp4,"one, two"\ndeep/b.mp4,three\nc.png,\n')
+    with_store.data.max_bad_fraction = 0.7
+    assert [row.video for row in table.read(with_store, str(path))] == ["a.mp4"]
+    listed = capsys.readouterr().out
+    assert "line 3: no 'FPS-16 three' in" in listed and "line 4: the caption is empty" in listed
+    path.write_text("video\na.mp4\n")
+    with pytest.raises(DataError, match="no column `caption`"):
+        table.read(with_store, str(path))
+
+
+def test_a_store_without_the_empty_prompt_is_named(with_store, tmp_path):
+    folder = tmp_path / "other"
+    store.claim(folder, {"encoder": "ul2"}, "key")
+    with_store.data.text_folders.ul2 = str(folder)
+    with pytest.raises(ConfigError, match="data.empty_text.ul2 is \"'' in .*other\""):
+        table.read(with_store, str(tmp_path / "train.csv"))
+
+
+def test_embeddings_of_several_encoders_are_not_mixed(config, tmp_path):
+    rows = table.read(config, str(tmp_path / "train.csv"))
+    write_text(rows[1].text["ul2"], 5, 2, 7)
+    with pytest.raises(DataError, match=r"embeddings of ul2 are \[6, 7\] wide"):
+        table.read_text([row.text for row in rows])
+    np.savez(rows[0].text["ul2"], text_emb=np.zeros((3, 6)), mask=np.ones(4))
+    with pytest.raises(DataError, match=r"a.npz: text_emb is \(3, 6\) and mask \(4,\)"):
+        table.read_text([rows[0].text])

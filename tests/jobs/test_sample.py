@@ -191,7 +191,7 @@ def test_prompts_of_a_csv_experiment_come_as_files(toy, config, tmp_path):
         config.data.text_folders = {name: str(tmp_path / name) for name in names}
         config.data.empty_text = {name: str(tmp_path / name / "empty.npz") for name in names}
     text, empty = sample._encode(list(config.sample.prompts), config)
-    assert text["ul2"][0].shape == (3, 5, 3) and empty["ul2"][0].shape == (1, 5, 3)
+    assert text["ul2"][0].shape == (3, 64, 3) and empty["ul2"][0].shape == (1, 64, 3)
     np.testing.assert_array_equal(text["metaclip"][1].sum(1), [2, 3, 4])
     assert empty["ul2"][0].max() == 3 and text["ul2"][0][1].max() == 1
 
