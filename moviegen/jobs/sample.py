@@ -123,7 +123,7 @@ def generate(
         text = {name: _with_empty(*pair, *empty_text[name]) for name, pair in text.items()}
     elif by.branch == 1:
         text = {name: tuple(half[count:] for half in _with_empty(*text[name], *empty_text[name])) for name in text}
-    text = {name: (backend.tensor(values), backend.tensor(mask)) for name, (values, mask) in text.items()}
+    text = {name: (backend.tensor(values), mask) for name, (values, mask) in text.items()}
 
     def velocity(x: ms.Tensor, t: float) -> ms.Tensor:
         x = ms.ops.concat([x, x]) if both else x

@@ -23,6 +23,7 @@ Params = dict[str, ms.Tensor]
 Text = Mapping[str, tuple[Any, Any]]
 ENCODERS = ("ul2", "metaclip", "byt5")  # order of their tokens in the context
 AXES = ("t", "h", "w")
+CONTEXT_STEP = 64  # tokens that the packed context grows by: every length is a graph of its own
 OUTER = "outer"  # the parameters outside of blocks and final: the prologue's
 
 
@@ -101,9 +102,9 @@ def apply(
 ) -> ms.Tensor:
     """Velocity (b c t h w) of latents (b c t h w) at flow times t (b,), 0 = noise.
 
-    text: {encoder: (embeddings (b l width), mask (b l) with 1 = token, or None = all are)}. On a mesh the ranks of a
-    sequence are given the same inputs and share the work; at zero_stage 3 params are shards. Raises ConfigError for
-    inputs that do not fit the config.
+    text: {encoder: (embeddings (b l width), mask (b l) with 1 = token, or None = all are)}; the tokens of all encoders
+    are packed, and nothing attends to padding. On a mesh the ranks of a sequence are given the same inputs and share the
+    work; at zero_stage 3 params are shards. Raises ConfigError for inputs that do not fit the config.
     """
     params, latents, t, text, mask = _check(params, cfg, latents, t, text, zero_stage == 3 and mesh.shard.size > 1)
     model = _stages(cfg, latents.shape, bool(mask), mesh)
@@ -111,7 +112,7 @@ def apply(
     weights = zero.ahead(fetch, [OUTER, *blocks, "final"])
     x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), latents, t, *text, *mask)
     for _ in blocks:
-        x = layerwise.run(model.block, weights(), x, pos, modulation, context, *mask)
+        x = layerwise.run(model.block, weights(), x, pos, modulation, context, *mask[:1])
     return layerwise.run(model.epilogue, weights(), x, time)
 
 
@@ -145,7 +146,7 @@ def loss_and_grads(
     x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), *given)
     inputs = []
     for _ in blocks:
-        inputs.append((x, pos, modulation, context, *mask))
+        inputs.append((x, pos, modulation, context, *mask[:1]))
         x = layerwise.run(model.block, weights(), *inputs[-1])
     loss, dfinal, (dx, dtime) = layerwise.value_and_grad(model.loss, weights(), x, time, target, wrt=2)
 
@@ -212,7 +213,7 @@ def _check_config(cfg: Any) -> None:
 
 
 def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, sharded: bool) -> tuple:
-    """Parameters, latents, times, embeddings by encoder and [mask (b m 1)] or [] as tensors that fit together."""
+    """Parameters, latents, times, embeddings by encoder and what `_check_text` says of masks, as tensors that fit."""
     wanted = shapes(cfg)
     if params.keys() != wanted.keys():
         raise ConfigError(
@@ -245,6 +246,11 @@ def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text
 
 
 def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
+    """Embeddings by encoder, and: [] without padding, [mask (b m 1)], or [mask (b k 1), rows (b k)] to pack them.
+
+    Rows are those of the true tokens among the (b*m) of all encoders, one behind the other; k < m is the longest text's
+    number of tokens rounded up to CONTEXT_STEP.
+    """
     embeddings, masks = [], []
     if set(text) != set(cfg.text_dims):
         raise ConfigError(f"text has {sorted(text)}, expected the encoders of text_dims, {sorted(cfg.text_dims)}")
@@ -256,8 +262,15 @@ def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
         if mask is not None and tuple(mask.shape) != tuple(values.shape[:2]):
             raise ConfigError(f"text {name!r} has a mask of shape {tuple(mask.shape)}, expected {values.shape[:2]}")
         embeddings.append(backend.tensor(values))
-        masks.append(mask if mask is not None else np.ones(values.shape[:2], np.float32))
+        mask = mask.asnumpy() if isinstance(mask, ms.Tensor) else mask
+        masks.append(np.ones(values.shape[:2], bool) if mask is None else np.asarray(mask) > 0)
     if all(text[name][1] is None for name in text):
         return embeddings, []
-    mask = ops.concat([backend.tensor(m).astype(ms.float32) for m in masks], 1)
-    return embeddings, [ops.expand_dims(mask, -1)]
+    mask = np.concatenate(masks, 1)
+    most, packed = mask.shape[1], -(-int(mask.sum(1).max()) // CONTEXT_STEP) * CONTEXT_STEP
+    if packed >= most:
+        return embeddings, [backend.tensor(mask[..., None].astype(np.float32))]
+    tokens_first = np.argsort(~mask, 1, kind="stable")[:, :packed]
+    kept = np.take_along_axis(mask, tokens_first, 1)[..., None].astype(np.float32)
+    rows = (tokens_first + np.arange(batch)[:, None] * most).astype(np.int32)
+    return embeddings, [backend.tensor(kept), backend.tensor(rows)]

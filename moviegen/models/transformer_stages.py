@@ -114,10 +114,11 @@ def modulate(x, shift, scale):
 
 @functools.lru_cache
 def make_prologue(patch, part, lengths, encoders, text_norm, eps, masked, dtype):
-    """prologue(p, latents, t, *embeddings[, mask (b m 1)]) -> tokens, positions, time, modulation, context.
+    """prologue(p, latents, t, *embeddings[, mask (b m 1)[, rows (b m)]]) -> tokens, positions, time, modulation, context.
 
     latents (b c t h w), t (b,), embeddings (b l width) of each encoder -> this rank's tokens (b n d), positions (1 n d),
     time (b d), modulation (b 6d), context (b m d), zero where the mask is: a token nobody may see has no value either.
+    With rows the context is those of all encoders' tokens.
     """
     projections = tuple(f"text/{name}/proj" for name in encoders)
     scales = tuple(f"text/{name}/norm" for name in encoders)
@@ -140,6 +141,10 @@ def make_prologue(patch, part, lengths, encoders, text_norm, eps, masked, dtype)
                 y = layers.rms_norm(y, p[scales[i]], eps)
             parts.append(y)
         context = ops.concat(parts, 1)
+        if len(text) > len(encoders) + 1:
+            b, _, d = context.shape
+            rows = ops.reshape(text[len(encoders) + 1], (-1,))
+            context = ops.reshape(ops.gather(ops.reshape(context, (-1, d)), rows, 0), (b, -1, d))
         if masked:
             context = context * ops.tile(text[len(encoders)], (1, 1, context.shape[2]))
         return ops.cast(x, context.dtype), pos, time, modulation, context

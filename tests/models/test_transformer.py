@@ -157,6 +157,37 @@ def test_velocity_equals_a_numpy_model(cfg, masked):
     np.testing.assert_allclose(velocity, numpy_velocity(params, cfg, latents, t, text), atol=2e-4)
 
 
+def test_true_tokens_are_packed_and_nothing_else_changes(monkeypatch):
+    """Of 12 places 6 hold tokens in one sample and 4 in the other: a context of 6, in velocity and gradients the same."""
+    cfg = config()
+    params = random_params(cfg)
+    latents, t, text = inputs()
+    for name, mask in zip(
+        LENGTHS, ([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], [[1, 1, 0, 0]] * 2, [[1, 0, 0]] * 2), strict=True
+    ):
+        text[name] = text[name][0], np.array(mask)
+    noise = np.random.default_rng(2).standard_normal(latents.shape).astype(np.float32)
+    apart = transformer.loss_and_grads(params, cfg, latents, noise, t, text)
+    velocity = transformer.apply(params, cfg, latents, t, text).asnumpy()
+    monkeypatch.setattr(transformer, "CONTEXT_STEP", 2)
+    assert [tuple(x.shape) for x in transformer._check_text(cfg, text, 2)[1]] == [(2, 6, 1), (2, 6)]
+    packed = transformer.loss_and_grads(params, cfg, latents, noise, t, text)
+    np.testing.assert_allclose(transformer.apply(params, cfg, latents, t, text).asnumpy(), velocity, atol=1e-5)
+    np.testing.assert_allclose(velocity, numpy_velocity(params, cfg, latents, t, masks_as_bool(text)), atol=2e-4)
+    assert float(packed[0]) == pytest.approx(float(apart[0]), rel=1e-6)
+    for path, expected in apart[1].items():
+        expected = expected.asnumpy()
+        assert abs(expected).max() > 0, path
+        np.testing.assert_allclose(packed[1][path].asnumpy(), expected, atol=1e-5 * abs(expected).max(), err_msg=path)
+    again = transformer.loss_and_grads(params, cfg, latents, noise, t, text)[1]  # a compiled gradient may be right once
+    for path, value in packed[1].items():
+        np.testing.assert_array_equal(again[path].asnumpy(), value.asnumpy())
+
+
+def masks_as_bool(text):
+    return {name: (values, np.asarray(mask, bool)) for name, (values, mask) in text.items()}
+
+
 def whole_loss(cfg, grid, masked):
     """The loss as one function of positional tensors for MindSpore's own autodiff, with no help of layerwise.py."""
     paths = tuple(transformer.shapes(cfg))
