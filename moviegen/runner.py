@@ -17,7 +17,7 @@ from moviegen.mesh import rank, ranks
 
 JOBS = Path(__file__).parent / "jobs"
 # Jobs of which every rank would do all of the work.
-ONE_RANK = ("convert", "demo", "evaluate", "export", "import_weights")
+ONE_RANK = ("convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights")
 
 
 class Plan(NamedTuple):

@@ -116,24 +116,35 @@ _DEFAULTS = dict(
 )
 
 
+def t5_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
+    """Our path of every parameter of a T5 encoder -> its name in `arrays`, of which only the shapes are looked at.
+
+    Raises ConfigError naming every missing, extra or wrongly shaped parameter.
+    """
+    names, unknown = _sort(arrays, _T5_OTHERS, r"encoder\.block\.(\d+)\.layer\.(.+)", _T5_BLOCK, _T5_REST)
+    match({path: arrays[name] for path, name in names.items()}, unknown, t5_model.shapes(cfg), "")
+    return names
+
+
+def clip_text_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
+    """The same for CLIP's text tower, whose position table may have fewer rows than cfg.positions."""
+    pattern = r"text_model\.encoder\.layers\.(\d+)\.(.+)"
+    names, unknown = _sort(arrays, _CLIP_OTHERS, pattern, _CLIP_BLOCK, _CLIP_REST)
+    wanted = clip_model.shapes(cfg)
+    table = arrays[names["position/token"]].shape if "position/token" in names else ()
+    if len(table) == 2 and 2 <= table[0] < cfg.positions:
+        wanted["position/token"] = (table[0], cfg.width)
+    match({path: arrays[name] for path, name in names.items()}, unknown, wanted, "")
+    return names
+
+
 def t5(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
     """Parameters of a T5 encoder from arrays by name, stored in `dtype` (float32, bfloat16).
 
     `place(path, array)` makes a tensor of each before the next is read, so that a rank can keep its shard alone. Raises
-    ConfigError naming every missing, extra or wrongly shaped parameter, before the first is read.
+    ConfigError as `t5_names` does, before the first is read.
     """
-    names, unknown = {}, []
-    for name in sorted(arrays):
-        if re.match(_T5_OTHERS, name):
-            continue
-        block = re.fullmatch(r"encoder\.block\.(\d+)\.layer\.(.+)", name)
-        if block and block[2] in _T5_BLOCK:
-            names[f"blocks/{block[1]}/{_T5_BLOCK[block[2]]}"] = name
-        elif name in _T5_REST:
-            names[_T5_REST[name]] = name
-        else:
-            unknown.append(name)
-    return _read(arrays, names, unknown, t5_model.shapes(cfg), dtype, place)
+    return _read(arrays, t5_names(arrays, cfg), dtype, place, lambda path, array: array)
 
 
 def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
@@ -141,30 +152,32 @@ def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place
 
     A position table with fewer rows than cfg.positions is stretched (`clip.stretch_positions`).
     """
-    names, unknown = {}, []
-    for name in sorted(arrays):
-        if re.match(_CLIP_OTHERS, name):
-            continue
-        block = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)", name)
-        if block and block[2] in _CLIP_BLOCK:
-            names[f"blocks/{block[1]}/{_CLIP_BLOCK[block[2]]}"] = name
-        elif name in _CLIP_REST:
-            names[_CLIP_REST[name]] = name
-        else:
-            unknown.append(name)
-    wanted = dict(clip_model.shapes(cfg))
-    table = arrays[names["position/token"]] if "position/token" in names else None
-    if table is not None and len(table.shape) == 2 and 2 <= table.shape[0] < cfg.positions:
-        wanted["position/token"] = (table.shape[0], cfg.width)
 
     def change(path, array):
         return clip_model.stretch_positions(array, cfg.positions) if path == "position/token" else array
 
-    return _read(arrays, names, unknown, wanted, dtype, place, change)
+    return _read(arrays, clip_text_names(arrays, cfg), dtype, place, change)
 
 
-def _read(arrays, names, unknown, wanted, dtype, place, change=lambda path, array: array) -> dict:
-    match({path: arrays[name] for path, name in names.items()}, unknown, wanted, "")
+def _sort(
+    arrays: Mapping[str, Any], others: str, pattern: str, block: dict[str, str], rest: dict[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """({our path: name}, names that no encoder has), leaving out `others`."""
+    names, unknown = {}, []
+    for name in sorted(arrays):
+        if re.match(others, name):
+            continue
+        layer = re.fullmatch(pattern, name)
+        if layer and layer[2] in block:
+            names[f"blocks/{layer[1]}/{block[layer[2]]}"] = name
+        elif name in rest:
+            names[rest[name]] = name
+        else:
+            unknown.append(name)
+    return names, unknown
+
+
+def _read(arrays: Mapping[str, Any], names: dict[str, str], dtype: str, place: Place | None, change: Callable) -> dict:
     place = place or (lambda path, array: backend.tensor(array))
     params = {}
     for path, name in names.items():

@@ -54,14 +54,7 @@ def look(config: Any, name: str) -> Files:
     dtype = config.text.dtype
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"text.dtype is {dtype!r}, expected float32 or bfloat16")
-    kind = KINDS[name]
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        cfg = (huggingface.clip_text_config if kind == "clip" else huggingface.t5_config)(values)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{folder / 'config.json'}: cannot be read as an encoder's config ({error})") from error
-    except ConfigError as error:
-        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+    kind, cfg = KINDS[name], read_config(folder, name)
     tokenizer = tokenizers.open_tokenizer(kind, folder)
     if not tokenizer.size <= cfg.vocab_size <= tokenizer.size + _SPARE_ROWS:
         raise ConfigError(
@@ -76,6 +69,18 @@ def look(config: Any, name: str) -> Files:
         cfg.positions = max(cfg.positions, budget)
     cfg.compute_dtype = dtype if backend.device() == "Ascend" else "float32"
     return Files(name, folder, tokenizer, cfg, safetensors_io.lazy(folder)[0])
+
+
+def read_config(folder: Path, name: str) -> Any:
+    """The config of an encoder from its config.json. Raises ConfigError naming the file."""
+    file = folder / "config.json"
+    read = huggingface.clip_text_config if KINDS[name] == "clip" else huggingface.t5_config
+    try:
+        return read(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file}: cannot be read as an encoder's config ({error})") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def digest(files: Files) -> str:

@@ -1,0 +1,193 @@
+"""A text encoder's repository on Hugging Face's hub, or a copy of it, made into a folder that we read.
+
+Downloads are the hub's client's and go on with what is there; every file is held against the checksum that the
+hub states for it. Weights are written anew as safetensors, the encoder's tensors alone: pickles are read, never run.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moviegen import config as configs
+from moviegen import safetensors_io
+from moviegen.convert import huggingface, torch_bin
+from moviegen.errors import ConfigError, DataError
+from moviegen.text import encoders
+
+NOTE = "fetched.json"  # written last: the repository and revision, checksums of what was read and of what was written
+SHARD_BYTES = 5_000_000_000
+_TOKENIZERS = {"t5": ("spiece.model", "tokenizer.json"), "clip": ("vocab.json", "merges.txt"), "byt5": ()}
+
+
+class Source(NamedTuple):
+    """A repository: its files with their checksums ("sha256:..." or "git:...", "" = unknown), and how to get one."""
+
+    revision: str
+    files: dict[str, str]
+    get: Callable[[str], Path]
+
+
+def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline: str = "") -> bool:
+    """Fill `folder` with an encoder's config.json, tokenizer files and safetensors; False where it was whole already.
+
+    From the hub, from a mirror of it at `endpoint`, or from the copy `OFFLINE/repository`. The same call again goes on
+    after a stop. Raises ConfigError or DataError; what was in the folder before stays until all is fetched.
+    """
+    if _is_whole(folder, repository):
+        return False
+    if folder.is_dir() and any(path.name not in ("download", NOTE) for path in folder.iterdir()):
+        if not (folder / NOTE).is_file():
+            raise ConfigError(
+                f"{folder} holds files that were not fetched: name an empty folder as text.encoders.{name}"
+            )
+    download = folder / "download"
+    source = _local(Path(offline) / repository) if offline else _hub(repository, endpoint, download)
+    wanted = _choose(name, repository, source.files)
+    paths, sums = {}, {}
+    for i, file in enumerate(wanted, 1):
+        print(f"fetch_text_encoder: {repository}/{file} ({i}/{len(wanted)})", flush=True)
+        paths[file] = source.get(file)
+        sums[file] = _checked(paths[file], source.files[file], f"{repository}/{file}")
+    arrays = _weights(paths)
+    arrays = {array: arrays[array] for array in _names(name, paths["config.json"].parent, arrays).values()}
+    (folder / NOTE).unlink(missing_ok=True)
+    written = safetensors_io.write_shards(arrays, folder, None, SHARD_BYTES, {})
+    for file in (file for file in wanted if not _is_weights(file)):
+        aside = folder / f"{file}.tmp"
+        shutil.copyfile(paths[file], aside)
+        os.replace(aside, folder / file)
+        written.append(folder / file)
+    made = {path.name: _sha256(path) for path in sorted({*written, *folder.glob("*.json")}) if path.name != NOTE}
+    note = {"repository": repository, "revision": source.revision, "read": sums, "written": made}
+    configs.write_json(note, folder / NOTE)
+    shutil.rmtree(download, ignore_errors=True)
+    return True
+
+
+def _is_whole(folder: Path, repository: str) -> bool:
+    """Whether an earlier call filled the folder and every byte is still what it wrote."""
+    try:
+        note = json.loads((folder / NOTE).read_text())
+        if note["repository"] != repository:
+            raise ConfigError(
+                f"{folder} holds {note['repository']}, not {repository}: name another folder or delete it"
+            )
+        return all(_sha256(folder / file) == digest for file, digest in note["written"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _choose(name: str, repository: str, files: dict[str, str]) -> list[str]:
+    """The files to take: config.json, the tokenizer's, and the weights, safetensors rather than torch's."""
+    wanted = ["config.json", *(file for file in _TOKENIZERS[encoders.KINDS[name]] if file in files)]
+    for index, whole, suffix in (
+        (safetensors_io.INDEX, safetensors_io.WHOLE, ".safetensors"),
+        (torch_bin.INDEX, torch_bin.WHOLE, ".bin"),
+    ):
+        if index in files:
+            stem = whole.removesuffix(suffix) + "-"
+            return [*wanted, index, *sorted(f for f in files if f.startswith(stem) and f.endswith(suffix))]
+        if whole in files:
+            return [*wanted, whole]
+    raise DataError(f"{repository} has no {safetensors_io.WHOLE} and no {torch_bin.WHOLE}, but: {', '.join(files)}")
+
+
+def _is_weights(file: str) -> bool:
+    return file.endswith((".safetensors", ".bin", ".index.json"))
+
+
+def _weights(paths: dict[str, Path]) -> dict[str, Any]:
+    files = [path for file, path in paths.items() if _is_weights(file)]
+    at = files[0] if len(files) == 1 else files[0].parent
+    return torch_bin.lazy(at) if any(path.suffix == ".bin" for path in files) else safetensors_io.lazy(at)[0]
+
+
+def _names(name: str, folder: Path, arrays: dict[str, Any]) -> dict[str, str]:
+    cfg = encoders.read_config(folder, name)
+    find = huggingface.clip_text_names if encoders.KINDS[name] == "clip" else huggingface.t5_names
+    return find(arrays, cfg)
+
+
+def _local(folder: Path) -> Source:
+    if not folder.is_dir():
+        raise ConfigError(f"text.offline: {folder} is not a folder: copy the repository's files there")
+    files = {path.name: "" for path in sorted(folder.iterdir()) if path.is_file()}
+    if "config.json" not in files:
+        raise DataError(f"{folder} has no config.json")
+    return Source("offline", files, lambda file: folder / file)
+
+
+def _hub(repository: str, endpoint: str, download: Path) -> Source:
+    try:
+        from huggingface_hub import HfApi, hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+    except ImportError as error:
+        raise ConfigError(f"fetching needs the extra `text`: pip install -e '.[text]' ({error})") from error
+    where = endpoint or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+    def reached(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:  # the client's own errors, those of the network and of a full disk
+            raise ConfigError(
+                f"{repository} at {where}: {' '.join(str(error).split()) or repr(error)}; the same command goes on with what "
+                "is there. Without a way to the hub, set text.endpoint to a mirror or text.offline to a copy"
+            ) from error
+
+    info = reached(lambda: HfApi(endpoint=where).model_info(repository, files_metadata=True))
+    files, sizes = {}, {}
+    for item in info.siblings:
+        if "/" not in item.rfilename:
+            files[item.rfilename] = f"sha256:{item.lfs.sha256}" if item.lfs else f"git:{item.blob_id}"
+            sizes[item.rfilename] = item.size
+    if "config.json" not in files:
+        raise DataError(f"{repository} at {where} has no config.json")
+
+    def get(file):
+        # Not hf_hub_download: what that has of a file when it is killed it throws away, and these have 10 GB and more.
+        target = download / info.sha / file
+        part = target.with_name(file + ".part")
+        if not target.is_file():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            url = hf_hub_url(repository, file, revision=info.sha, endpoint=where)
+            with open(part, "ab") as f:
+                size, headers = f.seek(0, os.SEEK_END), build_hf_headers()
+                reached(lambda: http_get(url, f, resume_size=size, headers=headers, expected_size=sizes[file]))
+            os.replace(part, target)
+        return target
+
+    return Source(info.sha, files, get)
+
+
+def _checked(path: Path, stated: str, what: str) -> str:
+    """The file's sha256. DataError, and the file deleted, where it is not what the hub states."""
+    kind, _, digest = stated.partition(":")
+    own = _sha256(path)
+    found = own if kind == "sha256" else _git_blob(path) if kind == "git" else digest
+    if found != digest:
+        path.unlink()
+        raise DataError(
+            f"{what} came damaged: its {kind} is {found}, the hub states {digest}; the same command tries again"
+        )
+    return own
+
+
+def _sha256(path: Path) -> str:
+    return _digest(path, hashlib.sha256())
+
+
+def _git_blob(path: Path) -> str:
+    """The name that git gives to a file's content."""
+    return _digest(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))
+
+
+def _digest(path: Path, found: Any) -> str:
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            found.update(block)
+    return found.hexdigest()
