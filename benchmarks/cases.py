@@ -137,6 +137,30 @@ def tae(size: str, batch: int, frames: int, side: int) -> Work:
     return Work(step, arrays, json.loads(cfg.to_json()) | {"weights": weights})
 
 
+def byt5_small(batch: int, tokens: int) -> Work:
+    """ByT5-small's encoder, forward only, on texts of half to all of `tokens` bytes; random weights."""
+    from moviegen import backend
+    from moviegen.convert import huggingface
+    from moviegen.models import t5
+
+    sizes = dict(vocab_size=384, d_model=1472, d_kv=64, d_ff=3584, num_layers=12, num_heads=6)
+    cfg = huggingface.t5_config(sizes | dict(feed_forward_proj="gated-gelu"))
+    rng = np.random.default_rng(0)
+    params = {}
+    for path, shape in t5.shapes(cfg).items():
+        # The last norm's scales are random too: else every output would have the same norm, and any would pass.
+        value = rng.standard_normal(shape, dtype=np.float32)
+        params[path] = backend.tensor(value * np.float32(shape[-1] ** -0.5 if len(shape) == 2 else 1))
+    ids = rng.integers(3, 259, (batch, tokens), dtype=np.int32)
+    mask = (np.arange(tokens) < rng.integers(tokens // 2, tokens + 1, (batch, 1))).astype(np.float32)
+
+    def step():
+        return None, {"output": t5.apply(params, cfg, ids, mask)}
+
+    arrays = {"ids": ids, "mask": mask} | {f"params/{path}": v.asnumpy() for path, v in params.items()}
+    return Work(step, arrays, json.loads(cfg.to_json()))
+
+
 def _transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, sizes: dict) -> tuple[Any, dict, dict]:
     from experiments import common
     from moviegen import backend
@@ -185,6 +209,9 @@ CASES = {
         "attention forward, 14 336 tokens (256 frames at 256x448), 16 heads of 96",
         lambda: attention(1, 16, 14336, 96),
         1,
+    ),
+    "byt5_small": Case(
+        "ByT5-small's encoder (217 M weights), 16 texts of 48 to 96 bytes", lambda: byt5_small(16, 96), 5
     ),
     "tae_tiny": Case("loss and gradients of the demo's TAE, 4 clips of 8 x 32 x 32", lambda: tae("tiny", 4, 8, 32), 7),
     "tae_full": Case("loss and gradients, 119 M weights, 16 frames of 64x64", lambda: tae("full", 1, 16, 64), 1),

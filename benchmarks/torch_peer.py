@@ -4,6 +4,7 @@ A yardstick, not a second implementation to maintain: float32, torch's fused att
 """
 
 import json
+import math
 import resource
 import statistics
 import sys
@@ -75,6 +76,31 @@ def transformer_loss(p, cfg, a):
     shift, gain = (e[:, None] + p["final/modulation"]).split(1, 1)
     velocity = F.linear(modulate(x, p["final/norm"], eps, shift, gain), p["final/proj"])
     return F.mse_loss(velocity, patchify(target, patch, (0, 2, 4, 6, 3, 5, 7, 1)))
+
+
+# ---- text encoder
+
+
+def t5_encode(p, cfg, ids, mask):
+    n, heads, eps, half = ids.shape[1], cfg["num_heads"], cfg["norm_eps"], cfg["distance_buckets"] // 2
+    distance = torch.arange(n)[None] - torch.arange(n)[:, None]
+    far = half // 2 + torch.log(distance.abs() / (half // 2)) / math.log(cfg["max_distance"] / (half // 2)) * (
+        half // 2
+    )
+    near = distance.abs() < half // 2
+    bucket = torch.where(near, distance.abs(), far.clamp(0, half - 1).long()) + half * (distance > 0)
+    bias = F.embedding(bucket, p["distance"]).permute(2, 0, 1)[None] + (1 - mask[:, None, None]) * -1e9
+    x = F.embedding(ids.long(), p["embedding"])
+    for i in range(cfg["num_layers"]):
+        b = sub(p, f"blocks/{i}")
+        y = F.rms_norm(x, x.shape[-1:], b["attn/norm"], eps)
+        q, k, v = (F.linear(y, b[f"attn/{c}"]).unflatten(-1, (heads, -1)).transpose(1, 2) for c in "qkv")
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+        x = x + F.linear(y.transpose(1, 2).flatten(2), b["attn/o"])
+        y = F.rms_norm(x, x.shape[-1:], b["mlp/norm"], eps)
+        y = F.gelu(F.linear(y, b["mlp/gate"]), approximate="tanh") * F.linear(y, b["mlp/up"])
+        x = x + F.linear(y, b["mlp/down"])
+    return F.rms_norm(x, x.shape[-1:], p["final/norm"], eps)
 
 
 # ---- temporal autoencoder
@@ -155,6 +181,13 @@ def make_step(name, cfg, arrays):
                 return None, [F.scaled_dot_product_attention(arrays["q"], arrays["k"], arrays["v"])]
 
         return attention
+    if name.startswith("byt5"):
+
+        def encode():
+            with torch.no_grad():
+                return None, [t5_encode(sub(arrays, "params"), cfg, arrays["ids"], arrays["mask"])]
+
+        return encode
     params = {path: value.requires_grad_() for path, value in sub(arrays, "params").items()}
     loss_fn = tae_loss if name.startswith("tae") else transformer_loss
     train = cfg.get("train", False)

@@ -18,7 +18,7 @@ from moviegen.convert import huggingface, torch_bin
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import encoders
 
-NOTE = "fetched.json"  # written last: the repository and revision, checksums of what was read and of what was written
+NOTE = "fetched.json"  # the repository; once all is there also its revision, checksums of what was read and written
 SHARD_BYTES = 5_000_000_000
 _TOKENIZERS = {"t5": ("spiece.model", "tokenizer.json"), "clip": ("vocab.json", "merges.txt"), "byt5": ()}
 
@@ -39,11 +39,12 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
     """
     if _is_whole(folder, repository):
         return False
-    if folder.is_dir() and any(path.name not in ("download", NOTE) for path in folder.iterdir()):
-        if not (folder / NOTE).is_file():
+    if not (folder / NOTE).is_file():
+        if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(
                 f"{folder} holds files that were not fetched: name an empty folder as text.encoders.{name}"
             )
+        configs.write_json({"repository": repository}, folder / NOTE)  # whose the folder is, should this be stopped
     download = folder / "download"
     source = _local(Path(offline) / repository) if offline else _hub(repository, endpoint, download)
     wanted = _choose(name, repository, source.files)
@@ -54,7 +55,6 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
         sums[file] = _checked(paths[file], source.files[file], f"{repository}/{file}")
     arrays = _weights(paths)
     arrays = {array: arrays[array] for array in _names(name, paths["config.json"].parent, arrays).values()}
-    (folder / NOTE).unlink(missing_ok=True)
     written = safetensors_io.write_shards(arrays, folder, None, SHARD_BYTES, {})
     for file in (file for file in wanted if not _is_weights(file)):
         aside = folder / f"{file}.tmp"

@@ -92,6 +92,25 @@ def test_a_broken_download_goes_on_where_it_was(repositories, tmp_path, monkeypa
     assert safetensors_io.read(target).keys() < safetensors_io.read(file).keys()
 
 
+def test_a_call_that_was_killed_is_taken_up(repositories, tmp_path, monkeypatch):
+    target = tmp_path / "ul2"
+    for step in ("copyfile", "rmtree"):
+
+        def killed(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(fetch.shutil, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch.fetch("ul2", "owner/ul2", target, "", str(repositories))
+        monkeypatch.undo()
+        fetch.fetch("ul2", "owner/ul2", target, "", str(repositories))
+        assert not fetch.fetch("ul2", "owner/ul2", target, "", str(repositories))
+        (target / "config.json").write_text("{}")  # so that the next round fetches once more
+    assert fetch.fetch("ul2", "owner/ul2", target, "", str(repositories))
+    with pytest.raises(ConfigError, match="holds owner/ul2, not owner/byt5"):
+        fetch.fetch("byt5", "owner/byt5", target, "", str(repositories))
+
+
 def once(http_get):
     """The client's download without its own second tries."""
     return lambda *args, **kwargs: http_get(*args, **kwargs, _nb_retries=0)
