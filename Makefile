@@ -16,6 +16,7 @@ help:
 	@echo "make clean      remove .venv and build leftovers (runs/ is kept)"
 	@echo "PYTHON=...      choose the interpreter for .venv (3.10, 3.11 or 3.12)"
 
+# diffsynth has T5's and CLIP's tokenizer files for the tests, read and never imported: 12 MB without its dependencies.
 setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No usable Python found: moviegen needs Python 3.10, 3.11 or 3.12 with its venv module" \
@@ -23,7 +24,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $(PYTHON): about 3 GB on disk, a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,text,test]"
-	# Tokenizer files of T5 and CLIP for the tests, read and never imported: without its dependencies it is 12 MB.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps diffsynth==1.1.8
 	@touch $@
 
