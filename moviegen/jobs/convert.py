@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moviegen import safetensors_io
-from moviegen.convert import lpips, mindspore_ckpt, sd35, seed, tae_names, torch_file
+from moviegen.convert import lpips, mindspore_ckpt, sd35, seed, tae_names, torch_bin
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import train_tae
 
@@ -47,10 +47,14 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
 def read(path: Path) -> Mapping[str, np.ndarray]:
     """The arrays of a file by name, of whichever format its suffix says. Nothing in it is executed."""
     readers = {".safetensors": safetensors_io.read, ".ckpt": mindspore_ckpt.read}
-    readers |= dict.fromkeys((".pth", ".pt", ".bin"), torch_file.read)
+    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_torch)
     if path.suffix not in readers:
         raise DataError(f"{path}: expected a file that ends in {', '.join(readers)}")
     return readers[path.suffix](path)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in torch_bin.lazy(path).items()}
 
 
 def _tae(source: Path, cfg: Any) -> tuple[dict, str]:

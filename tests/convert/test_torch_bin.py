@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from moviegen.convert import torch_bin
+from moviegen.convert.torch_pickle import Storage, Tensor
 from moviegen.errors import DataError
 
 SAVED = Path(__file__).parents[1] / "golden" / "torch_save.bin"  # views of one storage, every dtype, a Parameter
+FILES = Path(__file__).parents[1] / "golden" / "torch_files"  # by torch 2.13 too, in both formats, and a hostile one
 
 
 def expected():
@@ -118,23 +120,57 @@ def test_a_tensor_must_lie_in_its_storage(tmp_path):
     with pytest.raises(DataError, match="has 92 bytes, not its 24 float32"):
         torch_bin.lazy(path)
     # 24 values, and a view that has as many but begins at 5.
-    tensor = torch_bin._Tensor(torch_bin._Storage("float32", "0", 24), 5, (4, 6), (6, 1))
+    tensor = Tensor(Storage("float32", "0", 24), 5, (4, 6), (6, 1))
     with pytest.raises(DataError, match="w reaches beyond its storage"):
         torch_bin._check(path, "w", tensor, 96)
-    for size in ((-1, 3), (2.0, 3), (True, 3)):
-        with pytest.raises(ValueError):
-            torch_bin._call(torch_bin._Name(torch_bin._TENSOR), (tensor.storage, 0, size, (3, 1), False, {}))
+
+
+@pytest.mark.parametrize("name", ["zip", "legacy"])
+def test_both_formats_of_torch(name):
+    found = {key: np.asarray(value) for key, value in torch_bin.lazy(FILES / f"{name}.pth").items()}
+    big = np.arange(12, dtype=np.float32).reshape(3, 4)
+    expected = {
+        "features.0.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+        "features.0.bias": np.array([1.5, -2], np.float16),
+        "t": big.T,
+        "part": big[1:, 1:3],
+        "same": big,
+        "n": np.array(7, np.int64),
+    }
+    assert found.pop("bf").astype(np.float32).tolist() == [1.0, 2.5]
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype
+        np.testing.assert_array_equal(found[key], value)
+
+
+def test_a_file_that_torch_saved_with_code_in_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the file asks for `os.system("touch ran")`
+    assert b"touch ran" in (FILES / "evil.pth").read_bytes()
+    with pytest.raises(DataError, match="evil.pth: cannot be read as tensors and nothing else"):
+        torch_bin.lazy(FILES / "evil.pth")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["zip", "legacy"])
+def test_cut_files_are_named(tmp_path, name):
+    content = (FILES / f"{name}.pth").read_bytes()
+    path = tmp_path / "cut.pth"
+    for length in (0, 10, len(content) // 2, len(content) - 20):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match="cut.pth: (cannot be read|the storage of)"):
+            torch_bin.lazy(path)
 
 
 def test_damage_is_named(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(SAVED.read_bytes()[:-100])
-    with pytest.raises(DataError, match="x.bin: not a zip file"):
+    with pytest.raises(DataError, match="x.bin: cannot be read"):
         torch_bin.lazy(path)
     buffer = io.BytesIO()
     pickle.dump({"a": 1}, buffer)
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(DataError, match="of torch before 1.6"):
+    with pytest.raises(DataError, match="x.bin: cannot be read as tensors"):
         torch_bin.lazy(path)
     with pytest.raises(DataError, match="gone.bin|pytorch_model.bin"):
         torch_bin.lazy(tmp_path / "gone")
