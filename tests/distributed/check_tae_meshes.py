@@ -1,6 +1,6 @@
 """Run as several ranks, or alone: trains the same few steps of the autoencoder on every mesh named, each into a folder.
 
-check_tae_meshes.py FOLDER STEPS data=1/0 zero=2/3 ...    # mesh / ZeRO stage
+check_tae_meshes.py FOLDER STEPS data=1/0 zero=2/3 zero=2/3/every ...    # mesh / ZeRO stage / with every loss
 """
 
 import sys
@@ -14,7 +14,7 @@ from moviegen import reconstruction  # noqa: E402
 from moviegen.jobs import train_tae  # noqa: E402
 
 
-def experiment(steps: int, zero_stage: int):
+def experiment(steps: int, zero_stage: int, every_loss: bool):
     """Widths that two ranks do not divide; no images, as each kind of sample compiles anew."""
     config = tae.get_config(tiny=True)
     config.tae = common.tae("tiny", base_channels=3, channel_multipliers=(1, 1, 1, 1), norm_groups=3)
@@ -22,8 +22,10 @@ def experiment(steps: int, zero_stage: int):
     config.optim.update(learning_rate=3e-3, eps=1e-2, clip_norm=0.5)
     config.train.update(steps=steps, batch_size=2, log_every=1, checkpoint_every=steps, validate_every=steps)
     config.train.zero_stage = zero_stage
-    config.loss.update(l1=0.5, mse=2.0, kl=1e-4, outlier=1.0, outlier_radius=0.2, outlier_start=2)
-    config.loss.adversarial.update(weight=0.5, start=2, dims=3, channels=2)
+    config.loss.update(l1=0.5, mse=2.0, kl=1e-4, outlier=0.0)
+    if every_loss:
+        config.loss.update(outlier=1.0, outlier_radius=0.2, outlier_start=2)
+        config.loss.adversarial.update(weight=0.5, start=2, dims=3, channels=2)
     config.ema.decay = 0.8
     return config
 
@@ -34,13 +36,13 @@ def main(folder: str, steps: str, *wanted: str) -> None:
     if meshes.ranks() > 1:
         meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     for name in wanted:
-        text, stage = name.split("/")
+        text, stage, *every = name.split("/")
         axis, size = text.split("=")
         axes = dict.fromkeys(meshes.AXES, 1) | {axis: int(size)}
         meshes.adopt(meshes.make(axes, range(int(size))) if int(size) > 1 else meshes.ONE)
         # With one rank's mesh every rank trains alone: one that only waited would wait longer than collectives do.
         alone = f"-by-{meshes.rank()}" if size == "1" and meshes.rank() else ""
-        train_tae.run(experiment(int(steps), int(stage)), Path(folder) / (name.replace("/", "-") + alone))
+        train_tae.run(experiment(int(steps), int(stage), bool(every)), Path(folder) / (name.replace("/", "-") + alone))
 
 
 if __name__ == "__main__":

@@ -35,3 +35,17 @@ def test_every_mesh_trains_the_autoencoder_as_one_rank_does(tmp_path, steps, mes
                 np.testing.assert_allclose(
                     other[tree][path], value, rtol=1e-5, atol=atol, err_msg=f"{name} {tree}/{path}"
                 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero=2/3", "zero=2/1", "data=2/0"])
+def test_the_adversary_and_the_outlier_penalty_on_a_mesh(tmp_path, name):
+    """Losses alone: the adaptive weight is a quotient of norms, and weights after five steps differ by 4e-4 at most."""
+    ranks.run("check_tae_meshes.py", 2, tmp_path, str(tmp_path), "5", "data=1/0/every", f"{name}/every")
+    folders = [tmp_path / f"{each}/every".replace("/", "-") for each in ("data=1/0", name)]
+    one, other = ([line for line in read_metrics(folder) if "tae/loss" in line] for folder in folders)
+    assert "tae/discriminator" in one[-1] and "tae/outlier" in one[-1] and "tae/discriminator" not in one[0]
+    for alone, together in zip(one, other, strict=True):
+        for key in ("loss", "kl", "outlier", "adversarial", "discriminator", "verdict_real", "verdict_fake"):
+            if f"tae/{key}" in alone:
+                assert together[f"tae/{key}"] == pytest.approx(alone[f"tae/{key}"], rel=1e-4, abs=1e-5), key
