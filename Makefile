@@ -30,8 +30,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python launch.py --config=experiments/tiny.py --workdir=runs/tiny
 
+# Two at a time: compiling, which takes most of the time, uses one core.
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
