@@ -2,7 +2,7 @@
 
     python launch.py --config=experiments/tiny.py --workdir=runs/tiny
     python launch.py --config=experiments/tiny.py:data=clips --workdir=runs/clips   # eight real clips, learned by heart
-    python launch.py --config=experiments/tiny.py:quick                             # seconds, poor results
+    python launch.py --config=experiments/tiny.py:quick                             # three minutes, poor results
 
 A stage is this config with its own section of `stages` laid over it, and the function of its name in
 moviegen/demo_stages.py.
@@ -118,7 +118,7 @@ def _train(steps: int, batch_size: int) -> dict:
 
 
 def _shorten(config: ConfigDict) -> ConfigDict:
-    """The same course in seconds."""
+    """The same course in three minutes, most of which is compiling and measuring."""
     config.data.num_samples = 8
     config.model.update(hidden_size=48, num_layers=2, num_heads=2, ffn_size=96)
     config.sample.steps = 2
