@@ -12,8 +12,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import ops
 
-from moviegen import collectives
-from moviegen.mesh import Group, Mesh
+from moviegen import collectives, tree
+from moviegen.mesh import ALONE, Group, Mesh
 from moviegen.sharding import Shape, axis, shard_shape
 
 BUCKET = 1 << 24  # values: 64 MB in float32
@@ -103,6 +103,23 @@ def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape], dtype: str = 
             own = tuple(shards[path].astype(kind) for path in bucket)
             found.update(zip(bucket, _gather(group, own, tuple(tuple(shapes[path]) for path in bucket)), strict=True))
     return found
+
+
+def fetcher(mesh: Mesh, stage: int, shapes: Mapping[str, Shape], dtype: str = "float32") -> Callable[[Tree], dict]:
+    """fetch(some of the parameters) -> what to compute with: at stage 3, where they are shards, the whole tensors."""
+    group = mesh.shard if stage == 3 else ALONE
+    return lambda params: whole(group, params, {path: shapes[path] for path in params}, dtype)
+
+
+def in_turn(params: Tree, fetch: Callable[[Tree], dict], parts: Iterable[str]) -> Callable[[], dict]:
+    """take() -> the fetched parameters of the next part of a layered model: "blocks/I", "final", or "" for all others."""
+
+    def part(name):
+        if name:
+            return tree.sub(fetch({path: x for path, x in params.items() if path.startswith(name + "/")}), name)
+        return fetch({path: x for path, x in params.items() if not path.startswith(("blocks/", "final/"))})
+
+    return ahead(part, parts)
 
 
 def ahead(fetch: Callable[[Any], Any], items: Iterable[Any], asynchronous: bool = collectives.ON_ASCEND) -> Callable:

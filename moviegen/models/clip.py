@@ -15,7 +15,7 @@ from mindspore import ops
 from moviegen import backend, layers, layerwise, tree, zero
 from moviegen.errors import ConfigError
 from moviegen.mesh import ONE, Mesh
-from moviegen.models.t5 import MASKED, attend, check_tokens, fetcher, linear, lookup
+from moviegen.models.t5 import MASKED, attend, check_tokens, linear, lookup
 from moviegen.models.transformer import resize_table
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -70,9 +70,8 @@ def apply(
     if ids.shape[1] > cfg.positions:
         raise ConfigError(f"input_ids have {ids.shape[1]} tokens, the model {cfg.positions} positions: cut the text")
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
-    fetch = fetcher(params, table, mesh, zero_stage, dtype)
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.ahead(fetch, ["", *blocks, "final"])
+    weights = zero.in_turn(params, zero.fetcher(mesh, zero_stage, table, dtype), ["", *blocks, "final"])
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)
     for _ in blocks:

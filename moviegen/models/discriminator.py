@@ -7,7 +7,7 @@ in the autoencoder). GroupNorm, since a batch may be one clip and must not matte
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mindspore as ms
@@ -18,7 +18,7 @@ from moviegen import backend, collectives, layerwise, zero
 from moviegen.convolution import halving_conv, spatial_conv, temporal_conv
 from moviegen.errors import ConfigError
 from moviegen.group_norm import group_norm_silu
-from moviegen.mesh import ALONE, ONE, Mesh
+from moviegen.mesh import ONE, Mesh
 
 LEVELS = 3  # halvings
 
@@ -115,7 +115,7 @@ def loss_and_grads(
 
     On a mesh all are those of the whole batch, as in `tae.loss_and_grads`.
     """
-    fetch = _fetcher(cfg, mesh, zero_stage)
+    fetch = zero.fetcher(mesh, zero_stage, shapes(cfg))
     verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, fetch)
     verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, fetch)
     hinge = _make_hinge(1.0 / mesh.batch.size)
@@ -136,7 +136,7 @@ def deceive(
 
     Both are this rank's share of those of the whole batch.
     """
-    fetch = _fetcher(cfg, mesh, zero_stage)
+    fetch = zero.fetcher(mesh, zero_stage, shapes(cfg))
     verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, fetch)
     share = -1.0 / (mesh.batch.size * math.prod(verdict.shape))
     slope = pull(ops.full(verdict.shape, share, dtype=ms.float32))[1]
@@ -144,7 +144,3 @@ def deceive(
         b, c, t, h, w = fake.shape
         slope = ops.transpose(ops.reshape(slope, (b, t, c, h, w)), (0, 2, 1, 3, 4))
     return ops.sum(verdict) * share, slope
-
-
-def _fetcher(cfg: Any, mesh: Mesh, zero_stage: int) -> Callable:
-    return functools.partial(zero.whole, mesh.shard if zero_stage == 3 else ALONE, shapes=shapes(cfg))

@@ -7,7 +7,7 @@ bfloat16 and are widened a block at a time where products are taken in float32.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mindspore as ms
@@ -16,7 +16,7 @@ from mindspore import ops
 
 from moviegen import backend, layers, layerwise, tree, zero
 from moviegen.errors import ConfigError
-from moviegen.mesh import ALONE, ONE, Mesh
+from moviegen.mesh import ONE, Mesh
 
 Params = dict[str, ms.Tensor]
 ACTIVATIONS = ("gelu", "silu")  # of the gate; gelu in its tanh form
@@ -52,9 +52,8 @@ def apply(
     table = shapes(cfg)
     ids, mask = check_tokens(params, table, cfg.vocab_size, input_ids, attention_mask)
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
-    fetch = fetcher(params, table, mesh, zero_stage, dtype)
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.ahead(fetch, ["", *blocks, "final"])
+    weights = zero.in_turn(params, zero.fetcher(mesh, zero_stage, table, dtype), ["", *blocks, "final"])
     buckets = distance_buckets(ids.shape[1], cfg.distance_buckets, cfg.max_distance)
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask, buckets)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)
@@ -98,20 +97,6 @@ def check_tokens(
             "the tokenizer is of another model"
         )
     return ids.astype(np.int32), mask.astype(np.float32)
-
-
-def fetcher(
-    params: Mapping[str, Any], table: Mapping[str, Any], mesh: Mesh, zero_stage: int, dtype: str
-) -> Callable[[str], Params]:
-    """The whole parameters of a part of an encoder: "blocks/I", "final", or "" for all others."""
-    group = mesh.shard if zero_stage == 3 else ALONE
-
-    def take(part, of):
-        if part:
-            return tree.sub(of, part)
-        return {path: value for path, value in of.items() if not path.startswith(("blocks/", "final/"))}
-
-    return lambda part: zero.whole(group, take(part, params), take(part, table), dtype)
 
 
 def widen(w: ms.Tensor, dtype: str) -> ms.Tensor:

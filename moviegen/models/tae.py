@@ -4,7 +4,6 @@ Movie Gen section on the TAE; layer placement as in the SD3.5 image VAE. Video i
 (b c ceil(t/8) h/8 w/8), raw: `normalize` maps them to the about unit-variance space that the transformer works in.
 """
 
-import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from mindspore import ops
 
 from moviegen import backend, collectives, layerwise, tree, zero
 from moviegen.errors import ConfigError
-from moviegen.mesh import ALONE, ONE, Mesh
+from moviegen.mesh import ONE, Mesh
 from moviegen.models import lpips, tae_losses
 from moviegen.models import tae_blocks as blocks
 
@@ -256,8 +255,7 @@ def loss_and_grads(
     """
     _check_video(video, cfg)
     video, share = backend.tensor(video), 1.0 / mesh.batch.size
-    fetch = functools.partial(zero.whole, mesh.shard if zero_stage == 3 else ALONE, shapes=shapes(cfg))
-    reduce = zero.reducer(mesh, zero_stage)
+    fetch, reduce = zero.fetcher(mesh, zero_stage, shapes(cfg)), zero.reducer(mesh, zero_stage)
     exchange = dict(fetch=fetch, reduce=reduce)
     total = collectives.all_reduce(mesh.world)
     kl_weight = float(weights["kl"])

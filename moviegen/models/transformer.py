@@ -16,7 +16,7 @@ from mindspore import ops
 
 from moviegen import backend, collectives, flow, layerwise, tree, zero
 from moviegen.errors import ConfigError
-from moviegen.mesh import ALONE, ONE, Mesh
+from moviegen.mesh import ONE, Mesh
 from moviegen.models import transformer_stages as stages
 
 Params = dict[str, ms.Tensor]
@@ -24,7 +24,6 @@ Text = Mapping[str, tuple[Any, Any]]
 ENCODERS = ("ul2", "metaclip", "byt5")  # order of their tokens in the context
 AXES = ("t", "h", "w")
 CONTEXT_STEP = 64  # tokens that the packed context grows by: every length is a graph of its own
-OUTER = "outer"  # the parameters outside of blocks and final: the prologue's
 
 
 def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
@@ -108,8 +107,8 @@ def apply(
     """
     params, latents, t, text, mask = _check(params, cfg, latents, t, text, zero_stage == 3 and mesh.shard.size > 1)
     model = _stages(cfg, latents.shape, bool(mask), mesh)
-    fetch, blocks = _fetcher(params, cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.ahead(fetch, [OUTER, *blocks, "final"])
+    fetch, blocks = _fetcher(cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.in_turn(params, fetch, ["", *blocks, "final"])
     x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), latents, t, *text, *mask)
     for _ in blocks:
         x = layerwise.run(model.block, weights(), x, pos, modulation, context, *mask[:1])
@@ -140,8 +139,8 @@ def loss_and_grads(
     reduce = zero.reducer(mesh, zero_stage)
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
-    fetch, blocks = _fetcher(params, cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.ahead(fetch, [OUTER, *blocks, "final", *reversed(blocks), OUTER])
+    fetch, blocks = _fetcher(cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.in_turn(params, fetch, ["", *blocks, "final", *reversed(blocks), ""])
     given = (noisy, t, *text, *mask)
     x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), *given)
     inputs = []
@@ -161,17 +160,8 @@ def loss_and_grads(
     return collectives.all_reduce(mesh.world)(loss), grads | reduce(douter, last=True)
 
 
-def _fetcher(params: Params, cfg: Any, mesh: Mesh, zero_stage: int) -> Callable[[str], Params]:
-    """The whole parameters of a part of the model: OUTER, "blocks/I" or "final"."""
-    group, table = mesh.shard if zero_stage == 3 else ALONE, shapes(cfg)
-    dtype = cfg.get("compute_dtype", "float32")
-
-    def take(part, of):
-        if part != OUTER:
-            return tree.sub(of, part)
-        return {path: value for path, value in of.items() if not path.startswith(("blocks/", "final/"))}
-
-    return lambda part: zero.whole(group, take(part, params), take(part, table), dtype)
+def _fetcher(cfg: Any, mesh: Mesh, zero_stage: int) -> Callable[[Params], Params]:
+    return zero.fetcher(mesh, zero_stage, shapes(cfg), cfg.get("compute_dtype", "float32"))
 
 
 def _encoders(cfg: Any) -> tuple[str, ...]:
