@@ -31,6 +31,7 @@ TRANSFORMERS = {
 }
 TAES = {
     "full": dict(base_channels=128, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=32),
+    "small": dict(base_channels=32, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=1),
     "tiny": dict(base_channels=16, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=1),
 }
 
@@ -57,7 +58,7 @@ def transformer(size: str, compat: str = "paper", **overrides: Any) -> ConfigDic
 
 
 def tae(preset: str = "full", compat: str = "paper", **overrides: Any) -> ConfigDict:
-    """Config of the temporal autoencoder: "full" (119 M weights, that of the seed) or "tiny" (ships trained).
+    """Config of the temporal autoencoder: "full" (119 M weights), "small" (a quarter of its width) or "tiny" (ships trained).
 
     compat="seed" pads the temporal upsampling with zeros as the seed does; the paper replicates frames everywhere.
     Raises ConfigError for an unknown preset, compat or override.

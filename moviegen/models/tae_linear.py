@@ -62,23 +62,23 @@ def init(cfg: Any, clips: Sequence[np.ndarray], seed: int) -> dict:
             solution = _least_squares(columns, target)
             x = columns @ solution
             _set_doubling(params, f"{path}/{kind}", solution)
-    _pass_head(params, "encoder", features[-1], widths[-1], _last_shortcut(cfg, "encoder"))
-    _pass_head(params, "decoder", x, widths[0], _last_shortcut(cfg, "decoder"))
     for path in params:  # widths may change in between: signals stay in the first channels
         if path.endswith("shortcut/spatial/w") and not params[path].any():
             params[path][:, :, 0, 0] = np.eye(*params[path].shape[:2])
+    _pass_head(params, "encoder", features[-1], widths[-1], _last_on_trunk(cfg, "encoder"))
+    _pass_head(params, "decoder", x, widths[0], _last_on_trunk(cfg, "decoder"))
     return backend.to_tensors(params)
 
 
-def _last_shortcut(cfg: Any, side: str) -> str:
-    """Path of the last block that changes width; signals are doubled into pairs there."""
-    paths = [prefix for _, prefix, shapes in tae.plan(cfg, side) if "shortcut/spatial/w" in shapes]
-    level = len(cfg.channel_multipliers) - 1 if side == "encoder" else 0
-    if not paths or f"/{level}/" not in paths[-1]:
-        raise ConfigError(
-            "tae.channel_multipliers: a linear start needs the last level of each side to change its width"
-        )
-    return paths[-1] + "/shortcut"
+def _last_on_trunk(cfg: Any, side: str) -> str:
+    """Path of the last convolution that no residual goes around."""
+    paths = []
+    for _, prefix, shapes in tae.plan(cfg, side):
+        if "shortcut/spatial/w" in shapes:
+            paths.append(prefix + "/shortcut")
+        elif prefix.endswith("sample"):
+            paths.append(prefix)
+    return paths[-1]
 
 
 def _put(params: dict, path: str, matrix: np.ndarray) -> None:
@@ -148,16 +148,16 @@ def _set_doubling(params: dict, path: str, solution: np.ndarray) -> None:
     params[f"{path}/b"][:out] = solution[-1]
 
 
-def _pass_head(params: dict, side: str, signals: np.ndarray, width: int, shortcut: str) -> None:
-    """Pairs +x, -x and constants before the head's norm, and their differences after it."""
+def _pass_head(params: dict, side: str, signals: np.ndarray, width: int, path: str) -> None:
+    """Pairs +x, -x and constants before the head's norm, made by the convolution at `path`; their differences after it."""
     k = signals.shape[-1]
     constants = width - 2 * k
     if constants < 2:
         raise ConfigError(f"tae: the {side}'s last level has {width} channels, a linear start needs {2 * k + 2}")
-    kernel, bias = params[f"{shortcut}/spatial/w"], params[f"{shortcut}/temporal/b"]
-    kernel[:k, :k, 0, 0], kernel[k : 2 * k, :k, 0, 0] = np.eye(k), -np.eye(k)
+    kernel, bias = params[f"{path}/temporal/w"], params[f"{path}/temporal/b"]
+    kernel[k : 2 * k], bias[k : 2 * k] = -kernel[:k], -bias[:k]
     spread = float(np.sqrt((signals**2).mean()))
-    bias[2 * k :] = np.resize((CONSTANT, -CONSTANT), constants) * spread
+    kernel[2 * k :], bias[2 * k :] = 0.0, np.resize((CONSTANT, -CONSTANT), constants) * spread
     variance = (2 * (signals**2).mean((0, 1, 2, 3)).sum() + (bias[2 * k :] ** 2).sum()) / width
     params[f"{side}/head/norm/scale"][:] = np.sqrt(variance)
     params[f"{side}/head/norm/bias"][:] = 0.0
