@@ -5,7 +5,13 @@ import functools
 from mindspore import ops
 
 from moviegen import layers
-from moviegen.convolution import halving_conv, spatial_conv, temporal_conv
+from moviegen.convolution import (
+    doubling_conv,
+    halving_conv,
+    spatial_conv,
+    temporal_conv,
+    temporal_doubling_conv,
+)
 from moviegen.group_norm import group_norm_silu
 
 
@@ -61,12 +67,7 @@ def make_downsample():
 @functools.lru_cache
 def make_upsample(padding: str):
     def upsample(p, x):
-        b, c, t, h, w = x.shape
-        x = ops.reshape(ops.tile(ops.reshape(x, (b, c, t, h, 1, w, 1)), (1, 1, 1, 1, 2, 1, 2)), (b, c, t, 2 * h, 2 * w))
-        x = spatial_conv(x, p["spatial/w"], p["spatial/b"])
-        x = ops.reshape(
-            ops.tile(ops.reshape(x, (b, c, t, 1, 2 * h, 2 * w)), (1, 1, 1, 2, 1, 1)), (b, c, 2 * t, 2 * h, 2 * w)
-        )
-        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 1, padding)
+        x = doubling_conv(x, p["spatial/w"], p["spatial/b"])
+        return temporal_doubling_conv(x, p["temporal/w"], p["temporal/b"], padding)
 
     return upsample
