@@ -4,6 +4,7 @@ Frames are uint8 `(t h w c)` RGB everywhere outside a model; `to_model` and `to_
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -61,8 +62,11 @@ def read(
         if start or (num_frames or 1) != 1:
             raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
         return _read_image(path, box)[None], 0.0
+    stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
+    sought = _sought(path, range(start, stop, stride), box) if start and stop and not fps else None
+    if sought:
+        return np.stack(sought[0]), sought[1] / stride
     with _opened(path) as (container, stream):
-        stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
         frames, decoded = [], 0
         for frame in _at_rate(container.decode(stream), fps, stream.average_rate):
             if decoded >= start and (decoded - start) % stride == 0:
@@ -196,6 +200,36 @@ def _opened(path: Path):
             yield container, streams[0]
     except av.FFmpegError as error:
         raise DataError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
+
+
+def _sought(path: Path, wanted: range, box: Box | None) -> tuple[list[np.ndarray], float] | None:
+    """Some frames, decoded from the last key frame before them on, and the file's rate; None if its times do not tell them."""
+    status = path.stat()
+    times = _times(path, status.st_mtime_ns, status.st_size)
+    if times is None or wanted[-1] >= len(times):
+        return None
+    chosen, frames = {int(times[i]) for i in wanted}, []
+    with _opened(path) as (container, stream):
+        container.seek(min(chosen), stream=stream, backward=True)
+        for frame in container.decode(stream):
+            if frame.pts in chosen:
+                frames.append(_to_array(frame, box))
+            if frame.pts is None or frame.pts >= max(chosen):
+                break
+        rate = float(stream.average_rate or 0)
+    return (frames, rate) if len(frames) == len(wanted) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _times(path: Path, changed: int, size: int) -> np.ndarray | None:
+    """When each frame is shown, in the stream's units, rising; None where the file does not say it, or starts in a cut."""
+    with _opened(path) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        times = [packet.pts for packet in packets]
+        whole = bool(packets) and packets[0].is_keyframe
+    if not whole or None in times or len(set(times)) < len(times):
+        return None
+    return np.sort(np.array(times))
 
 
 def _at_rate(frames: Iterator[Any], fps: float, average: Any) -> Iterator[Any]:
