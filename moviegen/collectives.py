@@ -6,7 +6,7 @@ want of a card. Either way the gradient is the transposed collective: a gather's
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -99,6 +99,14 @@ def broadcast(group: Group) -> Collective:
         return reduce(x * mine)
 
     return from_first
+
+
+def from_first(
+    group: Group, read: Callable[[], Mapping[str, ms.Tensor]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, ms.Tensor]:
+    """The float32 tensors of `shapes` that `read` gives on the first rank, which alone calls it, on every rank."""
+    found = read() if group.rank == 0 else {path: ops.zeros(shape, ms.float32) for path, shape in shapes.items()}
+    return {path: broadcast(group)(found[path]) for path in shapes}
 
 
 class _Exchange(nn.Cell):

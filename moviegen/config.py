@@ -184,10 +184,15 @@ def save_json(config: ConfigDict, path: str | os.PathLike) -> None:
 
 def write_json(value: Any, path: str | os.PathLike) -> None:
     """Writes any JSON value aside and then renames it."""
+    write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", path)
+
+
+def write_text(text: str, path: str | os.PathLike) -> None:
+    """Writes a file aside and then renames it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    aside.write_text(text, encoding="utf-8", newline="")
     os.replace(aside, path)
 
 

@@ -1,6 +1,5 @@
 """How well the autoencoder reconstructs: PSNR and SSIM of clips that were not trained on, beside two baselines."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +25,7 @@ def validation_clips(config: Any) -> dict[str, np.ndarray]:
 def heldout(size: tuple[int, int], real_frames: int, synthetic_frames: int) -> dict[str, Callable[[], np.ndarray]]:
     """Clips that no training of ours sees, by name, each made when called; the real one needs a package (data/clips.py)."""
     made = {
-        f"synthetic{i}": functools.partial(
-            lambda i: synthetic.sample_clip(7, i, "heldout", synthetic_frames, size)[0], i
-        )
-        for i in range(4)
+        f"synthetic{i}": lambda i=i: synthetic.sample_clip(7, i, "heldout", synthetic_frames, size)[0] for i in range(4)
     }
     return {"real": lambda: clips.heldout_clip(real_frames, size)} | made
 

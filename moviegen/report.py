@@ -1,7 +1,6 @@
 """The demo's report: `report.json` with its numbers, and `report.html`, one file that needs no network."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def build(config: Any, workdir: str | Path) -> dict[str, float]:
     numbers = {key: round(float(value), 4) for key, value in numbers.items()}
     title = "moviegen: the whole course at toy size"
     html = page.document(title, [_headline(numbers, config), *sections, _resources(stages, numbers)])
-    _write(workdir / "report.html", html)
+    configs.write_text(html, workdir / "report.html")
     configs.write_json(nested(numbers), workdir / "report.json")
     return numbers
 
@@ -202,9 +201,3 @@ def _resources(stages: dict[str, dict], numbers: dict[str, float]) -> str:
     rows.append(["<b>together</b>", f"<b>{numbers['seconds']:.0f} s</b>", f"<b>{numbers['peak_memory_gb']:.2f} GB</b>"])
     note = "<p>Time that an interrupted run spent on an unfinished stage is not in these numbers.</p>"
     return page.section("Time and memory", page.table(["stage", "time", "peak memory"], rows) + note)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

@@ -12,9 +12,8 @@ from pathlib import Path
 from moviegen import heartbeat
 
 SCHEDULER = "scheduler"
-PATIENCE = (
-    20  # seconds; MindSpore's scheduler often aborts when the first ranks leave, a moment before the last ones do
-)
+# Seconds. MindSpore's scheduler often aborts when the first ranks leave, a moment before the last ones do.
+PATIENCE = 20
 
 
 def is_rank() -> bool:

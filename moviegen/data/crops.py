@@ -92,15 +92,14 @@ def _files(data: Any, cache: Path | None) -> Source:
     frames of a clip alike, mirrored half of the time with `data.flip`. A file that fails only now is printed and counted,
     and the next of the same draw is taken: with the same files, always the same.
     """
-    found, bad = files.from_config(data)
     stride, resize, flip = data.get("stride", 1), data.get("resize", 0), data.get("flip", False)
     if stride < 1 or 0 < resize < max(data.height, data.width):
         raise ConfigError(
             f"data.stride is {stride} and data.resize {resize}: expected a stride of 1 or more, and a size that covers "
             f"the crop, data.height x data.width = {data.height}x{data.width}, or 0"
         )
-    counts = files.frame_counts(found, (data.num_frames - 1) * stride + 1, bad, cache)
-    usable = [file for file in found if file.name in counts]
+    counts, bad = files.usable(data, (data.num_frames - 1) * stride + 1, cache)
+    usable = list(counts)
     videos = [file for file in usable if not file.image]
     if not videos and data.image_fraction < 1 and data.num_frames > 1:
         raise ConfigError(
@@ -113,9 +112,9 @@ def _files(data: Any, cache: Path | None) -> Source:
         while True:
             file, at = pool[rng.integers(len(pool))], rng.random(2)
             span = (frames - 1) * stride + 1
-            if counts[file.name] < span:
-                raise DataError(f"{file.path}: {counts[file.name]} frames, {span} are asked for")
-            start, mirrored = int(rng.integers(counts[file.name] - span + 1)), flip and rng.random() < 0.5
+            if counts[file] < span:
+                raise DataError(f"{file.path}: {counts[file]} frames, {span} are asked for")
+            start, mirrored = int(rng.integers(counts[file] - span + 1)), flip and rng.random() < 0.5
             cover = (max(resize, height), max(resize, width))
             try:
                 clip, _ = video.read(file.path, start, frames, stride, (height, width), cover=cover, at=tuple(at))

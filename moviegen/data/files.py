@@ -27,7 +27,7 @@ class File(NamedTuple):
     @property
     def image(self) -> bool:
         """Whether it is a picture."""
-        return self.path.suffix.lower() in video.IMAGE_SUFFIXES
+        return video.is_image(self.path)
 
 
 def listed(csv: str, folder: str, section: str = "data") -> list[File]:
@@ -72,12 +72,34 @@ class Bad:
             )
 
 
-def frame_counts(files: list[File], needed: int, bad: Bad, cache: Path | None = None) -> dict[str, int]:
-    """Name -> frames of every usable file, opened and counted; a video of fewer than `needed` frames is none.
+def usable(data: Any, needed: int, cache: Path | None = None) -> tuple[dict[File, int], Bad]:
+    """The files of the section `data`, opened, with their counted frames; and the others, noted.
 
-    Of several ranks the first does it, and the others read the file `cache`.
+    A video of fewer than `needed` frames is not usable. Of several ranks the first does it, and the others read the file
+    `cache`. Raises ConfigError, or DataError when too many cannot be used.
     """
-    found: dict[str, int] = {}
+    found = None
+
+    def check() -> None:
+        nonlocal found
+        found = _counted(data, needed)
+        if cache is not None and meshes.current().world.size > 1:
+            rows = [(file.name, file.line, frames) for file, frames in found[0].items()]
+            configs.write_json({"total": found[1].total, "files": rows}, cache)
+
+    if cache is None:
+        check()
+    else:
+        meshes.first_rank_alone(check, cache.with_suffix(".done"))
+    if found is not None:
+        return found
+    left, place = json.loads(cache.read_text()), Path(data.video_folder)
+    return {File(name, place / name, line): frames for name, line, frames in left["files"]}, _bad(data, left["total"])
+
+
+def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:
+    files = listed(data.csv, data.video_folder)
+    bad, counts = _bad(data, len(files)), {}
 
     def count(file: File) -> int | DataError:
         try:
@@ -88,27 +110,17 @@ def frame_counts(files: list[File], needed: int, bad: Bad, cache: Path | None = 
             return DataError(f"{file.path}: {frames} frames, {needed} are needed (data.num_frames, data.stride)")
         return frames
 
-    def check() -> None:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for file, result in zip(files, pool.map(count, files), strict=True):
-                if isinstance(result, DataError):
-                    bad.add(file, result)
-                else:
-                    found[file.name] = result
-        if cache is not None and meshes.current().world.size > 1:
-            configs.write_json(found, cache)
-
-    if cache is None:
-        check()
-    else:
-        meshes.first_rank_alone(check, cache.with_suffix(".done"))
-    return found or json.loads(cache.read_text())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for file, result in zip(files, pool.map(count, files), strict=True):
+            if isinstance(result, DataError):
+                bad.add(file, result)
+            else:
+                counts[file] = result
+    return counts, bad
 
 
-def from_config(data: Any) -> tuple[list[File], Bad]:
-    """The files of the section `data`, and none of them bad yet."""
-    found = listed(data.csv, data.video_folder)
-    return found, Bad(len(found), data.get("max_bad_fraction", 0.0), data.csv or data.video_folder)
+def _bad(data: Any, total: int) -> Bad:
+    return Bad(total, data.get("max_bad_fraction", 0.0), data.csv or data.video_folder)
 
 
 def each(files: list[File], bad: Bad, read: Callable[[File], Any]):

@@ -26,11 +26,10 @@ KEYS = ("latent_mean", "latent_std")  # of the seed's npz files
 CROP = "centre"
 
 
-def manifest(config: Any, weights: Path) -> dict[str, Any]:
-    """What the latents of a cache depend on."""
+def manifest(config: Any, weights: Path | None) -> dict[str, Any]:
+    """What the latents of a cache depend on; without the weights if there are none to name."""
     data = config.data
-    return {
-        "weights": latents.digest(weights),
+    found = {
         "tae": _model(config),
         "height": data.height,
         "width": data.width,
@@ -39,6 +38,7 @@ def manifest(config: Any, weights: Path) -> dict[str, Any]:
         "crop": CROP,
         "dtype": data.get("latent_dtype", "float32"),
     }
+    return found | ({"weights": latents.digest(weights)} if weights else {})
 
 
 def _model(config: Any) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def check(folder: Path, config: Any) -> None:
         )
         return
     found = json.loads(path.read_text())
-    given = config.data.tae_weights
-    wanted = manifest(config, latents.weights_path(config)) if given else {**_without_weights(config)}
-    if not given:
+    weights = latents.weights_path(config) if config.data.tae_weights else None
+    wanted = manifest(config, weights)
+    if weights is None:
         found.pop("weights", None)
     wanted["dtype"] = found.get("dtype")
     if found.get("num_frames") == 0 or found.get("num_frames", -1) >= wanted["num_frames"]:
@@ -71,12 +71,6 @@ def check(folder: Path, config: Any) -> None:
             f"data.latent_folder is {str(folder)!r}, whose latents are of something else ({'; '.join(differs)}): encode them "
             "anew into another folder with --job=encode_video, or change the config back"
         )
-
-
-def _without_weights(config: Any) -> dict[str, Any]:
-    data = config.data
-    found = {key: data[key] for key in ("height", "width", "num_frames")}
-    return found | {"tae": _model(config), "fps": float(data.get("fps", 0.0)), "crop": CROP}
 
 
 class Entry(NamedTuple):
@@ -98,12 +92,16 @@ class Entry(NamedTuple):
         if self.arrays is not None:
             mean, std = (np.asarray(array).astype(np.float32) for array in self.arrays)
             return mean, std
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                mean, std = (file[key] for key in KEYS)
-                return mean, std
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.path}: cannot be read as npz with {', '.join(KEYS)}: {error}") from error
+        return tuple(read_npz(self.path, KEYS).values())
+
+
+def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """These arrays of one of the seed's files. DataError where it is damaged or lacks one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as npz with {', '.join(keys)}: {error}") from error
 
 
 class Cache(NamedTuple):

@@ -1,7 +1,5 @@
 """Cached latents of the embedded captioned sets: encoded once by the autoencoder, read by every training stage."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +9,12 @@ import numpy as np
 
 from moviegen import config as configs
 from moviegen import mesh as meshes
+from moviegen import provenance
 from moviegen.data import clips, synthetic, video
 from moviegen.errors import ConfigError
 
 HELDOUT_SAMPLES = 32
+OTHERS = "latents of something else"
 _BATCH = 8
 
 
@@ -56,7 +56,7 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
             **{key: config.data[key] for key in ("source", "height", "width", "num_frames", "num_samples")},
             "seed": config.seed,
         }
-        claim(folder, made_of, "data.latent_cache")
+        provenance.claim(folder / "manifest.json", made_of, OTHERS, "data.latent_cache")
         _build(folder, splits, weights, config)
 
     meshes.first_rank_alone(build, Path(workdir) / "ranks" / "latents.done")
@@ -67,27 +67,7 @@ def prepare(config: Any, workdir: str | Path) -> LatentSet:
 
 def digest(path: Path) -> str:
     """A short checksum of a file, or of all files of a folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found = hashlib.sha256()
-    for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def claim(folder: Path, manifest: dict, key: str) -> None:
-    """Note in the folder what its latents are made of, before the first is: what a kill leaves behind is then known.
-
-    Raises ConfigError, naming the config key and what differs, when the folder holds latents of something else.
-    """
-    manifest, path = json.loads(json.dumps(manifest)), folder / "manifest.json"
-    if path.is_file():
-        differs = configs.changes(json.loads(path.read_text()), manifest)
-        if differs:
-            raise ConfigError(
-                f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or change {key}"
-            )
-    else:
-        configs.write_json(manifest, path)
+    return provenance.digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
 
 
 def _splits(config: Any) -> dict[str, tuple]:

@@ -5,7 +5,6 @@ Those are in the stores that --job=encode_text fills, by the caption, or in the 
 
 import csv
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen import mesh as meshes
-from moviegen.data import latent_cache
-from moviegen.data.video import IMAGE_SUFFIXES
+from moviegen.data import latent_cache, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import captions, store
 
@@ -134,7 +132,7 @@ def _describe(file: Path | store.Entry | latent_cache.Entry) -> str:
 def _row(data: Any, name: str, cache: latent_cache.Cache, texts: Mapping[str, str]) -> Row:
     stem = Path(name).with_suffix(".npz")
     text = {k: store.Entry(v, texts[k]) if store.is_store(v) else Path(v) / stem for k, v in data.text_folders.items()}
-    return Row(name, cache.entry(name), text, Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    return Row(name, cache.entry(name), text, video.is_image(Path(name)))
 
 
 def videos(path: str) -> list[tuple[int, str]]:
@@ -187,17 +185,9 @@ def _embeddings(file: Any) -> np.ndarray:
     """Embeddings (l d) of the true tokens of a text."""
     if isinstance(file, store.Entry):
         return store.read(store.cached_store(file.folder), file.text)[0]
-    found = _npz(Path(file), ("text_emb", "mask"))
+    found = latent_cache.read_npz(Path(file), ("text_emb", "mask"))
     if found["text_emb"].ndim != 2 or found["mask"].shape != found["text_emb"].shape[:1]:
         raise DataError(
             f"{file}: text_emb is {found['text_emb'].shape} and mask {found['mask'].shape}, expected (l d) and (l)"
         )
     return found["text_emb"][found["mask"] > 0]
-
-
-def _npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as npz with {', '.join(keys)}: {error}") from error

@@ -58,7 +58,7 @@ def read(
         raise ValueError(f"start {start}, num_frames {num_frames}, stride {stride}: expected start >= 0, others >= 1")
     path = _existing(path)
     box = None if size is None else Box(height_width(size), cover or height_width(size), at)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(path):
         if start or (num_frames or 1) != 1:
             raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
         return _read_image(path, box)[None], 0.0
@@ -87,6 +87,11 @@ def read(
     return np.stack(frames), rate
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture, by its name."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
 def probe(path: str | Path) -> dict[str, float]:
     """Reads what a file holds without decoding all of it.
 
@@ -94,7 +99,7 @@ def probe(path: str | Path) -> dict[str, float]:
     Raises: DataError as `read` does.
     """
     path = _existing(path)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(path):
         height, width = _read_image(path, None).shape[:2]
         return {"frames": 1, "fps": 0.0, "height": height, "width": width, "seconds": 0.0}
     with _opened(path) as (container, stream):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import mesh
+from moviegen import mesh, provenance
 from moviegen.data import files, latent_cache, latents, video
 from moviegen.errors import ConfigError
 from moviegen.jobs import train_tae
@@ -28,10 +28,11 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
         )
     if not data.latent_folder:
         raise ConfigError("data.latent_folder is empty: name the folder to write the latents to")
-    listed, _ = files.from_config(data)
+    listed = files.listed(data.csv, data.video_folder)
     weights, folder = latents.weights_path(config), Path(data.latent_folder)
     store = latent_cache.Writer(folder, data.latent_dtype, mesh.rank())
-    latents.claim(folder, latent_cache.manifest(config, weights), "data.latent_folder")
+    made_of = latent_cache.manifest(config, weights)
+    provenance.claim(folder / "manifest.json", made_of, latents.OTHERS, "data.latent_folder")
     params = train_tae.load_weights(weights, config.tae)
     own = listed[mesh.rank() :: mesh.ranks()]
     bad = files.Bad(len(own), data.max_bad_fraction, data.csv or data.video_folder)

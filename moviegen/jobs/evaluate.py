@@ -1,7 +1,7 @@
 """Measures how well the autoencoder reconstructs: every clip and the mean, as json, csv, videos and a page of the worst."""
 
 import csv
-import os
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,15 +200,12 @@ def _save(workdir: Path, summary: dict[str, Any]) -> None:
     if "frechet" in summary:
         columns += ["frechet", "frechet_of"]
         last |= {"frechet": summary["frechet"]["value"], "frechet_of": summary["frechet"]["of"]}
-    aside = workdir / f"evaluation.csv.{os.getpid()}.tmp"
-    with open(aside, "w", newline="", encoding="utf-8") as f:
-        table = csv.DictWriter(f, columns, extrasaction="ignore")
-        table.writeheader()
-        table.writerows([*rows, last])
-    os.replace(aside, workdir / "evaluation.csv")
-    aside = workdir / f"worst.html.{os.getpid()}.tmp"
-    aside.write_text(_page(workdir, summary), encoding="utf-8")
-    os.replace(aside, workdir / "worst.html")
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, extrasaction="ignore")
+    table.writeheader()
+    table.writerows([*rows, last])
+    configs.write_text(text.getvalue(), workdir / "evaluation.csv")
+    configs.write_text(_page(workdir, summary), workdir / "worst.html")
 
 
 def _page(workdir: Path, summary: dict[str, Any], count: int = 12) -> str:

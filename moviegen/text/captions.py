@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data.video import IMAGE_SUFFIXES
+from moviegen.data import video
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import prompts
 
@@ -64,7 +64,7 @@ def _texts(row: dict, text: Any) -> dict[str, str]:
         raise DataError("has more or fewer fields than the header: quote captions that contain commas")
     if not prompts.clean(row["caption"]):
         raise DataError("the caption is empty")
-    image = Path(row["video"]).suffix.lower() in IMAGE_SUFFIXES
+    image = video.is_image(Path(row["video"]))
     fps = 0 if image else text.fps
     try:
         fps = float(row["fps"]) if row.get("fps") else fps

@@ -1,6 +1,5 @@
 """The three frozen text encoders: opened from their folders, run on batches of tokens."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import arraystore, backend, safetensors_io, sharding
+from moviegen import arraystore, backend, provenance, safetensors_io, sharding
 from moviegen.convert import huggingface
 from moviegen.errors import ConfigError
 from moviegen.mesh import ONE, Mesh
@@ -85,12 +84,7 @@ def read_config(folder: Path, name: str) -> Any:
 
 def digest(files: Files) -> str:
     """A short checksum of config.json and of every weight file, read once through."""
-    found = hashlib.sha256()
-    for file in sorted([files.folder / "config.json", *files.folder.glob("*.safetensors")]):
-        with open(file, "rb") as f:
-            while block := f.read(1 << 24):
-                found.update(block)
-    return found.hexdigest()[:16]
+    return provenance.digest(sorted([files.folder / "config.json", *files.folder.glob("*.safetensors")]))
 
 
 def load(files: Files, dtype: str, mesh: Mesh = ONE, zero_stage: int = 0) -> Encoder:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moviegen import config as configs
-from moviegen import safetensors_io
+from moviegen import provenance, safetensors_io
 from moviegen.convert import huggingface, torch_bin
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import encoders
@@ -178,16 +178,9 @@ def _checked(path: Path, stated: str, what: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    return _digest(path, hashlib.sha256())
+    return provenance.hexdigest([path], hashlib.sha256())
 
 
 def _git_blob(path: Path) -> str:
     """The name that git gives to a file's content."""
-    return _digest(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))
-
-
-def _digest(path: Path, found: Any) -> str:
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            found.update(block)
-    return found.hexdigest()
+    return provenance.hexdigest([path], hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))

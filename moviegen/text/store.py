@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import arraystore, safetensors_io
-from moviegen import config as configs
+from moviegen import arraystore, provenance, safetensors_io
 from moviegen.errors import ConfigError, DataError
 
 MANIFEST = "embeddings.json"
@@ -53,17 +52,9 @@ def claim(folder: Path, made_of: dict, key: str) -> None:
 
     Raises ConfigError, naming the config key and what differs, where the folder holds something else.
     """
-    path = folder / MANIFEST
-    if path.is_file():
-        differs = configs.changes(json.loads(path.read_text()), made_of)
-        if differs:
-            raise ConfigError(
-                f"{folder} holds embeddings of another making ({'; '.join(differs)}): delete it or change {key}"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
+    if not is_store(folder) and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no embeddings of ours: name another folder as {key}")
-    else:
-        configs.write_json(made_of, path)
+    provenance.claim(folder / MANIFEST, made_of, "embeddings of another making", key)
 
 
 def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]], embeddings: Sequence[Any]) -> Path:

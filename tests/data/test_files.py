@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from moviegen.data import crops, files, video
 from moviegen.errors import ConfigError, DataError
+from moviegen.mesh import Group, Mesh
 from tests.data import broken
 
 
@@ -65,9 +66,8 @@ def test_a_variable_rate_can_be_made_constant(table):
 
 
 def test_all_bad_files_are_listed_with_reasons(table, capsys):
-    found, bad = files.from_config(config(table))
-    counts = files.frame_counts(found, 8, bad)
-    assert list(counts) == GOOD and set(counts.values()) == {12}
+    counts, bad = files.usable(config(table), 8)
+    assert [file.name for file in counts] == GOOD and set(counts.values()) == {12}
     assert bad.reasons.keys() == broken.FILES.keys() - set(GOOD)
     printed = capsys.readouterr().out
     for line, (name, reason) in enumerate(broken.FILES.items(), 2):
@@ -75,9 +75,20 @@ def test_all_bad_files_are_listed_with_reasons(table, capsys):
 
 
 def test_more_than_the_share_ends_the_run(table):
-    found, bad = files.from_config(config(table, max_bad_fraction=0.5))
     with pytest.raises(DataError, match=r"files.csv: 7 of 12 files.*max_bad_fraction is 0.5: first of them, line 7: "):
-        files.frame_counts(found, 8, bad)
+        files.usable(config(table, max_bad_fraction=0.5), 8)
+
+
+def test_of_several_ranks_the_first_one_alone_opens_files(table, tmp_path, monkeypatch):
+    """Also the csv: the others do not have it here."""
+    cache = tmp_path / "ranks" / "videos.json"
+    monkeypatch.setattr(files.meshes, "current", lambda: Mesh(data=2, world=Group("both", 2, 0)))
+    monkeypatch.setattr(files.meshes, "first_rank_alone", lambda do, marker: do())
+    counts, bad = files.usable(config(table), 8, cache)
+    monkeypatch.setattr(files.meshes, "first_rank_alone", lambda do, marker: None)
+    others, nothing = files.usable(config(table, csv="/nowhere.csv"), 8, cache)
+    assert others == counts and list(others) == list(counts)
+    assert nothing.total == bad.total == len(broken.FILES) and not nothing.reasons
 
 
 def test_training_goes_on_with_the_good_ones(table):
@@ -87,23 +98,24 @@ def test_training_goes_on_with_the_good_ones(table):
 
 
 def test_reading_each_goes_over_the_bad_ones(table):
-    found, bad = files.from_config(config(table))
+    found = files.listed(str(table), str(table.parent))
+    bad = files.Bad(len(found), 0.6, str(table))
     read = [file.name for file, _ in files.each(found, bad, lambda file: video.read(file.path, 0, 8))]
     assert read == GOOD and len(bad.reasons) == 7
 
 
 def test_when_nothing_is_left_a_run_ends_whatever_the_share(tmp_path):
     (tmp_path / "a.mp4").write_text("no")
-    found, bad = files.from_config(ConfigDict(dict(csv="", video_folder=str(tmp_path), max_bad_fraction=1.0)))
+    data = ConfigDict(dict(csv="", video_folder=str(tmp_path), max_bad_fraction=1.0))
     with pytest.raises(DataError, match="1 of 1 files cannot be used"):
-        files.frame_counts(found, 1, bad)
+        files.usable(data, 1)
 
 
 def test_a_row_without_a_name_is_a_bad_file(table, tmp_path):
     other = tmp_path / "x.csv"
     other.write_text("caption,video\nx\ny,whole.mp4\n")
-    found, bad = files.from_config(config(other, video_folder=str(table.parent), max_bad_fraction=0.5))
-    assert list(files.frame_counts(found, 8, bad)) == ["whole.mp4"]
+    found, bad = files.usable(config(other, video_folder=str(table.parent), max_bad_fraction=0.5), 8)
+    assert [file.name for file in found] == ["whole.mp4"]
     assert next(iter(bad.reasons.values())).startswith("line 2: ")
 
 

@@ -1,5 +1,6 @@
 """Run as several ranks: every collective and its gradient against numpy, on groups of 2 and more, eager and compiled."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def weighed(collective):
     return lambda x, d: ops.sum(collective(x) * d)
 
 
+def read_by_first(group, tree):
+    assert group.rank == 0
+    return {path: ms.Tensor(array) for path, array in tree.items()}
+
+
 def main() -> None:
     mesh.setup({"data": mesh.ranks(), "zero": 1, "sp": 1})
     for size in range(2, mesh.ranks() + 1):
@@ -81,6 +87,11 @@ def main() -> None:
                     np.testing.assert_allclose(
                         grad(x, d).asnumpy(), transposed(douts)[group.rank], atol=1e-5, err_msg=f"gradient of {name}"
                     )
+        tree = {"a": value(0), "b": value(1, (3,)), "c": value(2, ())}
+        shapes = {path: array.shape for path, array in reversed(tree.items())}
+        found = collectives.from_first(group, functools.partial(read_by_first, group, tree), shapes)
+        for path, array in tree.items():
+            np.testing.assert_array_equal(found[path].asnumpy(), array)
         assert mesh.agree(7 + mesh.rank(), group) == 7
     print("collectives ok", flush=True)
 
