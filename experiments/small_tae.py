@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config.data.synthetic_fraction = 0.0  # nothing but what the held-out clip is like
     config.optim.learning_rate = 6e-4  # twice the width of tiny's
     config.ema.decay = 0.998
-    config.train.steps = 4000
+    config.train.steps = 2400
     return config

@@ -55,6 +55,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 steps=100_000,  # seed: 2000 passes over whatever set there is
                 batch_size=1,
                 log_every=10,
+                recompute_levels=(),  # keep one tensor of each: (0,) at the pixels' size, where most of the memory goes
                 zero_stage=1,  # the optimizer's state over the mesh's zero axis; 2 gradients too, 3 weights too
                 validate_every=1000,
                 checkpoint_every=1000,  # seed: every 50 passes

@@ -111,15 +111,29 @@ class Residual(NamedTuple):
     shortcut: Sequence[Any] = ()
 
 
-def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any) -> Any:
-    """`x` through segments, each (fn, {fn's name of a parameter: its path in params}) or a `Residual`."""
+class Recomputed(NamedTuple):
+    """Segments of which `chain` keeps the first one's input alone, and which it runs once more on the way back."""
+
+    segments: Sequence[Any]
+
+
+def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, fetch: Callable[[dict], dict] = dict) -> Any:
+    """`x` through segments, each (fn, {fn's name of a parameter: its path in params}), a `Residual` or `Recomputed`."""
     for segment in segments:
         if isinstance(segment, Residual):
-            x = run_chain(params, segment.shortcut, x) + run_chain(params, segment.branch, x)
+            across = run_chain(params, segment.shortcut, x, fetch)
+            x = across + run_chain(params, segment.branch, x, fetch)
+        elif isinstance(segment, Recomputed):
+            x = run_chain(params, segment.segments, x, fetch)
         else:
             fn, names = segment
-            x = run(fn, {name: params[path] for name, path in names.items()}, x)
+            x = run(fn, _weights(params, names, fetch), x)
     return x
+
+
+def _weights(params, names, fetch):
+    found = fetch({path: params[path] for path in names.values()})
+    return {name: found[path] for name, path in names.items()}
 
 
 def chain(
@@ -141,6 +155,8 @@ def chain(
         needed = bool(pulls) or input_grad
         if isinstance(segment, Residual):
             x, pull = _residual(params, segment, x, needed, fetch, reduce)
+        elif isinstance(segment, Recomputed):
+            x, pull = _recomputed(params, segment.segments, x, needed, fetch, reduce)
         else:
             x, pull = _link(params, *segment, x, needed, fetch, reduce)
         pulls.append(pull)
@@ -156,15 +172,18 @@ def chain(
 
 
 def _link(params, fn, names, x, input_grad, fetch, reduce):
-    def weights():
-        found = fetch({path: params[path] for path in names.values()})
-        return {name: found[path] for name, path in names.items()}
-
     def pullback(dout):
-        found, dx = pull(fn, weights(), (x,), (dout,), int(input_grad))
+        found, dx = pull(fn, _weights(params, names, fetch), (x,), (dout,), int(input_grad))
         return reduce({names[name]: g for name, g in found.items()}), dx[0] if dx else None
 
-    return run(fn, weights(), x), pullback
+    return run(fn, _weights(params, names, fetch), x), pullback
+
+
+def _recomputed(params, segments, x, input_grad, fetch, reduce):
+    def pullback(dout):
+        return chain(params, segments, x, input_grad, fetch, reduce)[1](dout)
+
+    return run_chain(params, segments, x, fetch), pullback
 
 
 def _residual(params, segment, x, input_grad, fetch, reduce):

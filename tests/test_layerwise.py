@@ -194,12 +194,15 @@ def links():
 
 @pytest.mark.parametrize("input_grad", [True, False])
 @pytest.mark.parametrize("first", [0, 1])
-def test_chain(input_grad, first):
+@pytest.mark.parametrize("recompute", [True, False])
+def test_chain(input_grad, first, recompute):
     """From the residual on, too: there it is what may have to leave the gradient of its input out."""
     names = ["w0", "s0", "w1", "a", "w2", "s2"][2 * first :]
     shapes = {name: (3,) if name[0] == "s" else (3, 3) for name in names}
     weights = {name: 0.5 * array(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
     dout, parts = array(2, 3, seed=5), links()[first:]
+    if recompute:
+        parts = [*parts[: 1 - first], layerwise.Recomputed(parts[1 - first :])]
     out, pullback = layerwise.chain(weights, parts, X, input_grad=input_grad)
 
     def flat(x, xp=np, **w):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import adversary, backend, checkpoint, optim, reconstruction, safetensors_io
+from moviegen import adversary, backend, checkpoint, collectives, optim, reconstruction, safetensors_io
 from moviegen import mesh as meshes
 from moviegen import state as states
 from moviegen.data import crops, video
@@ -26,7 +26,8 @@ def run(config: Any, workdir: str | Path, stage: str | None = None, name: str = 
     rival = adversary.layout(config, mesh)
     perceptual = None
     if config.loss.get("lpips"):
-        perceptual = lpips.load(config.loss.lpips_weights, "loss.lpips_weights", "--config.loss.lpips=0")
+        read = functools.partial(lpips.load, config.loss.lpips_weights, "loss.lpips_weights", "--config.loss.lpips=0")
+        perceptual = collectives.from_first(mesh.world, read, lpips.shapes())
     folder = workdir / "checkpoints"
     source = crops.source(config.data, workdir)
     start, state, opponent = _start(config, folder, layout, rival, source)
@@ -99,7 +100,16 @@ def _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual):
     for own in np.split(np.arange(len(clips)), pieces):
         turn = adversary.Turn(config, opponent, clips[own], mesh) if adversary.plays(config, opponent, step) else None
         losses, grads = tae.loss_and_grads(
-            state.params, config.tae, clips[own], noise[own], weights, mesh, config.train.zero_stage, perceptual, turn
+            state.params,
+            config.tae,
+            clips[own],
+            noise[own],
+            weights,
+            mesh,
+            config.train.zero_stage,
+            perceptual,
+            turn,
+            config.train.get("recompute_levels", ()),
         )
         more = (losses | (turn.losses if turn else {}), grads, turn.grads if turn else {})
         for i, tree in enumerate(more):
@@ -143,7 +153,8 @@ def _start(
         return step, *adversary.parted(state, rival)
     given = config.train.init_from
     if given:
-        params = load_weights(given, config.tae)
+        read = functools.partial(load_weights, given, config.tae)
+        params = collectives.from_first(layout.mesh.world, read, layout.shapes)
     elif config.train.get("linear_start"):
         params = _linear_start(config, source)
     else:

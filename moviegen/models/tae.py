@@ -4,9 +4,10 @@ Movie Gen section on the TAE; layer placement as in the SD3.5 image VAE. Video i
 (b c ceil(t/8) h/8 w/8), raw: `normalize` maps them to the about unit-variance space that the transformer works in.
 """
 
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mindspore as ms
@@ -95,9 +96,18 @@ def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]
     return found
 
 
-def segments(cfg: Any, side: str) -> list[Any]:
-    """The "encoder" or "decoder" as segments for `layerwise.chain`."""
-    return [_segment(*entry) for entry in plan(cfg, side)]
+def segments(cfg: Any, side: str, recompute: Sequence[int] = ()) -> list[Any]:
+    """The "encoder" or "decoder" as segments for `layerwise.chain`; of levels in `recompute` it keeps the input alone."""
+    found = []
+    for level, entries in itertools.groupby(plan(cfg, side), _level):
+        own = [_segment(*entry) for entry in entries]
+        found += [layerwise.Recomputed(own)] if level in recompute else own
+    return found
+
+
+def _level(entry):
+    names = entry[1].split("/")
+    return int(names[2]) if names[1] in ("down", "up") else None
 
 
 def _segment(fn, prefix, shapes):
@@ -241,6 +251,7 @@ def loss_and_grads(
     zero_stage: int = 0,
     perceptual: Params | None = None,
     adversary: Callable[[Any], tuple[Any, Any]] | None = None,
+    recompute: Sequence[int] = (),
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
     """One training step's losses and the gradient of every parameter.
 
@@ -249,11 +260,13 @@ def loss_and_grads(
     resolution. perceptual: the parameters of LPIPS. adversary: reconstruction -> (loss, its gradient); weighted besides so
     that both pull equally on the decoder's last convolution (Esser et al. 2021, adaptive weight).
 
-    Only the blocks' inputs are kept between forward and backward. Returns ({"loss", "mse", "kl", ...}, grads). On a mesh,
+    Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the first
+    block's alone. Returns ({"loss", "mse", "kl", ...}, grads). On a mesh,
     whose ranks are given a part of the batch each, both are those of the whole batch; params are shards at zero_stage 3,
     gradients at 2 and 3.
     """
     _check_video(video, cfg)
+    _check_levels(recompute, cfg)
     video, share = backend.tensor(video), 1.0 / mesh.batch.size
     fetch, reduce = zero.fetcher(mesh, zero_stage, shapes(cfg)), zero.reducer(mesh, zero_stage)
     exchange = dict(fetch=fetch, reduce=reduce)
@@ -261,9 +274,9 @@ def loss_and_grads(
     kl_weight = float(weights["kl"])
     reconstruction = tae_losses.make_reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
     sample = tae_losses.make_sample_and_kl(cfg.latent_channels, share)
-    *body, head = segments(cfg, "decoder")
+    *body, head = segments(cfg, "decoder", recompute)
 
-    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder"), video, False, **exchange)
+    moments, pull_encoder = layerwise.chain(params, segments(cfg, "encoder", recompute), video, False, **exchange)
     (z, kl), pull_sample = layerwise.vjp(sample, {}, moments, noise, wrt=1)
     before_head, pull_body = layerwise.chain(params, body, z, **exchange)
     decoded, pull_head = layerwise.chain(params, [head], before_head, **exchange)
@@ -293,6 +306,14 @@ def loss_and_grads(
     _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))
     grads = grads | more | pull_encoder(dmoments)[0] | reduce({}, last=True)
     return {name: total(value) for name, value in ({"loss": loss} | losses).items()}, grads
+
+
+def _check_levels(recompute: Sequence[int], cfg: Any) -> None:
+    levels = len(cfg.channel_multipliers)
+    if not set(recompute) <= set(range(levels)):
+        raise ConfigError(
+            f"train.recompute_levels is {tuple(recompute)}, expected levels from 0, the pixels', to {levels - 1}"
+        )
 
 
 def _with_spurious(slope: ms.Tensor, decoded: ms.Tensor) -> ms.Tensor:

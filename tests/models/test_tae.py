@@ -132,6 +132,21 @@ def test_gradients_are_the_same_at_every_call(step):
             np.testing.assert_allclose(value, grads[path], rtol=1e-4, atol=1e-5 * abs(grads[path]).max() + 1e-9)
 
 
+def test_recomputed_levels_change_no_gradient(step):
+    cfg, params, clip, noise, losses, grads = step
+    found, again = tae.loss_and_grads(params, cfg, clip, noise, WEIGHTS, recompute=(0, 1, 2, 3))
+    np.testing.assert_allclose(float(found["loss"]), float(losses["loss"]), rtol=1e-6)
+    assert again.keys() == grads.keys()
+    for path, value in backend.to_numpy(again).items():
+        np.testing.assert_allclose(value, grads[path], rtol=1e-4, atol=1e-5 * abs(grads[path]).max() + 1e-9)
+
+
+def test_levels_that_there_are_not_are_refused(step):
+    cfg, params, clip, noise, *_ = step
+    with pytest.raises(ConfigError, match=r"recompute_levels is \(4,\), expected levels from 0.* to 3"):
+        tae.loss_and_grads(params, cfg, clip, noise, WEIGHTS, recompute=(4,))
+
+
 def kinds(cfg):
     """The parameters by kind: the path without the numbers of levels and blocks."""
     found = {}
