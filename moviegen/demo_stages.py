@@ -71,8 +71,9 @@ def sample(config: Any, workdir: str) -> dict[str, float]:
     wanted = _prompts(config)
     config.sample.prompts = tuple(prompt for prompt, _ in wanted)
     verdicts = []
-    for index, prompt, frames in sampling.sample_videos(config, workdir):
-        base = sampling.write(Path(workdir) / "samples", index, prompt, frames, config.sample.fps)
+    for index, prompt, pieces in sampling.sample_videos(config, workdir):
+        frames = np.concatenate(list(pieces))
+        base = sampling.write(Path(workdir) / "samples", index, prompt, [frames], len(frames), config.sample.fps)
         verdicts.append({"prompt": prompt, "file": base.name} | _verdict(config, wanted[index][1], frames))
     (Path(workdir) / "samples.json").write_text(json.dumps(verdicts, indent=1))
     if config.data.source == "clips":

@@ -1,7 +1,8 @@
 """Samples videos of prompts: Euler steps through the flow with guidance, then the autoencoder's decoder."""
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     are those of `sample.checkpoint`, by default the run's own `checkpoints`. On a mesh every rank runs this.
     """
     folder, world = Path(workdir) / "samples", meshes.current().world
-    for index, prompt, frames in sample_videos(config, workdir):
-        write(folder, index, prompt, frames, config.sample.fps)
+    for index, prompt, pieces in sample_videos(config, workdir):
+        write(folder, index, prompt, pieces, config.sample.num_frames, config.sample.fps)
     meshes.barrier(world)
     if world.rank == 0:
         print(f"sample: {len(config.sample.prompts)} samples in {folder}", flush=True)
@@ -66,8 +67,10 @@ def share(mesh: meshes.Mesh, guided: bool, tiles: int = 1) -> Share:
     return Share(mesh, part, parts, branch, first * sequence.size + sequence.rank, n * sequence.size, meshes.ALONE)
 
 
-def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Yield (index, prompt, frames uint8 (t h w c)) of each prompt; `sample.batch_size` of them are in memory at once.
+def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, Iterator[np.ndarray]]]:
+    """Yield (index, prompt, frames) of each prompt, the frames in pieces uint8 (n h w c), decoded as they are taken.
+
+    The latents of `sample.batch_size` prompts are in memory at once.
 
     Sample i depends on (seed, i, prompt) alone, not on the batch that it is in.
     Raises ConfigError or DataError when there are no prompts, weights, or embeddings of a prompt.
@@ -93,10 +96,13 @@ def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, 
         wanted = list(zip(indices, made, strict=True))[: max(0, len(prompts) - start)]
         for index, sample in wanted[mine.first :: mine.n]:
             raw = tae.denormalize(backend.tensor(sample[None]), tae_cfg)
-            decoded = tae_tiles.decode(decoder, config.tae, raw, settings.num_frames, mine.decoders)
+            decoded = tae_tiles.stream(decoder, config.tae, raw, settings.num_frames, mine.decoders)
+            pieces = (video.to_uint8(piece[0]) for piece in decoded)
             if mine.decoders.rank == 0:
-                yield index, prompts[index], video.to_uint8(decoded[0])
+                yield index, prompts[index], pieces
                 writer.progress("sample", index + 1, len(prompts))
+            for _ in pieces:  # other ranks wait for this one's tiles
+                pass
     writer.close()
 
 
@@ -146,14 +152,26 @@ def latent_shape(config: Any) -> tuple[int, int, int, int]:
     return config.tae.latent_channels, frames, settings.height // 8, settings.width // 8
 
 
-def write(folder: Path, index: int, prompt: str, frames: np.ndarray, fps: float) -> Path:
-    """Write uint8 frames (t h w c) as `NN-slug.mp4` with a contact sheet `.png`; returns the path without suffix."""
+def write(folder: Path, index: int, prompt: str, pieces: Iterable[np.ndarray], count: int, fps: float) -> Path:
+    """Write `count` frames, in pieces uint8 (n h w c), as `NN-slug.mp4` with a contact sheet `.png`.
+
+    A single frame is a PNG alone. Returns the path without suffix.
+    """
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "empty"
     base = folder / f"{index:02d}-{slug}"
-    if len(frames) > 1:
-        video.write_mp4(base.with_suffix(".mp4"), frames, fps)
-    shown = np.linspace(0, len(frames) - 1, min(len(frames), SHEET_FRAMES)).round().astype(int)
-    video.write_sheet(base.with_suffix(".png"), frames[shown], columns=len(shown))
+    wanted = set(np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(int))
+    numbers, shown = itertools.count(), []
+
+    def noted():
+        for piece in pieces:
+            shown.extend(frame.copy() for frame in piece if next(numbers) in wanted)
+            yield piece
+
+    if count > 1:
+        video.write_mp4(base.with_suffix(".mp4"), noted(), fps)
+    else:
+        list(noted())
+    video.write_sheet(base.with_suffix(".png"), np.stack(shown), columns=len(shown))
     return base
 
 

@@ -23,17 +23,6 @@ def starts(length: int, tile: int = TILE, overlap: int = OVERLAP) -> list[int]:
     return [*range(0, length - tile, tile - overlap), max(0, length - tile)]
 
 
-def weights(length: int, per_latent: int, tile: int = TILE, overlap: int = OVERLAP) -> np.ndarray:
-    """How much each tile counts in each frame, (tiles, frames) of sum 1: a later tile's weight rises over its overlap."""
-    found, places = [], starts(length, tile, overlap)
-    for number, start in enumerate(places):
-        row = np.zeros(length * per_latent)
-        own = row_of(places, number, length, per_latent, tile, overlap)
-        row[start * per_latent : start * per_latent + len(own)] = own
-        found.append(row)
-    return np.stack(found)
-
-
 def row_of(places: list[int], number: int, length: int, per_latent: int, tile: int, overlap: int) -> np.ndarray:
     """How much a tile counts in each of its own frames."""
     start = places[number]
@@ -51,8 +40,16 @@ def row_of(places: list[int], number: int, length: int, per_latent: int, tile: i
     return row
 
 
-def stream(params: Mapping[str, Any], cfg: Any, latents: Any, num_frames: int | None = None) -> Iterator[np.ndarray]:
-    """The frames of `decode` a few at a time, in order, (b 3 n h w) each; a tile and what overlaps it are in memory."""
+def stream(
+    params: Mapping[str, Any], cfg: Any, latents: Any, num_frames: int | None = None, group: Group = ALONE
+) -> Iterator[np.ndarray]:
+    """The frames of `decode` a few at a time, in order, (b 3 n h w) each; a tile and what overlaps it are in memory.
+
+    Ranks that share out the tiles have the video as one piece.
+    """
+    if group.size > 1:
+        yield decode(params, cfg, latents, num_frames, group)
+        return
     latents = backend.tensor(latents)
     length, per_latent = latents.shape[2], _factor(cfg)
     places = starts(length)

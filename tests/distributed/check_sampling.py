@@ -58,8 +58,8 @@ def main(folder: str, *wanted: str) -> None:
         meshes.adopt(meshes.make(axes, range(size)) if size > 1 else meshes.ONE)
         into = folder / (name if size > 1 else f"{name}-by-{meshes.rank()}")
         into.mkdir(exist_ok=True)  # the other ranks make it too
-        for index, _, frames in sample.sample_videos(config, into):
-            np.save(into / f"{index}.npy", frames)
+        for index, _, pieces in sample.sample_videos(config, into):
+            np.save(into / f"{index}.npy", np.concatenate(list(pieces)))
     meshes.adopt(world)
     meshes.barrier(world.world)
 

@@ -1,5 +1,7 @@
 """Sampling with models whose answer is known: Euler, guidance, batches, statistics and files."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -134,13 +136,13 @@ def toy(monkeypatch, config, tmp_path):
     checkpoint.save(tmp_path / "checkpoints", 7, {"ema": {"w": np.ones(1, np.float32)}}, meta)
     seen = []
 
-    def decode(params, cfg, latents, num_frames, group):
+    def stream(params, cfg, latents, num_frames, group):
         seen.append(latents.asnumpy())
-        return np.full((len(latents), 3, num_frames, 16, 16), float(len(seen)) / 10, np.float32)
+        yield np.full((len(latents), 3, num_frames, 16, 16), float(len(seen)) / 10, np.float32)
 
     answer_with(monkeypatch, lambda x, t, number: 0 * x)
     monkeypatch.setattr(sample.transformer, "shapes", lambda cfg: {"w": (1,)})
-    monkeypatch.setattr(sample.tae_tiles, "decode", decode)
+    monkeypatch.setattr(sample.tae_tiles, "stream", stream)
     monkeypatch.setattr(sample.train_tae, "load_weights", lambda path, cfg: {})
     monkeypatch.setattr(cached_latents, "weights_path", lambda config: "weights")
     return seen
@@ -171,6 +173,24 @@ def test_files(toy, config, tmp_path, capsys):
     assert frames.shape == (4, 16, 16, 3) and fps == config.sample.fps
     assert abs(frames.astype(int) - (0.2 + 1) * 127.5).max() < 4  # the second video that was decoded
     assert "step 7" in capsys.readouterr().out
+
+
+def test_a_video_is_written_as_its_pieces_come(tmp_path):
+    frames = np.arange(12, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2).repeat(3, 3) * 20
+    given = []
+
+    def pieces():
+        for piece in np.split(frames, [5, 6, 7, 9, 10]):
+            assert sum(before() is not None for before in given) <= 3
+            piece = piece.copy()
+            given.append(weakref.ref(piece))
+            yield piece
+
+    base = sample.write(tmp_path, 3, "A dog!", pieces(), 12, 8.0)
+    assert base == tmp_path / "03-a-dog" and len(given) == 6
+    np.testing.assert_allclose(video.read(base.with_suffix(".mp4"))[0].mean((1, 2, 3)), frames.mean((1, 2, 3)), atol=3)
+    sheet = video.read(base.with_suffix(".png"))[0][0]
+    assert [int(sheet[0, 18 * i, 0]) // 20 for i in range(8)] == [0, 2, 3, 5, 6, 8, 9, 11]
 
 
 def test_an_image_is_a_png_alone(toy, config, tmp_path):

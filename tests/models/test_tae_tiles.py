@@ -17,9 +17,19 @@ from moviegen.models import tae, tae_tiles
 ROOT = Path(__file__).parents[2]
 
 
+def weights(length):
+    """How much each tile counts in each frame, (tiles, frames)."""
+    places = tae_tiles.starts(length)
+    found = np.zeros((len(places), 8 * length))
+    for number, start in enumerate(places):
+        own = tae_tiles.row_of(places, number, length, 8, tae_tiles.TILE, tae_tiles.OVERLAP)
+        found[number, 8 * start : 8 * start + len(own)] = own
+    return found
+
+
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 6, 7, 8, 13, 32])
 def test_every_frame_is_in_a_tile_and_weights_sum_to_one(length):
-    starts, table = tae_tiles.starts(length), tae_tiles.weights(length, 8)
+    starts, table = tae_tiles.starts(length), weights(length)
     assert table.shape == (len(starts), 8 * length)
     np.testing.assert_allclose(table.sum(0), 1, atol=1e-12)
     frames = np.arange(8 * length)
@@ -29,7 +39,7 @@ def test_every_frame_is_in_a_tile_and_weights_sum_to_one(length):
 
 
 def test_a_later_tile_s_weight_rises_linearly_over_sixteen_frames():
-    first, second = tae_tiles.weights(6, 8)
+    first, second = weights(6)
     assert not second[:16].any() and (second[32:] == 1).all()
     np.testing.assert_allclose(np.diff(second[16:32]), 1 / 16)
     np.testing.assert_allclose(first[16:32], second[16:32][::-1])
@@ -67,7 +77,7 @@ def test_tiles_of_a_still_video_leave_no_seam(monkeypatch, small):
 def test_the_stream_is_the_video_a_few_frames_at_a_time(small, length):
     latents = np.random.default_rng(3).standard_normal((2, 2, length, 2, 2)).astype(np.float32)
     params, cfg = small
-    table, whole = tae_tiles.weights(length, 8), np.zeros((2, 3, 8 * length, 16, 16))
+    table, whole = weights(length), np.zeros((2, 3, 8 * length, 16, 16))
     for start, row in zip(tae_tiles.starts(length), table, strict=True):
         made = tae.decode(params, cfg, latents[:, :, start : start + 4]).asnumpy()
         whole[:, :, 8 * start : 8 * start + made.shape[2]] += made * row[8 * start :][: made.shape[2], None, None]
