@@ -14,6 +14,8 @@ import numpy as np
 # Larger arrays are cut into files of this size, so that the pieces of one can be checked and read at the same time. At
 # 8 MB a save took twice as long: every piece is copied out of its array first, and every file synced by itself.
 CHUNK_BYTES = 64 << 20
+# Files are mapped when read: one copy of every byte less, and half the time that the system takes for the load.
+_MAPPED = {"context": {"file_io_mode": {"mode": "memmap"}}}
 
 
 class Lazy(NamedTuple):
@@ -83,7 +85,7 @@ def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = 
     for file in _files(where, entry["chunk"]):
         if _signature(folder / file) != entry["files"].get(file):
             raise ValueError(f"{file} is not the file that was saved")
-    store = ts.open(_spec(folder, entry), open=True, read=True).result()
+    store = ts.open(_spec(folder, entry) | _MAPPED, open=True, read=True).result()
     # Into memory of numpy's, which asks for huge pages: getting it in small ones took as long as all else together.
     array = np.empty([s.stop - s.start for s in where], numpy_dtype(entry["dtype"]))
     ts.array(array)[...].write(store[where].translate_to[0] if where else store).result()
