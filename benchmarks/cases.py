@@ -137,6 +137,25 @@ def tae(size: str, batch: int, frames: int, side: int) -> Work:
     return Work(step, arrays, json.loads(cfg.to_json()) | {"weights": weights})
 
 
+def tae_decode(size: str, frames: int, side: int) -> Work:
+    """Decoding of random latents, in tiles of 32 frames, a few frames at a time as a video is written."""
+    from experiments import common
+    from moviegen import backend
+    from moviegen.models import tae as model
+    from moviegen.models import tae_tiles
+
+    cfg = common.tae(size)
+    params = model.init(cfg, 0)
+    latents = np.random.default_rng(0).standard_normal((1, cfg.latent_channels, frames // 8, side // 8, side // 8))
+
+    def step():
+        for piece in tae_tiles.stream(params, cfg, latents.astype(np.float32), frames):
+            last = piece
+        return None, {"last frames": backend.tensor(last)}
+
+    return Work(step, {}, {})
+
+
 def byt5_small(batch: int, tokens: int) -> Work:
     """ByT5-small's encoder, forward only, on texts of half to all of `tokens` bytes; random weights."""
     from moviegen import backend
@@ -209,6 +228,11 @@ CASES = {
         "attention forward, 14 336 tokens (256 frames at 256x448), 16 heads of 96",
         lambda: attention(1, 16, 14336, 96),
         1,
+    ),
+    "tae_decode": Case(
+        "64 frames of 256x256 decoded; the full autoencoder's layout at a quarter of its width",
+        lambda: tae_decode("small", 64, 256),
+        2,
     ),
     "byt5_small": Case(
         "ByT5-small's encoder (217 M weights), 16 texts of 48 to 96 bytes", lambda: byt5_small(16, 96), 5

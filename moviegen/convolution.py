@@ -59,7 +59,10 @@ def _of_repeated(w: ms.Tensor, axis: int) -> ms.Tensor:
 def temporal_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor, stride: int = 1) -> ms.Tensor:
     """Per-pixel 1-D convolution over time of x (b c t h w) with w (out, in, k), k 1 or 3; end frames are repeated."""
     pictures, parts = _over_time(x)
-    if w.shape[2] == 3:
+    if w.shape[2] == 3 and x.shape[2] == 1:  # an image: all taps fall on one frame
+        before, at, after = ops.unstack(w, 2)
+        w = ops.expand_dims(before + at + after, 2)
+    elif w.shape[2] == 3:
         pictures = ops.concat((pictures[:, :, :1], pictures, pictures[:, :, x.shape[2] - 1 :]), 2)
     y = ops.conv2d(pictures, ops.expand_dims(w, 3), b, (stride, 1), "valid")
     return _over_space(y, parts, x.shape)
