@@ -114,7 +114,7 @@ def _texts(config: Any, path: str) -> tuple[dict[int, dict[str, str]], dict[int,
     if not any(store.is_store(folder) for folder in config.data.text_folders.values()):
         return {}, {}
     found, bad = captions.read(path, config.text)
-    return {row.line: row.texts for row in found}, {int(reason.split()[1].rstrip(":")): reason for reason in bad}
+    return {row.line: row.texts for row in found}, bad
 
 
 def _texts_of(row: Row) -> str:

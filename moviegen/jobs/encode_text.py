@@ -38,7 +38,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     ]  # before any work: what is wrong with the last comes out too
     key = "text.prompts" if config.text.prompts else "data.csv"
     rows, bad = captions.read(config.text.prompts or config.data.csv, config.text, key)
-    _judge(config.text.prompts or config.data.csv, rows, bad, config.data.max_bad_fraction)
+    _judge(config.text.prompts or config.data.csv, rows, list(bad.values()), config.data.max_bad_fraction)
     writer = Writer(workdir, "encode_text", rank=meshes.rank())
     totals = {"embedded": 0, "kept": 0, "cut": 0}
     for files in looked:

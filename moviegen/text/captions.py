@@ -17,8 +17,8 @@ class Caption(NamedTuple):
     texts: dict[str, str]
 
 
-def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], list[str]]:
-    """The usable prompts of a file and what is wrong with the others, "line N: ..." each.
+def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], dict[int, str]]:
+    """The usable prompts of a file and what is wrong with the others, {line: "line N: ..."}.
 
     `text` is the config's section: its `fps` and `camera` are those of rows that say nothing themselves. A row is bad
     when its caption is empty, when it has more or fewer fields than the header, or an fps or camera that is none. Raises
@@ -33,27 +33,27 @@ def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], li
         raise DataError(f"{path}: is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
-def _txt(file: Any, text: Any) -> tuple[list[Caption], list[str]]:
+def _txt(file: Any, text: Any) -> tuple[list[Caption], dict[int, str]]:
     found = []
     for number, line in enumerate(file, 1):
         if prompts.clean(line):
             found.append(Caption(number, "", prompts.prepare(line, text.fps, text.camera)))
-    return found, []
+    return found, {}
 
 
-def _csv(path: str, file: Any, text: Any) -> tuple[list[Caption], list[str]]:
+def _csv(path: str, file: Any, text: Any) -> tuple[list[Caption], dict[int, str]]:
     reader = csv.DictReader(file, strict=True)
     for column in ("video", "caption"):
         if column not in (reader.fieldnames or ()):
             raise DataError(f"{path}, line 1: no column `{column}` among {reader.fieldnames}")
-    found, bad, last = [], [], 1
+    found, bad, last = [], {}, 1
     try:
         for row in reader:
             last = reader.line_num
             try:
                 found.append(Caption(last, row["video"], _texts(row, text)))
             except ConfigError as error:
-                bad.append(f"line {last}: {error}")
+                bad[last] = f"line {last}: {error}"
     except csv.Error as error:
         raise DataError(f"{path}, line {last + 1}: cannot be read as csv ({error}): mend its quotes") from error
     return found, bad
