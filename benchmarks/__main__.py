@@ -19,7 +19,7 @@ from benchmarks.cases import CASES, measure_case
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("runs/benchmarks/results.json")
-PEERS = ("transformer_tiny", "transformer_4x256", "attention_14336", "byt5_small", "tae_tiny", "tae_full")
+PEERS = ("transformer_tiny", "transformer_4x256", "attention_14336", "byt5_small", "tae_tiny", "tae_small", "tae_full")
 
 
 def main() -> None:

@@ -117,8 +117,8 @@ def attention(batch: int, heads: int, tokens: int, width: int) -> Work:
     return Work(step, arrays, {})
 
 
-def tae(size: str, batch: int, frames: int, side: int) -> Work:
-    """Loss and gradients of the autoencoder on batch x frames x side x side noise."""
+def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...] = ()) -> Work:
+    """Loss and gradients of the autoencoder on batch x frames x side x side noise, some levels recomputed."""
     from experiments import common
     from moviegen.models import tae as model
 
@@ -130,7 +130,7 @@ def tae(size: str, batch: int, frames: int, side: int) -> Work:
     weights = {"l1": 1.0, "mse": 1.0, "kl": 1e-6}
 
     def step():
-        losses, grads = model.loss_and_grads(params, cfg, video, noise, weights)
+        losses, grads = model.loss_and_grads(params, cfg, video, noise, weights, recompute=recompute)
         return losses["loss"], grads
 
     arrays = {"video": video, "noise": noise} | {f"params/{path}": v.asnumpy() for path, v in params.items()}
@@ -228,6 +228,10 @@ CASES = {
         "attention forward, 14 336 tokens (256 frames at 256x448), 16 heads of 96",
         lambda: attention(1, 16, 14336, 96),
         1,
+    ),
+    "tae_small": Case("the full layout at a quarter of its width, 16 x 128 x 128", lambda: tae("small", 1, 16, 128), 2),
+    "tae_small_recomputed": Case(
+        "the same, keeping one tensor of each level", lambda: tae("small", 1, 16, 128, (0, 1, 2, 3)), 2
     ),
     "tae_decode": Case(
         "64 frames of 256x256 decoded; the full autoencoder's layout at a quarter of its width",
