@@ -16,6 +16,7 @@ import numpy as np
 CHUNK_BYTES = 64 << 20
 # Files are mapped when read: one copy of every byte less, and half the time that the system takes for the load.
 _MAPPED = {"context": {"file_io_mode": {"mode": "memmap"}}}
+_AHEAD = 1 << 20  # the disk fetches all of a file meanwhile, asked for in pieces: Linux cuts a larger wish short
 
 
 class Lazy(NamedTuple):
@@ -174,9 +175,10 @@ def _files(where: tuple[slice, ...], chunk: list[int]) -> list[str]:
 def _signature(file: Path) -> list:
     """[size in bytes, crc32c in hex]: the codec put the checksum of a chunk into its last four bytes."""
     with open(file, "rb") as f:
-        if hasattr(os, "posix_fadvise"):  # the disk fetches the rest while the last bytes are looked at
-            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         size = f.seek(0, os.SEEK_END)
+        if hasattr(os, "posix_fadvise"):
+            for at in range(0, size, _AHEAD):
+                os.posix_fadvise(f.fileno(), at, _AHEAD, os.POSIX_FADV_WILLNEED)
         f.seek(max(0, size - 4))
         return [size, f.read(4)[::-1].hex()]
 
