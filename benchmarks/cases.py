@@ -146,10 +146,11 @@ def tae_decode(size: str, frames: int, side: int) -> Work:
 
     cfg = common.tae(size)
     params = model.init(cfg, 0)
-    latents = np.random.default_rng(0).standard_normal((1, cfg.latent_channels, frames // 8, side // 8, side // 8))
+    shape = (1, cfg.latent_channels, frames // 8, side // 8, side // 8)
+    latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
     def step():
-        for piece in tae_tiles.stream(params, cfg, latents.astype(np.float32), frames):
+        for piece in tae_tiles.stream(params, cfg, latents, frames):
             last = piece
         return None, {"last frames": backend.tensor(last)}
 

@@ -108,9 +108,7 @@ def probe(path: str | Path) -> dict[str, float]:
             raise DataError(f"{path}: holds no decodable video frame")
         height, width = _to_array(first, None).shape[:2]
         fps = float(stream.average_rate or 0)
-    with _opened(path) as (container, stream):
-        # One packet is one frame in every codec that we read; the flush packet at the end has no size.
-        frames = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+    frames, _ = _index(path)
     return {"frames": frames, "fps": fps, "height": height, "width": width, "seconds": frames / fps if fps else 0.0}
 
 
@@ -209,8 +207,7 @@ def _opened(path: Path):
 
 def _sought(path: Path, wanted: range, box: Box | None) -> tuple[list[np.ndarray], float] | None:
     """Some frames, decoded from the last key frame before them on, and the file's rate; None if its times do not tell them."""
-    status = path.stat()
-    times = _times(path, status.st_mtime_ns, status.st_size)
+    _, times = _index(path)
     if times is None or wanted[-1] >= len(times):
         return None
     chosen, frames = {int(times[i]) for i in wanted}, []
@@ -225,16 +222,20 @@ def _sought(path: Path, wanted: range, box: Box | None) -> tuple[list[np.ndarray
     return (frames, rate) if len(frames) == len(wanted) else None
 
 
+def _index(path: Path) -> tuple[int, np.ndarray | None]:
+    """How many frames a file has, and when each is shown, in the stream's units, rising; None if the file does not say it."""
+    status = path.stat()
+    return _indexed(path, status.st_mtime_ns, status.st_size)
+
+
 @functools.lru_cache(maxsize=1024)
-def _times(path: Path, changed: int, size: int) -> np.ndarray | None:
-    """When each frame is shown, in the stream's units, rising; None where the file does not say it, or starts in a cut."""
+def _indexed(path: Path, changed: int, size: int) -> tuple[int, np.ndarray | None]:
     with _opened(path) as (container, stream):
+        # One packet is one frame in every codec that we read; the flush packet at the end has no size.
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        times = [packet.pts for packet in packets]
-        whole = bool(packets) and packets[0].is_keyframe
-    if not whole or None in times or len(set(times)) < len(times):
-        return None
-    return np.sort(np.array(times))
+        times, whole = [packet.pts for packet in packets], bool(packets) and packets[0].is_keyframe
+    told = whole and None not in times and len(set(times)) == len(times)
+    return len(times), np.sort(np.array(times)) if told else None
 
 
 def _at_rate(frames: Iterator[Any], fps: float, average: Any) -> Iterator[Any]:

@@ -261,9 +261,8 @@ def loss_and_grads(
     that both pull equally on the decoder's last convolution (Esser et al. 2021, adaptive weight).
 
     Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the first
-    block's alone. Returns ({"loss", "mse", "kl", ...}, grads). On a mesh,
-    whose ranks are given a part of the batch each, both are those of the whole batch; params are shards at zero_stage 3,
-    gradients at 2 and 3.
+    block's alone. Returns ({"loss", "mse", "kl", ...}, grads). On a mesh, whose ranks are given a part of the batch each,
+    both are those of the whole batch; params are shards at zero_stage 3, gradients at 2 and 3.
     """
     _check_video(video, cfg)
     _check_levels(recompute, cfg)
