@@ -184,6 +184,21 @@ def first_rank_alone(do: Callable[[], None], marker: Path) -> None:
     barrier(world)
 
 
+def found_by_first(find: Callable[[], Any], leave: Callable[[Any], None], take: Callable[[], Any], file: Path) -> Any:
+    """What `find` gives on rank 0; it leaves that in `file`, from where the other ranks take it."""
+    found = None
+
+    def work() -> None:
+        nonlocal found
+        found = find()
+        if current().world.size > 1:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            leave(found)
+
+    first_rank_alone(work, file.with_suffix(".done"))
+    return take() if found is None else found
+
+
 def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[str]:
     """Every rule of the mesh that an experiment on so many ranks breaks, each with what would mend it."""
     found, parts = [], axes["data"] * axes["zero"]

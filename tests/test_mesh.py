@@ -134,3 +134,17 @@ def test_the_others_wait_for_the_first_rank(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert sorted(done_by) == [0, 1]
+
+
+def test_what_the_first_rank_finds_the_others_take(tmp_path, monkeypatch):
+    file = tmp_path / "new" / "found.txt"
+
+    def ask(rank):
+        monkeypatch.setattr(mesh, "current", lambda: mesh.Mesh(data=2, world=mesh.Group("both", 2, rank)))
+        monkeypatch.setattr(mesh, "first_rank_alone", lambda do, marker: rank or do())
+        return mesh.found_by_first(lambda: f"by {rank}", file.write_text, file.read_text, file)
+
+    assert ask(0) == "by 0" and ask(1) == "by 0"
+    monkeypatch.undo()
+    assert mesh.found_by_first(lambda: 3, None, None, tmp_path / "alone" / "x") == 3  # one rank leaves nothing
+    assert not (tmp_path / "alone").exists()

@@ -78,23 +78,19 @@ def usable(data: Any, needed: int, cache: Path | None = None) -> tuple[dict[File
     A video of fewer than `needed` frames is not usable. Of several ranks the first does it, and the others read the file
     `cache`. Raises ConfigError, or DataError when too many cannot be used.
     """
-    found = None
 
-    def check() -> None:
-        nonlocal found
-        found = _counted(data, needed)
-        if cache is not None and meshes.current().world.size > 1:
-            rows = [(file.name, file.line, frames) for file, frames in found[0].items()]
-            configs.write_json({"total": found[1].total, "files": rows}, cache)
+    def leave(found: tuple[dict[File, int], Bad]) -> None:
+        rows = [(file.name, file.line, frames) for file, frames in found[0].items()]
+        configs.write_json({"total": found[1].total, "files": rows}, cache)
+
+    def take() -> tuple[dict[File, int], Bad]:
+        left, place = json.loads(cache.read_text()), Path(data.video_folder)
+        counts = {File(name, place / name, line): frames for name, line, frames in left["files"]}
+        return counts, _bad(data, left["total"])
 
     if cache is None:
-        check()
-    else:
-        meshes.first_rank_alone(check, cache.with_suffix(".done"))
-    if found is not None:
-        return found
-    left, place = json.loads(cache.read_text()), Path(data.video_folder)
-    return {File(name, place / name, line): frames for name, line, frames in left["files"]}, _bad(data, left["total"])
+        return _counted(data, needed)
+    return meshes.found_by_first(lambda: _counted(data, needed), leave, take, cache)
 
 
 def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:

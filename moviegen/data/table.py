@@ -66,21 +66,17 @@ def read_once(config: Any, path: str, usable: Path) -> list[Row]:
 
     Every rank looking for the files of every row would be thousands of lookups for each file.
     """
-    found = []
 
-    def check():
-        found.extend(read(config, path))
-        if meshes.current().world.size > 1:
-            usable.parent.mkdir(parents=True, exist_ok=True)
-            with open(usable, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([["video", "texts"], *([row.video, _texts_of(row)] for row in found)])
+    def leave(rows):
+        with open(usable, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["video", "texts"], *([row.video, _texts_of(row)] for row in rows)])
 
-    meshes.first_rank_alone(check, usable.with_suffix(".done"))
-    if found:
-        return found
-    cache = latent_cache.open_cache(config.data.latent_folder)
-    with open(usable, newline="", encoding="utf-8") as file:
-        return [_row(config.data, row["video"], cache, json.loads(row["texts"])) for row in csv.DictReader(file)]
+    def take():
+        cache = latent_cache.open_cache(config.data.latent_folder)
+        with open(usable, newline="", encoding="utf-8") as file:
+            return [_row(config.data, row["video"], cache, json.loads(row["texts"])) for row in csv.DictReader(file)]
+
+    return meshes.found_by_first(lambda: read(config, path), leave, take, usable)
 
 
 def _check_folders(data: Any) -> None:
