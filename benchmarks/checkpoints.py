@@ -6,6 +6,7 @@ what a run feels of a save in the background. FOLDER (default: here) says which 
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-ROUNDS = 5  # the best of them counts: whatever else the machine does only adds to a time
+ROUNDS = 5
 CONFIG = ConfigDict({"ema": {"decay": 0.9}, "train": {"keep_checkpoints": 1, "keep_every": 0, "keep_best": False}})
 
 
@@ -26,10 +27,12 @@ def main(folder: str = ".") -> None:
         place, seconds = Path(place), {}
         size, count, stall, whole = writes(place, seconds)
         reads(place, seconds)  # by now the state is gone: a run that starts again holds nothing when it loads
-    rate = {name: size / min(found) / 1e9 for name, found in seconds.items()}
-    print(f"{size / 1e9:.2f} GB in {count} arrays, best of {ROUNDS} rounds, load {os.getloadavg()[0]:.1f}")
+    print(f"{size / 1e9:.2f} GB in {count} arrays, {ROUNDS} rounds, load {os.getloadavg()[0]:.1f}; GB/s")
     for ours, theirs in (("save", "dd write"), ("load", "dd read"), ("load", "numpy read")):
-        print(f"{ours}: {rate[ours]:.2f} GB/s, {theirs} {rate[theirs]:.2f} GB/s, ratio {rate[ours] / rate[theirs]:.2f}")
+        for which, of in (("best", min), ("median", statistics.median)):
+            rate = {name: size / of(seconds[name]) / 1e9 for name in (ours, theirs)}
+            print(f"{which:6} " + ", ".join(f"{k} {v:.2f}" for k, v in rate.items()), end="")
+            print(f", ratio {rate[ours] / rate[theirs]:.2f}")
     print(f"save in the background: training waits {stall:.2f} s of {whole:.2f} s")
     print("all rounds, seconds: " + "; ".join(f"{k} {', '.join(f'{s:.2f}' for s in v)}" for k, v in seconds.items()))
 

@@ -27,6 +27,18 @@ def test_round_trip(tmp_path, dtype, shape):
     assert back.tobytes() == array.tobytes()
 
 
+def test_tensorstore_reads_the_same(tmp_path, monkeypatch):
+    """The format is zarr's, checksums included: another reader needs nothing of ours."""
+    import tensorstore as ts
+
+    monkeypatch.setattr(arraystore, "CHUNK_BYTES", 100)
+    array = np.random.default_rng(0).standard_normal((7, 2, 5)).astype(np.float32)
+    entry = write(tmp_path / "a", array)
+    store = ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{tmp_path}/a/"}}).result()
+    np.testing.assert_array_equal(store.read().result(), array)
+    np.testing.assert_array_equal(arraystore.read(tmp_path / "a", entry), array)
+
+
 def test_zeros_are_files_too(tmp_path):
     """tensorstore leaves all-zero chunks out by default, and a lost file would then read as zeros without an error."""
     entry = write(tmp_path / "a", np.zeros((4, 4), np.float32))
