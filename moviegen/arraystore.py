@@ -3,8 +3,10 @@
 tensorstore reads as well, but gets new memory for every byte twice: a load took twice the processor time of this one.
 """
 
+import contextlib
 import itertools
 import math
+import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -86,7 +88,7 @@ def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = 
     ts.open(_spec(folder, entry), open=True, read=True).result()  # the store's own description must be whole, too
     where = tuple(slice(0, n) for n in entry["shape"]) if where is None else where
     start, stop = [s.start for s in where], [s.stop for s in where]
-    array = np.empty(np.subtract(stop, start).astype(int), numpy_dtype(entry["dtype"]))
+    array = _memory((n - m for m, n in zip(start, stop, strict=True)), numpy_dtype(entry["dtype"]))
     for index in _touched(where, entry["chunk"]):
         file = _file(index)
         content = _content(folder / file, entry["files"].get(file)).view(array.dtype).reshape(entry["chunk"])
@@ -194,7 +196,7 @@ def _content(file: Path, signature: list | None) -> np.ndarray:
     from crc32c import crc32c
 
     if _signature(file) == signature:
-        content, checksum = np.empty(signature[0] - 4, np.uint8), 0
+        content, checksum = _memory([signature[0] - 4], np.dtype(np.uint8)), 0
         with open(file, "rb", buffering=0) as f:
             if hasattr(os, "posix_fadvise"):
                 for at in range(0, content.size, _PIECE):  # the disk fetches all of the file meanwhile
@@ -206,6 +208,15 @@ def _content(file: Path, signature: list | None) -> np.ndarray:
         if f"{checksum:08x}" == signature[1]:
             return content
     raise ValueError(f"{file.name} is not the file that was saved")
+
+
+def _memory(shape: Iterable[int], dtype: np.dtype) -> np.ndarray:
+    """An array whose bytes go back to the system when it goes: what malloc gave a thread stays with the process."""
+    shape = tuple(shape)
+    pages = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # not every system has them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def _part(part: str) -> str:

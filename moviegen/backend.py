@@ -89,6 +89,11 @@ def to_tensors(params: Mapping[str, Any]) -> dict[str, ms.Tensor]:
     return {path: tensor(value) for path, value in params.items()}
 
 
+def moved(arrays: dict[str, np.ndarray]) -> dict[str, ms.Tensor]:
+    """Like `to_tensors`, but takes each array out of `arrays` as it goes: the tree is never in memory twice."""
+    return {path: tensor(arrays.pop(path)) for path in list(arrays)}
+
+
 def to_numpy(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tree with every value as a numpy array (bfloat16 as ml_dtypes.bfloat16)."""
     return {path: arraystore.to_numpy(path, value) for path, value in params.items()}

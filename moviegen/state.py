@@ -45,9 +45,9 @@ class Layout(NamedTuple):
         """Every parameter put together, on every rank: for models that are small beside a training step."""
         return zero.whole(self.shard, backend.to_tensors(shards), self.shapes)
 
-    def keep(self, tree: Mapping[str, np.ndarray]) -> Tree:
-        """Moments or an average, which the optimizer alone needs, where they are to live."""
-        return dict(tree) if self.offload else backend.to_tensors(tree)
+    def keep(self, tree: dict[str, np.ndarray]) -> Tree:
+        """Moments or an average, which the optimizer alone needs, moved to where they are to live."""
+        return tree if self.offload else backend.moved(tree)
 
 
 class State(NamedTuple):
@@ -75,7 +75,7 @@ def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
     trees, meta = _read(folder, step, layout)
     if layout.mesh.world.rank == 0:
         print(f"continuing from step {step} in {folder}", flush=True)
-    master = backend.to_tensors(trees["params"])
+    master = backend.moved(trees["params"])
     moments = {name: layout.keep(trees[f"opt/{name}"]) for name in "mv"}
     return State(layout.model(master), master, layout.keep(trees["ema"]), moments), meta
 
@@ -83,7 +83,7 @@ def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
 def load_average(folder: Path, layout: Layout) -> tuple[Tree, dict]:
     """The averaged weights of the newest checkpoint as the model computes with them, and the checkpoint's meta."""
     trees, meta = _read(folder, None, layout, "^ema/")
-    return layout.model(backend.to_tensors(trees["ema"])), meta
+    return layout.model(backend.moved(trees["ema"])), meta
 
 
 def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
@@ -91,7 +91,7 @@ def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> S
 
     Position tables, which are small, are read whole and go through `grow`, since a larger one has other shards.
     """
-    own = backend.to_tensors(_read(folder, None, layout, "^ema/(?!position/)")[0]["ema"])
+    own = backend.moved(_read(folder, None, layout, "^ema/(?!position/)")[0]["ema"])
     tables = backend.to_numpy(grow(checkpoint.load(folder, select="^ema/position/")[0]["ema"]))
     return fresh(own | {path: layout.place(path, table) for path, table in tables.items()}, layout)
 
@@ -110,11 +110,9 @@ def _read(folder, step, layout, select=""):
                 f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
             )
     trees, meta = checkpoint.load(folder, step, select, where=lambda shape: sharding.bounds(shape, layout.shard))
-    padded = {
-        tree: {path: sharding.pad(own, layout.shapes[path], layout.shard) for path, own in values.items()}
-        for tree, values in trees.items()
-    }
-    return padded, meta
+    for tree, values in trees.items():  # one by one, so that no tree is in memory twice
+        trees[tree] = {path: sharding.pad(values.pop(path), layout.shapes[path], layout.shard) for path in list(values)}
+    return trees, meta
 
 
 def update(state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout) -> float:

@@ -52,6 +52,15 @@ def test_trees_go_there_and_back():
             np.testing.assert_array_equal(back[path], value)
 
 
+def test_moved_arrays_are_in_memory_once():
+    arrays = {"a": np.arange(3, dtype=np.float32), "b": np.ones(2, np.int32)}
+    kept = dict(arrays)
+    tensors = backend.moved(arrays)
+    assert arrays == {} and list(tensors) == ["a", "b"]
+    for path, value in backend.to_numpy(tensors).items():
+        np.testing.assert_array_equal(value, kept[path])
+
+
 def test_compute_dtypes():
     assert backend.check_compute_dtype("float32") == "float32"
     assert backend.check_compute_dtype("bfloat16_simulated") == "bfloat16_simulated"

@@ -1,10 +1,13 @@
 """The state of a run on one rank, and how another mesh picks it up; all meshes train alike in tests/distributed."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen import backend, optim, sharding
+from moviegen import backend, checkpoint, optim, sharding
 from moviegen import state as states
 from moviegen.mesh import ONE, Group, Mesh
 
@@ -79,6 +82,30 @@ def test_any_mesh_picks_up_what_one_rank_saved(trained, tmp_path, size):
             assert mine.keys() == SHAPES.keys()
             for path, value in mine.items():
                 np.testing.assert_array_equal(value.asnumpy(), sharding.cut(whole[path].asnumpy(), group))
+
+
+RESTORE = """
+import re, sys
+from moviegen import backend, state
+from moviegen.mesh import Group, Mesh
+def peak():  # of this program: what getrusage says begins with the memory of the one that started it
+    return int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+backend.device()
+group = Group("", 2, 0)
+layout = state.Layout({str(i): (1024, 2048) for i in range(24)}, Mesh(zero=2, world=group, shard=group), 3)
+before = peak()
+found, _ = state.restore(sys.argv[1], 1, layout)
+print(peak() - before)
+"""
+
+
+def test_a_restored_state_is_not_in_memory_twice(tmp_path):
+    """4 MB of each of 96 arrays: of that size malloc keeps what a thread frees, and the tensors would come on top."""
+    arrays = {str(i): np.full((1024, 2048), i, np.float32) for i in range(24)}
+    checkpoint.save(tmp_path, 1, {tree: arrays for tree in ("params", "ema", "opt/m", "opt/v")}, {})
+    ended = subprocess.run([sys.executable, "-c", RESTORE, str(tmp_path)], capture_output=True, text=True, check=True)
+    kilobytes = int(ended.stdout.split()[-1])
+    assert 96 * 4096 < kilobytes < 1.3 * 96 * 4096, kilobytes
 
 
 def test_what_is_saved_is_what_was_when_save_returned(trained, tmp_path):
