@@ -11,7 +11,7 @@ from moviegen import mesh as meshes
 from moviegen import state as states
 from moviegen.data import crops, video
 from moviegen.errors import ConfigError, DataError
-from moviegen.models import lpips, tae, tae_linear
+from moviegen.models import lpips, tae, tae_linear, tae_step
 from moviegen.writers import Writer
 
 
@@ -99,7 +99,7 @@ def _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual):
     found: list[dict] = [{}, {}, {}]
     for own in np.split(np.arange(len(clips)), pieces):
         turn = adversary.Turn(config, opponent, clips[own], mesh) if adversary.plays(config, opponent, step) else None
-        losses, grads = tae.loss_and_grads(
+        losses, grads = tae_step.loss_and_grads(
             state.params,
             config.tae,
             clips[own],

@@ -113,7 +113,7 @@ def loss_and_grads(
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
     """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and the gradient of every parameter.
 
-    On a mesh all are those of the whole batch, as in `tae.loss_and_grads`.
+    On a mesh all are those of the whole batch, as in `tae_step.loss_and_grads`.
     """
     fetch = zero.fetcher(mesh, zero_stage, shapes(cfg))
     verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, fetch)
