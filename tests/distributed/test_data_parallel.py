@@ -66,14 +66,14 @@ def test_two_groups_of_msrun_as_on_two_machines(tmp_path):
     overrides = TINY | {"data.tae_weights": str(tmp_path / "tae.safetensors")}
     cfg = configs.apply_overrides(configs.load(EXPERIMENT), {key: str(value) for key, value in overrides.items()})
     safetensors_io.write(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
-    port = workers._place(2)["MS_SCHED_PORT"]
+    port = workers._place(4)["MS_SCHED_PORT"]
     groups = []
     # msrun starts the scheduler where it finds the address to be its own: 0.0.0.0 leads here, but is nobody's.
     for node, address in enumerate(("127.0.0.1", "0.0.0.0")):
-        command = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=1"]
+        command = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=4", "--local_worker_num=2"]
         command += [f"--node_rank={node}", f"--master_addr={address}", f"--master_port={port}", "--join=True"]
         command += [f"--log_dir={tmp_path}/run/ranks", "--tail_worker_log=0", f"{ROOT}/launch.py"]
-        command += [f"--config={EXPERIMENT}", f"--workdir={tmp_path}/run", "--mesh=zero=2"]
+        command += [f"--config={EXPERIMENT}", f"--workdir={tmp_path}/run", "--mesh=zero=2,sp=2"]
         command += [f"--config.{key}={value}" for key, value in overrides.items()]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # msrun starts `python`
         groups.append(subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ, PATH=path)))
@@ -83,5 +83,5 @@ def test_two_groups_of_msrun_as_on_two_machines(tmp_path):
         for group in groups:
             group.send_signal(signal.SIGINT)
     assert checkpoint.latest(tmp_path / "run" / "checkpoints") == 3
-    logs = [(tmp_path / "run" / "ranks" / f"worker_{rank}.log").read_text() for rank in range(2)]
-    assert "train: 3 steps done" in logs[0] and "steps done" not in logs[1]
+    logs = [(tmp_path / "run" / "ranks" / f"worker_{rank}.log").read_text() for rank in range(4)]
+    assert ["train: 3 steps done" in log for log in logs] == [True, False, False, False]
