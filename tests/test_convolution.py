@@ -60,6 +60,7 @@ FUNCTIONS = {
     "temporal": temporal_conv,
     "parts": temporal_conv,
     "temporal-doubling": temporal_doubling_conv,
+    "doubling-parts": temporal_doubling_conv,
 }
 CASES = {
     "spatial-1": (("spatial",), (4, 3, 1, 1), 3, functools.partial(numpy_spatial, before=0, after=0)),
@@ -76,6 +77,7 @@ CASES = {
     "doubling": (("doubling",), (4, 3, 3, 3), 3, numpy_doubling),
     "doubling-image": (("doubling",), (4, 3, 3, 3), 1, numpy_doubling),
     "temporal-doubling": (("temporal-doubling",), (4, 3, 3), 3, numpy_temporal_doubling),
+    "temporal-doubling-in-parts": (("doubling-parts",), (4, 3, 3), 3, numpy_temporal_doubling),
     "temporal-doubling-image": (("temporal-doubling",), (4, 3, 3), 1, numpy_temporal_doubling),
     "temporal-doubling-zeros": (
         ("temporal-doubling", "zeros"),
@@ -89,7 +91,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradients(case, monkeypatch):
     key, kernel, frames, reference = CASES[case]
-    if key == ("parts",):
+    if "parts" in key[0]:
         monkeypatch.setattr(convolutions, "_LARGE", 0)
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, frames, 4, 6), kernel, kernel[:1]))
