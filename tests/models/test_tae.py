@@ -12,7 +12,7 @@ from moviegen.convert import sd35, seed
 from moviegen.errors import ConfigError
 from moviegen.models import tae
 from tests.golden.recipe import golden_array, golden_input
-from tests.models.tiny_tae import random_params, tiny, video
+from tests.models.tiny_tae import WRONG_VIDEOS, random_params, tiny, video
 from tests.numeric import assert_close
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -170,9 +170,7 @@ def test_normalize_and_back(shift, scale):
     np.testing.assert_allclose(tae.denormalize(found, cfg).asnumpy(), latents, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 3, 8, 16, 20), (1, 3, 8, 12, 16), (1, 4, 8, 16, 16), (3, 8, 16, 16), (1, 3, 0, 16, 16)]
-)
+@pytest.mark.parametrize("shape", WRONG_VIDEOS)
 def test_wrong_videos_are_named(shape):
     cfg = tiny()
     wrong = np.zeros(shape, np.float32)

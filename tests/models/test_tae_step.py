@@ -6,7 +6,7 @@ import pytest
 from moviegen import backend, layerwise
 from moviegen.errors import ConfigError
 from moviegen.models import lpips, tae, tae_losses, tae_step
-from tests.models.tiny_tae import random_params, tiny, video
+from tests.models.tiny_tae import WRONG_VIDEOS, random_params, tiny, video
 
 WEIGHTS = {"l1": 0.5, "mse": 2.0, "kl": 0.1}
 
@@ -194,6 +194,7 @@ def test_an_image_leaves_temporal_attention_no_choice():
     }
 
 
-def test_a_wrong_video_is_named():
-    with pytest.raises(ConfigError, match=r"\(1, 4, 8, 16, 16\), expected \(b 3 t h w\)"):
-        tae_step.loss_and_grads({}, tiny(), np.zeros((1, 4, 8, 16, 16), np.float32), None, WEIGHTS)
+@pytest.mark.parametrize("shape", WRONG_VIDEOS)
+def test_wrong_videos_are_named(shape):
+    with pytest.raises(ConfigError, match=re.escape(f"{shape}, expected (b 3 t h w)")):
+        tae_step.loss_and_grads({}, tiny(), np.zeros(shape, np.float32), np.zeros(1, np.float32), WEIGHTS)

@@ -1,9 +1,11 @@
-"""An autoencoder small enough to test: its config, weights of which each has an effect, and clips."""
+"""An autoencoder small enough to test: its config, weights of which each has an effect, clips, and shapes of none."""
 
 import numpy as np
 
 from experiments import common
 from moviegen.models import tae
+
+WRONG_VIDEOS = [(1, 3, 8, 16, 20), (1, 3, 8, 12, 16), (1, 4, 8, 16, 16), (3, 8, 16, 16), (1, 3, 0, 16, 16)]
 
 
 def tiny(**overrides):
