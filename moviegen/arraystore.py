@@ -9,7 +9,7 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -87,8 +87,8 @@ def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = 
 
     ts.open(_spec(folder, entry), open=True, read=True).result()  # the store's own description must be whole, too
     where = tuple(slice(0, n) for n in entry["shape"]) if where is None else where
-    start, stop = [s.start for s in where], [s.stop for s in where]
-    array = _memory((n - m for m, n in zip(start, stop, strict=True)), numpy_dtype(entry["dtype"]))
+    start, stop = np.array([(s.start, s.stop) for s in where], int).reshape(-1, 2).T
+    array = _memory(stop - start, numpy_dtype(entry["dtype"]))
     for index in _touched(where, entry["chunk"]):
         file = _file(index)
         content = _content(folder / file, entry["files"].get(file)).view(array.dtype).reshape(entry["chunk"])
@@ -210,13 +210,13 @@ def _content(file: Path, signature: list | None) -> np.ndarray:
     raise ValueError(f"{file.name} is not the file that was saved")
 
 
-def _memory(shape: Iterable[int], dtype: np.dtype) -> np.ndarray:
+def _memory(shape: Sequence[int] | np.ndarray, dtype: np.dtype) -> np.ndarray:
     """An array whose bytes go back to the system when it goes: what malloc gave a thread stays with the process."""
-    shape = tuple(shape)
-    pages = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = int(np.prod(shape)) * dtype.itemsize
+    pages = mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(AttributeError, OSError):  # not every system has them
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.uint8, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+    return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
 
 
 def _part(part: str) -> str:
