@@ -19,8 +19,9 @@ import traceback
 from absl import flags
 
 from moviegen import config as configs
-from moviegen import runner, sweep, workers
+from moviegen import runner, sweep
 from moviegen.errors import ConfigError
+from moviegen.parallel import launcher
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "Experiment: FILE.py, or FILE.py:name,name=value with arguments that it takes.")
@@ -47,14 +48,14 @@ def main(argv: list[str]) -> int:
     if not FLAGS.config:
         raise ConfigError("no --config: say which experiment, for example --config=experiments/tiny.py")
 
-    ranks = runner.ranks() if workers.is_rank() else FLAGS.workers
+    ranks = runner.ranks() if launcher.is_rank() else FLAGS.workers
     config = configs.apply_overrides(configs.load(FLAGS.config), overrides)
     plan = runner.prepare(config, FLAGS.job, FLAGS.workdir, FLAGS.mesh, FLAGS.stage, ranks)
     if FLAGS.sweep:
         return sweep.run(FLAGS.sweep, plan, FLAGS.workdir, _command(overrides, "job", "stage", "mesh", "workers"))
-    if ranks > 1 and not workers.is_rank():
+    if ranks > 1 and not launcher.is_rank():
         command = _command(overrides, "job", "stage", "mesh", "workdir")
-        return workers.run(command, FLAGS.workers, plan.workdir)
+        return launcher.run(command, FLAGS.workers, plan.workdir)
     try:
         runner.run(plan.config, plan.job, plan.workdir, FLAGS.mesh, plan.stage)
     except KeyboardInterrupt:
@@ -84,7 +85,7 @@ if __name__ == "__main__":
     except Exception:
         traceback.print_exc()
         code = 1
-    if code and workers.is_rank():
+    if code and launcher.is_rank():
         # At once: an orderly exit waits for the checkpoint's writer, and that for the parts of ranks that will end too.
         sys.stdout.flush()
         sys.stderr.flush()

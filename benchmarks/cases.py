@@ -66,7 +66,7 @@ def peak_mb() -> float:
 
 def transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, **sizes: Any) -> Work:
     """Loss and gradients on latents of `grid` patches (t, h, w), and `text_tokens` of each encoder."""
-    from moviegen.models import transformer as model
+    from moviegen.models.transformer import model
 
     cfg, params, inputs = _transformer(batch, grid, text_tokens, sizes)
     latents, noise, t, text = _tensors(inputs, cfg)
@@ -81,8 +81,8 @@ def transformer_training_step() -> Work:
     """What a run does each step: loss, gradients, clipping, AdamW, average of the weights."""
     from ml_collections import ConfigDict
 
-    from moviegen import optim
-    from moviegen.models import transformer as model
+    from moviegen.models.transformer import model
+    from moviegen.training import optim
 
     cfg, params, inputs = _transformer(4, (2, 4, 4), 16, {"size": "tiny"})
     latents, noise, t, text = _tensors(inputs, cfg)
@@ -103,7 +103,7 @@ def transformer_training_step() -> Work:
 
 def attention(batch: int, heads: int, tokens: int, width: int) -> Work:
     """Self-attention, forward only."""
-    from moviegen import layers, layerwise
+    from moviegen.nn import layers, layerwise
 
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal((batch, heads, tokens, width), dtype=np.float32) for name in "qkv"}
@@ -120,7 +120,7 @@ def attention(batch: int, heads: int, tokens: int, width: int) -> Work:
 def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...] = ()) -> Work:
     """Loss and gradients of the autoencoder on batch x frames x side x side noise, some levels recomputed."""
     from experiments import common
-    from moviegen.models import tae as model
+    from moviegen.models.tae import model
 
     cfg = common.tae(size)
     params = model.init(cfg, 0)
@@ -140,9 +140,9 @@ def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...
 def tae_decode(size: str, frames: int, side: int) -> Work:
     """Decoding of random latents, in tiles of 32 frames, a few frames at a time as a video is written."""
     from experiments import common
-    from moviegen import backend
-    from moviegen.models import tae as model
-    from moviegen.models import tae_tiles
+    from moviegen.models.tae import model
+    from moviegen.models.tae import tiles as tae_tiles
+    from moviegen.nn import backend
 
     cfg = common.tae(size)
     params = model.init(cfg, 0)
@@ -159,9 +159,9 @@ def tae_decode(size: str, frames: int, side: int) -> Work:
 
 def byt5_small(batch: int, tokens: int) -> Work:
     """ByT5-small's encoder, forward only, on texts of half to all of `tokens` bytes; random weights."""
-    from moviegen import backend
     from moviegen.convert import huggingface
-    from moviegen.models import t5
+    from moviegen.models.text import t5
+    from moviegen.nn import backend
 
     sizes = dict(vocab_size=384, d_model=1472, d_kv=64, d_ff=3584, num_layers=12, num_heads=6)
     cfg = huggingface.t5_config(sizes | dict(feed_forward_proj="gated-gelu"))
@@ -183,8 +183,8 @@ def byt5_small(batch: int, tokens: int) -> Work:
 
 def _transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, sizes: dict) -> tuple[Any, dict, dict]:
     from experiments import common
-    from moviegen import backend
-    from moviegen.models import transformer as model
+    from moviegen.models.transformer import model
+    from moviegen.nn import backend
 
     cfg = common.transformer(**{"size": "1b", "compute_dtype": "float32", "position_lengths": grid} | sizes)
     rng = np.random.default_rng(0)
@@ -201,7 +201,7 @@ def _transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, sizes
 
 
 def _tensors(inputs: dict[str, np.ndarray], cfg: Any) -> tuple[Any, Any, Any, dict]:
-    from moviegen import backend
+    from moviegen.nn import backend
 
     text = {name: (backend.tensor(inputs[f"text/{name}"]), None) for name in cfg.text_dims}
     return *(backend.tensor(inputs[name]) for name in ("latents", "noise", "t")), text

@@ -39,9 +39,10 @@ def main(folder: str = ".") -> None:
 
 def writes(place: Path, seconds: dict[str, list[float]]) -> tuple[int, int, float, float]:
     """Bytes and number of arrays; how long a run waits for a save in the background, and how long that takes in all."""
-    from moviegen import backend, checkpoint
-    from moviegen import state as states
-    from moviegen.mesh import ONE
+    from moviegen.nn import backend
+    from moviegen.parallel.mesh import ONE
+    from moviegen.storage import checkpoint
+    from moviegen.training import state as states
 
     state, shapes = make_state()
     trees = {"params": state.master, "ema": state.average, "opt/m": state.moments["m"], "opt/v": state.moments["v"]}
@@ -65,7 +66,7 @@ def writes(place: Path, seconds: dict[str, list[float]]) -> tuple[int, int, floa
 
 def reads(place: Path, seconds: dict[str, list[float]]) -> None:
     """Beside dd also numpy, with as many threads: new memory for every byte, and no byte checked."""
-    from moviegen import checkpoint, treestore
+    from moviegen.storage import checkpoint, treestore
 
     shares = np.linspace(0, (place / "dd").stat().st_size // 4, 65).astype(int)
 
@@ -93,9 +94,9 @@ def timed(name: str, place: Path, seconds: dict[str, list[float]]) -> Iterator[N
 def make_state():
     """Three layers of the 1B model as a run holds them, with random bits; and the shapes."""
     from experiments import common
-    from moviegen import backend
-    from moviegen.models import transformer
-    from moviegen.state import State
+    from moviegen.models.transformer import model as transformer
+    from moviegen.nn import backend
+    from moviegen.training.state import State
 
     shapes = transformer.shapes(common.transformer("1b", num_layers=3))
     rng = np.random.default_rng(0)

@@ -20,14 +20,14 @@ MESHES = {"zero": "state", "sp": "activations"}
 
 
 def main() -> None:
-    from moviegen import workers
+    from moviegen.parallel import launcher
 
     print(f"{'mesh':8} {'what':12} {'MB a rank':>10} {'of one rank':>12}")
     for axis, what in MESHES.items():
         alone = None
         for size in (1, 2, 4):
             with tempfile.TemporaryDirectory() as folder:
-                if workers.run([__file__, axis, str(size)], size, Path(folder)):
+                if launcher.run([__file__, axis, str(size)], size, Path(folder)):
                     sys.exit((Path(folder) / "ranks" / "worker_0.log").read_text()[-2000:])
                 logs = [log.read_text() for log in sorted((Path(folder) / "ranks").glob("worker_*.log"))]
             found = [json.loads(re.search(r"^measured (.*)$", log, re.MULTILINE)[1]) for log in logs]
@@ -41,10 +41,10 @@ def measure(axis: str, size: int) -> float:
     import numpy as np
 
     from experiments import common
-    from moviegen import backend
-    from moviegen import mesh as meshes
-    from moviegen import state as states
-    from moviegen.models import transformer
+    from moviegen.models.transformer import model as transformer
+    from moviegen.nn import backend
+    from moviegen.parallel import mesh as meshes
+    from moviegen.training import state as states
 
     mesh = meshes.setup(dict.fromkeys(meshes.AXES, 1) | {axis: size})
     cfg = common.transformer("tiny", **(STATE if axis == "zero" else ACTIVATIONS))

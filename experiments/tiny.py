@@ -5,7 +5,7 @@
     python launch.py --config=experiments/tiny.py:quick                             # three minutes, poor results
 
 A stage is this config with its own section of `stages` laid over it, and the function of its name in
-moviegen/demo_stages.py.
+moviegen/demo/stages.py.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python launch.py --config=experiments/tiny_tae.py --workdir=runs/tiny_tae
 
-wrote moviegen/weights/tiny_tae.safetensors, as runs/tiny_tae/tae.safetensors. Numbers on the way: docs/tae.md.
+wrote moviegen/models/tae/trained/tiny_tae.safetensors, as runs/tiny_tae/tae.safetensors. Numbers on the way: docs/tae.md.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,6 @@ import difflib
 import importlib.util
 import inspect
 import json
-import os
 import re
 import sys
 import traceback
@@ -175,25 +174,6 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 def to_plain(config: ConfigDict) -> dict:
     """The config as JSON holds it: nested dicts, tuples as lists."""
     return json.loads(config.to_json())
-
-
-def save_json(config: ConfigDict, path: str | os.PathLike) -> None:
-    """Writes the config, readable and sorted, aside and then renamed: a reader never sees half a file."""
-    write_json(to_plain(config), path)
-
-
-def write_json(value: Any, path: str | os.PathLike) -> None:
-    """Writes any JSON value aside and then renames it."""
-    write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", path)
-
-
-def write_text(text: str, path: str | os.PathLike) -> None:
-    """Writes a file aside and then renames it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8", newline="")
-    os.replace(aside, path)
 
 
 def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:

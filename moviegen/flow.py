@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from moviegen import streams
 from moviegen.errors import ConfigError
+from moviegen.streams import Stream
 
 SIGMA_MIN = 1e-5
 
@@ -21,21 +23,33 @@ def sample_times(rng: np.random.Generator, n: int, logit_mean: float = 0.0) -> n
 
 
 def draw(
-    seed: int, step: int, sample_index: int, shape: Sequence[int], logit_mean: float = 0.0
+    seed: int,
+    step: int,
+    sample_index: int,
+    shape: Sequence[int],
+    logit_mean: float = 0.0,
+    stream: Stream = Stream.NOISE,
 ) -> tuple[np.ndarray, np.float32]:
     """Noise and time of one training sample, a pure function of its arguments.
 
     `sample_index` is the sample's global index in the batch, so any split of the batch over ranks draws the same.
     Returns gaussian noise float32 of `shape` and a logit-normal time.
     """
-    rng = np.random.default_rng([seed, step, sample_index])
+    rng = streams.rng(stream, seed, step, sample_index)
     time = sample_times(rng, 1, logit_mean)[0]
     return rng.standard_normal(tuple(shape), dtype=np.float32), time
 
 
-def draw_batch(seed: int, step: int, sample_indices: Sequence[int], shape: Sequence[int], logit_mean: float = 0.0):
+def draw_batch(
+    seed: int,
+    step: int,
+    sample_indices: Sequence[int],
+    shape: Sequence[int],
+    logit_mean: float = 0.0,
+    stream: Stream = Stream.NOISE,
+):
     """`draw` for several samples: noise (b, *shape) and times (b,), both float32."""
-    draws = [draw(seed, step, index, shape, logit_mean) for index in sample_indices]
+    draws = [draw(seed, step, index, shape, logit_mean, stream) for index in sample_indices]
     return np.stack([noise for noise, _ in draws]), np.stack([time for _, time in draws])
 
 

@@ -10,14 +10,24 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from moviegen import config as configs
-from moviegen import heartbeat
-from moviegen import mesh as meshes
 from moviegen.errors import ConfigError
-from moviegen.mesh import rank, ranks
+from moviegen.parallel import heartbeat, rules
+from moviegen.parallel import mesh as meshes
+from moviegen.parallel.mesh import ONE, Mesh, rank, ranks
+from moviegen.storage import files
 
 JOBS = Path(__file__).parent / "jobs"
 # Jobs of which every rank would do all of the work.
 ONE_RANK = ("convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights")
+
+
+class Run(NamedTuple):
+    """What a job is given: its settings, the folder for its files, this process's place among the ranks, its stage."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh = ONE
+    stage: str | None = None
 
 
 class Plan(NamedTuple):
@@ -46,17 +56,18 @@ def run(
     """
     plan = prepare(config, job, workdir, mesh, stage, ranks())
     with heartbeat.beating(plan.workdir / "ranks", plan.config.train.rank_timeout) if ranks() > 1 else nullcontext():
-        meshes.setup(plan.axes)
+        mesh = meshes.setup(plan.axes)
         if rank() == 0:
             _note_config(plan.config, plan.workdir)
-            for note in meshes.notes(plan.axes, plan.config, plan.job):
+            for note in rules.notes(plan.axes, plan.config, plan.job):
                 print(f"note: {note}", flush=True)
         start = time.time()
-        metrics = importlib.import_module(f"moviegen.jobs.{plan.job}").run(plan.config, plan.workdir, stage=plan.stage)
+        job = importlib.import_module(f"moviegen.jobs.{plan.job}")
+        metrics = job.run(Run(plan.config, plan.workdir, mesh, plan.stage))
     metrics = {name: float(value) for name, value in metrics.items()}
     if rank() == 0:
         result = {"job": plan.job, "stage": plan.stage, "seconds": round(time.time() - start, 1), "metrics": metrics}
-        configs.write_json(result, plan.workdir / "result.json")
+        files.write_json(result, plan.workdir / "result.json")
     return metrics
 
 
@@ -82,7 +93,7 @@ def prepare(
     if not workdir and not config.get("name"):
         raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")
     axes = meshes.parse(mesh, ranks)
-    wrong = meshes.violations(axes, ranks, config, job)
+    wrong = rules.violations(axes, ranks, config, job)
     if wrong:
         raise ConfigError(f"mesh {mesh or f'data={ranks}'} does not fit this experiment: " + "; ".join(wrong))
     return Plan(config, job, Path(workdir or f"runs/{config.name}"), axes, stage or None)
@@ -99,5 +110,5 @@ def _note_config(config: ConfigDict, workdir: Path) -> None:
     if path.is_file():
         for line in configs.changes(json.loads(path.read_text()), configs.to_plain(config)):
             print(f"config changed since the last run in {workdir}: {line}", flush=True)
-    configs.save_json(config, path)
+    files.write_json(configs.to_plain(config), path)
     (workdir / "result.json").unlink(missing_ok=True)

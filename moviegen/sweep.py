@@ -11,6 +11,7 @@ from typing import Any
 from moviegen import config as configs
 from moviegen.errors import ConfigError
 from moviegen.runner import Plan
+from moviegen.storage import files
 
 TABLE_METRICS = 6
 
@@ -42,7 +43,7 @@ def run(file: str, plan: Plan, workdir: str | None, command: list[str]) -> int:
             result = _result(where, wanted[name], plan) or {"seconds": round(time.time() - start, 1), "metrics": {}}
             row["status"] = f"failed ({code})" if code else "done"
         rows.append({**row, "seconds": result["seconds"], "metrics": result["metrics"]})
-        configs.write_json(rows, folder / "summary.json")
+        files.write_json(rows, folder / "summary.json")
     print(f"\n{table(rows)}\nall numbers: {folder / 'summary.json'}")
     failed = [row["name"] for row in rows if row["status"].startswith("failed")]
     if failed:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from moviegen import config as configs
 from moviegen.errors import ConfigError
+from moviegen.storage import files
 
 EXPERIMENT = """
 from ml_collections import ConfigDict
@@ -142,7 +143,7 @@ def test_split_overrides():
 
 
 def test_json_round_trip_and_changes(config, tmp_path):
-    configs.save_json(config, tmp_path / "sub" / "config.json")
+    files.write_json(configs.to_plain(config), tmp_path / "sub" / "config.json")
     old = json.loads((tmp_path / "sub" / "config.json").read_text())
     assert old["optim"]["betas"] == [0.9, 0.99]
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["config.json"]

@@ -9,8 +9,9 @@ import pytest
 from absl.testing import flagsaver
 
 import launch
-from moviegen import sweep, workers
+from moviegen import sweep
 from moviegen.errors import ConfigError
+from moviegen.parallel import launcher
 
 ROOT = Path(launch.__file__).parent
 EXPERIMENT = """
@@ -25,8 +26,9 @@ import os, signal, sys, time, types
 import moviegen.runner as runner
 from moviegen.errors import DataError
 
-def run(config, workdir, stage=None):
-    print("running", stage, flush=True)
+def run(given):
+    config = given.config
+    print("running", given.stage, flush=True)
     if config.fail == "data":
         raise DataError("clips.csv:3: a.mp4 is not a video")
     if config.fail == "sleep":
@@ -135,7 +137,7 @@ def test_interrupt_says_how_to_continue(here):
 def test_workers_start_this_script_again_without_workers(here, monkeypatch):
     seen = {}
     monkeypatch.setattr(launch.runner, "jobs", lambda: ["fake"])
-    monkeypatch.setattr(workers, "run", lambda *args: seen.update(args=args) or 5)
+    monkeypatch.setattr(launcher, "run", lambda *args: seen.update(args=args) or 5)
     with flagsaver.flagsaver():
         assert launch.main(["launch.py", "--config=e.py", "--workers=2", "--config.rate=1", "--stage=one"]) == 5
     command, ranks, workdir = seen["args"]

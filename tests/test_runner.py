@@ -20,9 +20,9 @@ def calls(monkeypatch):
     """A job named fake that notes what it was called with."""
     calls = []
 
-    def run(config, workdir, stage=None):
-        calls.append((config, workdir, stage))
-        return {"loss": config.optim.learning_rate / 2}
+    def run(given):
+        calls.append((given.config, given.workdir, given.stage))
+        return {"loss": given.config.optim.learning_rate / 2}
 
     module = types.ModuleType("moviegen.jobs.fake")
     module.run = run

@@ -11,17 +11,18 @@ CHILD = """
 import json, pathlib, sys
 from ml_collections import ConfigDict
 from moviegen import config as configs
+from moviegen.storage import files
 _, overrides = configs.split_overrides(sys.argv)
 workdir = pathlib.Path(sys.argv[-1].partition("=")[2])
 base = ConfigDict({"job": "fake", "name": "exp", "seed": 1, "optim": {"learning_rate": 0.1}})
 config = configs.apply_overrides(base, overrides)
-configs.save_json(config, workdir / "config.json")
+files.write_json(configs.to_plain(config), workdir / "config.json")
 with open(workdir / "calls", "a") as f:
     f.write("x")
 if config.optim.learning_rate == 0.3 and not (workdir / "mended").exists():
     sys.exit(7)
 result = {"job": "fake", "stage": None, "seconds": 1.5, "metrics": {"loss": config.optim.learning_rate * 2}}
-configs.write_json(result, workdir / "result.json")
+files.write_json(result, workdir / "result.json")
 """
 
 

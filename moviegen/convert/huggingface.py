@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from moviegen import arraystore, backend
-from moviegen.convert.seed import match
 from moviegen.errors import ConfigError
-from moviegen.models import clip as clip_model
-from moviegen.models import t5 as t5_model
+from moviegen.models.text import clip as clip_model
+from moviegen.models.text import t5 as t5_model
+from moviegen.nn import backend, dtypes
+from moviegen.nn.tree import match
+from moviegen.storage import arraystore
 
 Place = Callable[[str, np.ndarray], Any]
 
@@ -181,7 +182,7 @@ def _read(arrays: Mapping[str, Any], names: dict[str, str], dtype: str, place: P
     place = place or (lambda path, array: backend.tensor(array))
     params = {}
     for path, name in names.items():
-        array = change(path, arraystore.to_numpy(name, np.asarray(arrays[name])))
+        array = change(path, dtypes.to_numpy(name, np.asarray(arrays[name])))
         params[path] = place(path, arraystore.cast(array, dtype))
     return params
 

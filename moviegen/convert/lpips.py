@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend
-from moviegen.convert.seed import match
 from moviegen.models import lpips
+from moviegen.nn import backend
+from moviegen.nn.tree import match
 
 CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg16().features
 

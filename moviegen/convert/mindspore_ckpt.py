@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moviegen import arraystore
-from moviegen.arraystore import Lazy
 from moviegen.errors import DataError
+from moviegen.nn.dtypes import numpy_dtype
+from moviegen.storage.arraystore import Lazy
 
 _DTYPES = {"BFloat16": "bfloat16", "Bool": "bool"}
 _DTYPES |= {f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)}
@@ -55,9 +55,9 @@ def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
         name, dims, kind, content = _value(data, start, stop)
         if kind == "str":  # a note that training left
             continue
-        if name in shapes and (shapes[name], dtypes[name]) != (dims, arraystore.numpy_dtype(_DTYPES[kind])):
+        if name in shapes and (shapes[name], dtypes[name]) != (dims, numpy_dtype(_DTYPES[kind])):
             raise ValueError(f"{name} is there twice, and differs")
-        shapes[name], dtypes[name] = dims, arraystore.numpy_dtype(_DTYPES[kind])
+        shapes[name], dtypes[name] = dims, numpy_dtype(_DTYPES[kind])
         pieces.setdefault(name, []).append(content)
     found = {}
     for name, shape in shapes.items():

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend
-from moviegen.convert.seed import match
-from moviegen.models import tae as model
+from moviegen.models.tae import model
+from moviegen.nn import backend
+from moviegen.nn.tree import match
 
 LEAVES = {"weight": "w", "bias": "b"}
 NORMS = {"weight": "scale", "bias": "bias"}

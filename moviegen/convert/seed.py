@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend
 from moviegen.errors import ConfigError
-from moviegen.models import tae as tae_model
-from moviegen.models import transformer as transformer_model
+from moviegen.models.tae import model as tae_model
+from moviegen.models.transformer import model as transformer_model
+from moviegen.nn import backend
+from moviegen.nn.positions import resize_table
+from moviegen.nn.tree import match
 
 # Our path of every parameter outside the layers, by the seed's name.
 GLOBAL = {
@@ -55,21 +57,6 @@ def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]
     return stripped
 
 
-def match(found: Mapping[str, Any], unknown: list[str], wanted: Mapping[str, tuple[int, ...]], hint: str) -> None:
-    """Raise one ConfigError that names every missing, extra and wrongly shaped parameter, if there is any."""
-    missing = sorted(wanted.keys() - found.keys())
-    extra = sorted([*unknown, *(found.keys() - wanted.keys())])
-    wrong = [
-        f"{path} is {tuple(found[path].shape)}, expected {shape}"
-        for path, shape in wanted.items()
-        if path in found and tuple(found[path].shape) != shape
-    ]
-    problems = [("missing", missing), ("extra", extra), ("wrong shape", wrong)]
-    if any(names for _, names in problems):
-        text = "; ".join(f"{title}: {', '.join(names)}" for title, names in problems if names)
-        raise ConfigError(f"the weights do not fit the config: {text}{hint}")
-
-
 def transformer(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
     """Parameters of our transformer from the seed's arrays by name, in float32.
 
@@ -90,7 +77,7 @@ def transformer(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
         elif path == "patch" and value.ndim == 5:
             value = value.reshape(len(value), -1)
         elif path.startswith("position/") and value.ndim == 2 and len(value) and path in wanted:
-            value = transformer_model.resize_table(value, wanted[path][0])
+            value = resize_table(value, wanted[path][0])
         found[path] = value
     ours = any(path.endswith(("cross/norm", "/norm_bias")) for path in wanted.keys() - found.keys())
     match(found, unknown, wanted, "; the seed's weights need a config with compat='seed'" if ours else "")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import backend
+from moviegen.nn import backend
 
 NAMINGS = ("moviegen", "seed", "diffusers")
 # Applied in order to our path with dots for slashes, without its last component.

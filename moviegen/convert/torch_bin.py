@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import arraystore
-from moviegen.arraystore import Lazy
 from moviegen.convert import torch_pickle
 from moviegen.convert.torch_pickle import Storage, Tensor
 from moviegen.errors import DataError
+from moviegen.nn import dtypes
+from moviegen.storage.arraystore import Lazy
 
 INDEX, WHOLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 _OLD = 0x1950A86A20F9469CFC6C  # the first thing in a file of torch before 1.6
@@ -54,7 +54,7 @@ def _file(path: Path) -> dict[str, Lazy]:
     found = {}
     for name, tensor in tensors.items():
         _check(path, name, tensor, held.get(tensor.storage.key))
-        dtype = arraystore.numpy_dtype(tensor.storage.dtype)
+        dtype = dtypes.numpy_dtype(tensor.storage.dtype)
         found[name] = Lazy(tensor.shape, dtype, functools.partial(_read, path, load, tensor))
     return found
 
@@ -94,7 +94,7 @@ def _old(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
         for key in torch_pickle.interpret(stream):
             stream.seek(8, 1)
             places[key] = stream.tell()
-            length = storages[key].count * arraystore.numpy_dtype(storages[key].dtype).itemsize
+            length = storages[key].count * dtypes.numpy_dtype(storages[key].dtype).itemsize
             held[key] = max(0, min(length, size - places[key]))
             stream.seek(length, 1)
 
@@ -108,7 +108,7 @@ def _old(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
 
 def _check(path: Path, name: str, tensor: Tensor, held: int | None) -> None:
     storage = tensor.storage
-    if held is None or held != storage.count * arraystore.numpy_dtype(storage.dtype).itemsize:
+    if held is None or held != storage.count * dtypes.numpy_dtype(storage.dtype).itemsize:
         raise DataError(f"{path}: the storage of {name} has {held} bytes, not its {storage.count} {storage.dtype}")
     last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     if 0 not in tensor.shape and last >= storage.count:
@@ -117,7 +117,7 @@ def _check(path: Path, name: str, tensor: Tensor, held: int | None) -> None:
 
 def _read(path: Path, load: Callable[[Storage], Any], tensor: Tensor) -> np.ndarray:
     try:
-        raw = np.frombuffer(load(tensor.storage), arraystore.numpy_dtype(tensor.storage.dtype))
+        raw = np.frombuffer(load(tensor.storage), dtypes.numpy_dtype(tensor.storage.dtype))
     except (OSError, zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{path}: storage {tensor.storage.key} cannot be read ({error})") from error
     if math.prod(tensor.shape) == 0:

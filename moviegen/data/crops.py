@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from moviegen import streams
 from moviegen.data import clips, files, synthetic, video
 from moviegen.errors import ConfigError, DataError
+from moviegen.parallel.mesh import ALONE, Group
+from moviegen.streams import Stream
 
 CLIP_HEIGHT = 64  # of the smallest copy of the real clips; the held-out clip is judged at this size
 Source = Callable[[np.random.Generator, int, int, int], np.ndarray]  # (rng, frames, height, width) -> uint8 (t h w c)
@@ -21,8 +24,7 @@ def batch(
     All ranks together hold batch_size clips, or `image_batch_size` images in an image step. The same (seed, step) gives
     the same global batch.
     """
-    rng = np.random.default_rng([seed, step])
-    image = rng.random() < data.image_fraction
+    image = streams.rng(Stream.TAE_IMAGE_STEP, seed, step).random() < data.image_fraction
     frames, count = (1, data.image_batch_size) if image else (data.num_frames, batch_size)
     if count % ranks:
         raise ConfigError(
@@ -30,12 +32,12 @@ def batch(
         )
     made = []
     for i in range(rank * count // ranks, (rank + 1) * count // ranks):
-        clip = source(np.random.default_rng([seed, step, i]), frames, data.height, data.width)
+        clip = source(streams.rng(Stream.CROP, seed, step, i), frames, data.height, data.width)
         made.append(video.to_model(clip))
     return np.stack(made)
 
 
-def source(data: Any, workdir: str | Path | None = None) -> Source:
+def source(data: Any, workdir: str | Path | None = None, world: Group = ALONE) -> Source:
     """The clips that `data.source` names: "csv" (a `video` column, or a bare folder), "clips" or "synthetic".
 
     "clips" are the real clips of the demo mixed with synthetic ones in the share `synthetic_fraction`. Files are opened
@@ -51,7 +53,7 @@ def source(data: Any, workdir: str | Path | None = None) -> Source:
             )
         return _mixed(clips.training_videos(CLIP_HEIGHT), data.synthetic_fraction)
     if data.source == "csv":
-        return _files(data, Path(workdir) / "ranks" / "videos.json" if workdir else None)
+        return _files(data, Path(workdir) / "ranks" / "videos.json" if workdir else None, world)
     raise ConfigError(f"data.source is {data.source!r}, expected 'csv', 'clips' or 'synthetic'")
 
 
@@ -85,7 +87,7 @@ def _crop(clip: np.ndarray, rng: np.random.Generator, frames: int, height: int, 
     return clip[t : t + frames, y : y + height, x : x + width]
 
 
-def _files(data: Any, cache: Path | None) -> Source:
+def _files(data: Any, cache: Path | None, world: Group) -> Source:
     """Random clips of files: images in image steps, and single frames of videos; videos alone in the others.
 
     Frames are `data.stride` apart, scaled to cover a square of `data.resize` (0: the crop itself) and cropped at random; all
@@ -98,7 +100,7 @@ def _files(data: Any, cache: Path | None) -> Source:
             f"data.stride is {stride} and data.resize {resize}: expected a stride of 1 or more, and a size that covers "
             f"the crop, data.height x data.width = {data.height}x{data.width}, or 0"
         )
-    counts, bad = files.usable(data, (data.num_frames - 1) * stride + 1, cache)
+    counts, bad = files.usable(data, (data.num_frames - 1) * stride + 1, cache, world)
     usable = list(counts)
     videos = [file for file in usable if not file.image]
     if not videos and data.image_fraction < 1 and data.num_frames > 1:

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen import config as configs
-from moviegen import mesh as meshes
 from moviegen.data import table, video
 from moviegen.errors import ConfigError, DataError
+from moviegen.parallel import sync
+from moviegen.parallel.mesh import ALONE, Group
+from moviegen.storage.files import write_json
 
 SUFFIXES = (*video.IMAGE_SUFFIXES, ".mp4", ".avi", ".mov", ".mkv", ".mpg", ".webm", ".gif")
 SHOWN = 20  # bad files that are printed; the rest is counted
@@ -72,7 +73,7 @@ class Bad:
             )
 
 
-def usable(data: Any, needed: int, cache: Path | None = None) -> tuple[dict[File, int], Bad]:
+def usable(data: Any, needed: int, cache: Path | None = None, world: Group = ALONE) -> tuple[dict[File, int], Bad]:
     """The files of the section `data`, opened, with their counted frames; and the others, noted.
 
     A video of fewer than `needed` frames is not usable. Of several ranks the first does it, and the others read the file
@@ -81,7 +82,7 @@ def usable(data: Any, needed: int, cache: Path | None = None) -> tuple[dict[File
 
     def leave(found: tuple[dict[File, int], Bad]) -> None:
         rows = [(file.name, file.line, frames) for file, frames in found[0].items()]
-        configs.write_json({"total": found[1].total, "files": rows}, cache)
+        write_json({"total": found[1].total, "files": rows}, cache)
 
     def take() -> tuple[dict[File, int], Bad]:
         left, place = json.loads(cache.read_text()), Path(data.video_folder)
@@ -90,7 +91,7 @@ def usable(data: Any, needed: int, cache: Path | None = None) -> tuple[dict[File
 
     if cache is None:
         return _counted(data, needed)
-    return meshes.found_by_first(lambda: _counted(data, needed), leave, take, cache)
+    return sync.found_by_first(world, lambda: _counted(data, needed), leave, take, cache)
 
 
 def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:

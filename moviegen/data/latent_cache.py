@@ -8,17 +8,16 @@ shard's work, ranks need not agree on anything, and any number of them may go on
 import functools
 import json
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moviegen import config as configs
-from moviegen import safetensors_io
-from moviegen.arraystore import Lazy
-from moviegen.data import latents
-from moviegen.errors import ConfigError, DataError
+from moviegen.errors import ConfigError
+from moviegen.models.tae import weights as tae_weights
+from moviegen.storage import files, safetensors_io
+from moviegen.storage.arraystore import Lazy
 
 SHARD_BYTES = 64 << 20
 SECONDS = 120.0  # after which a shard is written however little is in it: what a kill can cost
@@ -38,7 +37,7 @@ def manifest(config: Any, weights: Path | None) -> dict[str, Any]:
         "crop": CROP,
         "dtype": data.get("latent_dtype", "float32"),
     }
-    return found | ({"weights": latents.digest(weights)} if weights else {})
+    return found | ({"weights": tae_weights.digest(weights)} if weights else {})
 
 
 def _model(config: Any) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def check(folder: Path, config: Any) -> None:
         )
         return
     found = json.loads(path.read_text())
-    weights = latents.weights_path(config) if config.data.tae_weights else None
+    weights = tae_weights.configured(config) if config.data.tae_weights else None
     wanted = manifest(config, weights)
     if weights is None:
         found.pop("weights", None)
@@ -92,16 +91,7 @@ class Entry(NamedTuple):
         if self.arrays is not None:
             mean, std = (np.asarray(array).astype(np.float32) for array in self.arrays)
             return mean, std
-        return tuple(read_npz(self.path, KEYS).values())
-
-
-def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """These arrays of one of the seed's files. DataError where it is damaged or lacks one."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as npz with {', '.join(keys)}: {error}") from error
+        return tuple(files.read_npz(self.path, KEYS).values())
 
 
 class Cache(NamedTuple):

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen import config as configs
-from moviegen import mesh as meshes
-from moviegen import provenance
 from moviegen.data import clips, synthetic, video
 from moviegen.errors import ConfigError
+from moviegen.models.tae import weights as tae_weights
+from moviegen.parallel import sync
+from moviegen.parallel.mesh import ALONE, Group
+from moviegen.storage import fingerprint
 
 HELDOUT_SAMPLES = 32
 OTHERS = "latents of something else"
@@ -27,47 +29,28 @@ class LatentSet(NamedTuple):
     scale: list[float]
 
 
-def weights_path(config: Any) -> Path:
-    """The autoencoder weights that `data.tae_weights` names; "package:NAME" is a file that ships with the package."""
-    return find_weights(config.data.tae_weights, "data.tae_weights")
-
-
-def find_weights(name: str, key: str) -> Path:
-    """The file or folder of the name that the config's `key` has, "package:NAME" included. ConfigError without it."""
-    package = Path(__file__).parents[1] / "weights"
-    path = package / f"{name[8:]}.safetensors" if name.startswith("package:") else Path(name)
-    if not name or not path.exists():
-        raise ConfigError(f"{key} is {name!r}: expected a safetensors file or a checkpoint folder that exists")
-    return path
-
-
-def prepare(config: Any, workdir: str | Path) -> LatentSet:
+def prepare(config: Any, workdir: str | Path, world: Group = ALONE) -> LatentSet:
     """The cached latents of `data.source`, made now if they are not there yet; of several ranks, by the first.
 
     Raises ConfigError, naming what differs, when the folder holds latents of other data or other weights.
     """
     folder = Path(config.data.latent_cache or Path(workdir) / "latents")
-    weights, splits = weights_path(config), _splits(config)
+    weights, splits = tae_weights.configured(config), _splits(config)
 
     def build():
         made_of = {
-            "weights": digest(weights),
+            "weights": tae_weights.digest(weights),
             "tae": configs.to_plain(config.tae),
             **{key: config.data[key] for key in ("source", "height", "width", "num_frames", "num_samples")},
             "seed": config.seed,
         }
-        provenance.claim(folder / "manifest.json", made_of, OTHERS, "data.latent_cache")
+        fingerprint.claim(folder / "manifest.json", made_of, OTHERS, "data.latent_cache")
         _build(folder, splits, weights, config)
 
-    meshes.first_rank_alone(build, Path(workdir) / "ranks" / "latents.done")
+    sync.first_rank_alone(world, build, Path(workdir) / "ranks" / "latents.done")
     latents = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
     captions = {name: [caption for _, caption in samples()] for name, (samples, _) in splits.items()}
     return LatentSet(latents, captions, *_statistics(latents["video"]))
-
-
-def digest(path: Path) -> str:
-    """A short checksum of a file, or of all files of a folder."""
-    return provenance.digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
 
 
 def _splits(config: Any) -> dict[str, tuple]:
@@ -130,12 +113,11 @@ def _build(folder: Path, splits: dict[str, tuple], weights: Path, config: Any) -
     missing = [name for name in splits if not (folder / f"{name}.npy").is_file()]
     if not missing:
         return
-    from moviegen.jobs import train_tae
-    from moviegen.models import tae
-    from moviegen.writers import Writer
+    from moviegen.models.tae import model as tae
+    from moviegen.storage.writers import Writer
 
     folder.mkdir(parents=True, exist_ok=True)
-    params, writer = train_tae.load_weights(weights, config.tae), Writer(folder, "latents")
+    params, writer = tae_weights.load(weights, config.tae), Writer(folder, "latents")
     for name in missing:
         samples, count = splits[name]
         made, waiting = [], []

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import flow
+from moviegen import flow, streams
 from moviegen.data import latent_cache, latents, table
 from moviegen.errors import ConfigError
-from moviegen.models import toy_text
+from moviegen.models.text import toy as toy_text
+from moviegen.parallel.mesh import ALONE, Group
+from moviegen.streams import Stream
+from moviegen.text import batch as text_batch
 
 
 class Samples(NamedTuple):
@@ -41,17 +44,17 @@ class Batch(NamedTuple):
     text: dict
 
 
-def open_data(config: Any, workdir: str | Path) -> Data:
+def open_data(config: Any, workdir: str | Path, world: Group = ALONE) -> Data:
     """The data that `config.data` names, checked. Raises ConfigError or DataError before any training."""
     if config.data.source == "csv":
-        samples = _from_csv(config, Path(workdir) / "ranks")
+        samples = _from_csv(config, Path(workdir) / "ranks", world)
         channels = config.tae.latent_channels
         shift, scale = (
             np.broadcast_to(v, channels).tolist() for v in (config.tae.latent_shift, config.tae.latent_scale)
         )
         # Statistics of the set itself, where the cache has them, instead of SD3.5's.
         return Data(samples, *(latent_cache.open_cache(config.data.latent_folder).statistics() or (shift, scale)))
-    cached = latents.prepare(config, workdir)
+    cached = latents.prepare(config, workdir, world)
     samples = {name: _embedded(cached, name, config) for name in cached.latents}
     images = samples.pop("heldout_image", None)
     if images is not None and config.data.image_fraction == 1:
@@ -72,11 +75,11 @@ def _embedded(cached: latents.LatentSet, split: str, config: Any) -> Samples:
     return Samples(len(arrays), lambda i, rng: arrays[i], text)
 
 
-def _from_csv(config: Any, shared: Path) -> dict[str, Samples]:
+def _from_csv(config: Any, shared: Path, world: Group) -> dict[str, Samples]:
     """Images of the table train in image steps, videos in the others; at num_frames 1 every row counts as an image."""
     data, empty = config.data, table.empty_text(config.data)
     frames = -(-data.num_frames // 8)
-    rows = table.read_once(config, data.csv, shared / "train.csv")
+    rows = table.read_once(config, data.csv, shared / "train.csv", world)
     images = [row for row in rows if row.image or data.num_frames == 1]
     videos = [row for row in rows if not row.image]
     for kind, found, share in (("image", images, data.image_fraction), ("video", videos, 1 - data.image_fraction)):
@@ -87,7 +90,7 @@ def _from_csv(config: Any, shared: Path) -> dict[str, Samples]:
             )
     samples = {"image": _from_table(images, 1, empty), "video": _from_table(videos, frames, empty)}
     if data.validation_csv:
-        heldout = table.read_once(config, data.validation_csv, shared / "validation.csv")
+        heldout = table.read_once(config, data.validation_csv, shared / "validation.csv", world)
         heldout = [row for row in heldout if data.num_frames == 1 or not row.image]
         if not heldout:
             raise ConfigError(f"data.validation_csv is {data.validation_csv!r}, which has no usable video: add some")
@@ -97,7 +100,7 @@ def _from_csv(config: Any, shared: Path) -> dict[str, Samples]:
 
 def _from_table(rows: list[table.Row], frames: int, empty: dict[str, Any]) -> Samples:
     def text(indices, dropped):
-        return table.read_text(
+        return text_batch.read_text(
             [
                 {name: empty[name] if name in drop else file for name, file in rows[i].text.items()}
                 for i, drop in zip(indices, dropped, strict=True)
@@ -111,7 +114,7 @@ def is_image_step(config: Any, step: int) -> bool:
     """Whether this step trains on images: a share `data.image_fraction` of the steps, drawn from the seed."""
     if config.data.num_frames == 1:
         return True
-    return np.random.default_rng([config.seed, step, 7]).random() < config.data.image_fraction
+    return streams.rng(Stream.IMAGE_STEP, config.seed, step).random() < config.data.image_fraction
 
 
 def batch(data: Data, config: Any, step: int, part: range) -> Batch:
@@ -124,7 +127,7 @@ def batch(data: Data, config: Any, step: int, part: range) -> Batch:
     made, indices, dropped = [], [], []
     for position in part:
         index = _index(config.seed, samples.count, step * config.train.batch_size + position)
-        rng = np.random.default_rng([config.seed, step, position, 1])
+        rng = streams.rng(Stream.SAMPLE, config.seed, step, position)
         made.append(samples.latents(index, rng))
         indices.append(index)
         dropped.append(draw_dropped(config, rng))
@@ -155,8 +158,8 @@ def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
     for start in range(0, samples.count, size):
         stop = min(start + size, samples.count)
         part = range(stop - size, stop)
-        x = normalize(np.stack([samples.latents(i, np.random.default_rng([0, i])) for i in part]), data)
-        noise, _ = flow.draw_batch(0, 0, part, x.shape[1:])
+        x = normalize(np.stack([samples.latents(i, streams.rng(Stream.VALIDATION_SAMPLE, 0, i)) for i in part]), data)
+        noise, _ = flow.draw_batch(0, 0, part, x.shape[1:], stream=Stream.VALIDATION_NOISE)
         text = samples.text(list(part), [frozenset()] * size)
         for t in times:
             yield Batch(x, noise, np.full(size, t, np.float32), text)
@@ -177,4 +180,4 @@ def _index(seed: int, count: int, position: int) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, count: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, 3]).permutation(count)
+    return streams.rng(Stream.ORDER, seed, epoch).permutation(count)

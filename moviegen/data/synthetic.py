@@ -8,7 +8,9 @@ import functools
 
 import numpy as np
 
+from moviegen import streams
 from moviegen.data.video import height_width
+from moviegen.streams import Stream
 
 COLOURS = {
     "red": (225, 45, 45),
@@ -89,14 +91,14 @@ def sample_clip(
     Every run of len(combinations(split)) indices from a multiple of it holds each combination once, shuffled.
     """
     combination = sample_combination(seed, index, split)
-    frames = render(combination, np.random.default_rng([seed, index, _stream(split), 0]), num_frames, size)
+    frames = render(combination, streams.rng(Stream.RENDERED_CLIP, seed, index, _number(split)), num_frames, size)
     return frames, caption(combination)
 
 
 def sample_image(seed: int, index: int, split: str, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, str]:
     """Returns image `index` of a split, uint8 (1 h w c), and its caption, which names no direction."""
     combination = sample_combination(seed, index, split)
-    frames = render(combination, np.random.default_rng([seed, index, _stream(split), 1]), 1, size)
+    frames = render(combination, streams.rng(Stream.RENDERED_IMAGE, seed, index, _number(split)), 1, size)
     return frames, caption((*combination[:2], None))
 
 
@@ -104,7 +106,7 @@ def sample_combination(seed: int, index: int, split: str) -> Combination:
     """Returns the (colour, shape, direction) that `sample_clip` and `sample_image` draw for this index."""
     found = combinations(split)
     epoch, position = divmod(index, len(found))
-    order = np.random.default_rng([seed, epoch, _stream(split), 2]).permutation(len(found))
+    order = streams.rng(Stream.RENDERED_ORDER, seed, epoch, _number(split)).permutation(len(found))
     return found[order[position]]
 
 
@@ -137,7 +139,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return (level + rise * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
 
 
-def _stream(split: str) -> int:
+def _number(split: str) -> int:
     return ("train", "heldout").index(split)
 
 

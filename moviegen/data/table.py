@@ -5,18 +5,17 @@ Those are in the stores that --job=encode_text fills, by the caption, or in the 
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import mesh as meshes
-from moviegen.data import latent_cache, video
+from moviegen.data import captions, latent_cache, video
 from moviegen.errors import ConfigError, DataError
-from moviegen.text import captions, store
-
-TEXT_STEP = 64  # tokens, that text is padded to a multiple of: every length is a graph of its own
+from moviegen.parallel import sync
+from moviegen.parallel.mesh import ALONE, Group
+from moviegen.text import store
 
 
 class Row(NamedTuple):
@@ -61,7 +60,7 @@ def read(config: Any, path: str) -> list[Row]:
     return rows
 
 
-def read_once(config: Any, path: str, usable: Path) -> list[Row]:
+def read_once(config: Any, path: str, usable: Path, world: Group = ALONE) -> list[Row]:
     """`read` by rank 0 alone; the others read the names of the usable rows, which it leaves in the file `usable`.
 
     Every rank looking for the files of every row would be thousands of lookups for each file.
@@ -76,7 +75,7 @@ def read_once(config: Any, path: str, usable: Path) -> list[Row]:
         with open(usable, newline="", encoding="utf-8") as file:
             return [_row(config.data, row["video"], cache, json.loads(row["texts"])) for row in csv.DictReader(file)]
 
-    return meshes.found_by_first(lambda: read(config, path), leave, take, usable)
+    return sync.found_by_first(world, lambda: read(config, path), leave, take, usable)
 
 
 def _check_folders(data: Any) -> None:
@@ -150,40 +149,3 @@ def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:
     start = int(rng.integers(len(mean) - frames + 1))
     mean, std = mean[start : start + frames], std[start : start + frames]
     return np.moveaxis(mean + std * rng.standard_normal(mean.shape, np.float32), 0, 1)
-
-
-def read_text(files: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Embeddings (b l d) and masks (b l) by encoder, l the longest rounded up to TEXT_STEP. Raises DataError.
-
-    Of each encoder a file is an `Entry` of a store or the path of an npz of the seed's.
-    """
-    text = {}
-    for name in files[0]:
-        found = [_embeddings(file[name]) for file in files]
-        widths = {values.shape[1] for values in found}
-        if len(widths) > 1:
-            raise DataError(f"embeddings of {name} are {sorted(widths)} wide: they are of several encoders")
-        text[name] = pad_text(found)
-    return text
-
-
-def pad_text(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (l d) of some texts as (b l d), zeros behind each, and the masks (b l)."""
-    length = -(-max(map(len, found)) // TEXT_STEP) * TEXT_STEP
-    embeddings = np.zeros((len(found), length, found[0].shape[1]), np.float32)
-    masks = np.zeros((len(found), length), np.float32)
-    for i, values in enumerate(found):
-        embeddings[i, : len(values)], masks[i, : len(values)] = values, 1
-    return embeddings, masks
-
-
-def _embeddings(file: Any) -> np.ndarray:
-    """Embeddings (l d) of the true tokens of a text."""
-    if isinstance(file, store.Entry):
-        return store.read(store.cached_store(file.folder), file.text)[0]
-    found = latent_cache.read_npz(Path(file), ("text_emb", "mask"))
-    if found["text_emb"].ndim != 2 or found["mask"].shape != found["text_emb"].shape[:1]:
-        raise DataError(
-            f"{file}: text_emb is {found['text_emb'].shape} and mask {found['mask'].shape}, expected (l d) and (l)"
-        )
-    return found["text_emb"][found["mask"] > 0]

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import safetensors_io
 from moviegen.convert import lpips, mindspore_ckpt, sd35, seed, tae_names, torch_bin
 from moviegen.errors import ConfigError, DataError
-from moviegen.jobs import train_tae
+from moviegen.models.tae import weights as tae_weights
+from moviegen.runner import Run
+from moviegen.storage import safetensors_io
 
 KINDS = ("tae", "lpips")
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Read `convert.source`, write `convert.target` (safetensors, float32), and return how many arrays it holds.
 
     kind "tae": an image autoencoder in diffusers' names, which is inflated; the seed's autoencoder, a MindSpore .ckpt or
@@ -22,6 +23,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     "moviegen", "seed" or "diffusers". kind "lpips": torchvision's VGG16, with the channel weights in `convert.heads`.
     Files of torch (.pth, .pt, .bin) and MindSpore are read without unpickling. Raises ConfigError or DataError.
     """
+    config = run.config
     if "convert" not in config:
         raise ConfigError("this experiment has no section `convert`: take one with it, such as experiments/tae.py")
     settings = config.convert
@@ -59,10 +61,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def _tae(source: Path, cfg: Any) -> tuple[dict, str]:
     if source.is_dir():
-        return train_tae.load_weights(source, cfg), "an autoencoder of ours"
+        return tae_weights.load(source, cfg), "an autoencoder of ours"
     arrays = read(source)
     if any(name.startswith("encoder/") for name in arrays):
-        return train_tae.load_weights(source, cfg), "an autoencoder of ours"
+        return tae_weights.load(source, cfg), "an autoencoder of ours"
     if any("down_blocks." in name for name in arrays):
         return sd35.tae(arrays, cfg), "an image autoencoder in diffusers' names, inflated,"
     if any(".conv_spat." in name for name in arrays):

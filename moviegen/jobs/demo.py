@@ -10,21 +10,23 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moviegen import config as configs
-from moviegen import isolate
 from moviegen.data import clips
+from moviegen.demo import isolate
 from moviegen.errors import ConfigError
+from moviegen.runner import Run
+from moviegen.storage import files
 
 STAGES = ("tae", "t2i", "t2v", "sample", "report")
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Run all stages, or `stage` alone, and return the report's numbers (or that stage's).
 
     Each stage has a folder below `workdir`; its `done.json` holds its metrics, time and memory. A stage whose settings,
     or whose earlier stages' settings, have changed since is run again: continued when only its own have changed, from
     the start when what it builds on has. Raises ConfigError before any work when the real clips are missing.
     """
-    workdir = Path(workdir)
+    config, workdir, stage = run.config, run.workdir, run.stage
     if set(config.stages) != set(STAGES):
         raise ConfigError(f"config.stages has {', '.join(config.stages)}: the demo's stages are {', '.join(STAGES)}")
     clips.real_clips()
@@ -88,19 +90,19 @@ def _run_stage(config: Any, workdir: Path, name: str, before: str, identity: str
         print(f"{name}: starts anew, a stage before it has changed", flush=True)
         shutil.rmtree(folder)
     (folder / "done.json").unlink(missing_ok=True)
-    configs.write_json({"before": before}, started)
+    files.write_json({"before": before}, started)
     made = stage_config(config, workdir, name)
-    configs.save_json(made, folder / "config.json")
+    files.write_json(configs.to_plain(made), folder / "config.json")
     start = time.time()
     # A process for each stage: compiled graphs keep their memory for the life of the process.
-    metrics, peak = isolate.call(f"moviegen.demo_stages:{name}", made, str(folder))
+    metrics, peak = isolate.call(f"moviegen.demo.stages:{name}", made, str(folder))
     done = dict(
         metrics=metrics,
         seconds=round(time.time() - start, 1),
         peak_memory_gb=round(peak + isolate.own_peak_memory_gb(), 3),  # both are alive at the same time
         identity=identity,
     )
-    configs.write_json(done, folder / "done.json")
+    files.write_json(done, folder / "done.json")
     return done
 
 

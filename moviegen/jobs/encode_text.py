@@ -2,18 +2,19 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
-from moviegen import mesh as meshes
+from moviegen.data import captions
 from moviegen.errors import ConfigError, DataError
-from moviegen.text import captions, encoders, store, tokenizers
-from moviegen.writers import Writer
+from moviegen.parallel import sync
+from moviegen.runner import Run
+from moviegen.storage.writers import Writer
+from moviegen.text import encoders, store, tokenizers
 
 SHARD_BYTES = 256 << 20
 SHARD_SECONDS = 60.0  # what a kill may cost
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Embed the prompts of `text.prompts` (default `data.csv`) and return how many, of all encoders together.
 
     Every encoder that `text.encoders` names writes to the store `data.text_folders.NAME`; each text once, and the empty
@@ -21,6 +22,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     several ranks each embeds its share, with all of the weights or, at zero_stage 3, shards over the mesh. Bad rows are
     listed, more than `data.max_bad_fraction` of them refused.
     """
+    config, mesh = run.config, run.mesh
     if "text" not in config:
         raise ConfigError("this experiment has no section `text`: take a generator's, such as experiments/1b_stage1.py")
     names = [name for name, folder in config.text.encoders.items() if folder]
@@ -38,19 +40,21 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     ]  # before any work: what is wrong with the last comes out too
     key = "text.prompts" if config.text.prompts else "data.csv"
     rows, bad = captions.read(config.text.prompts or config.data.csv, config.text, key)
-    _judge(config.text.prompts or config.data.csv, rows, list(bad.values()), config.data.max_bad_fraction)
-    writer = Writer(workdir, "encode_text", rank=meshes.rank())
+    _judge(
+        config.text.prompts or config.data.csv, rows, list(bad.values()), config.data.max_bad_fraction, mesh.world.rank
+    )
+    writer = Writer(run.workdir, "encode_text", rank=mesh.world.rank)
     totals = {"embedded": 0, "kept": 0, "cut": 0}
     for files in looked:
         texts = list(dict.fromkeys(["", *(row.texts[files.name] for row in rows)]))
-        for what, count in _encode(config, Path(workdir), files, texts, writer).items():
+        for what, count in _encode(run, files, texts, writer).items():
             totals[what] += count
     writer.close()
     return totals | {"bad": len(bad)}
 
 
-def _judge(path: str, rows: list, bad: list[str], most: float) -> None:
-    if bad and meshes.rank() == 0:
+def _judge(path: str, rows: list, bad: list[str], most: float, rank: int) -> None:
+    if bad and rank == 0:
         print(f"{path}: {len(bad)} of {len(bad) + len(rows)} rows are bad:\n  " + "\n  ".join(bad[:10]), flush=True)
     if not rows or len(bad) > most * (len(bad) + len(rows)):
         raise DataError(
@@ -59,8 +63,9 @@ def _judge(path: str, rows: list, bad: list[str], most: float) -> None:
         )
 
 
-def _encode(config: Any, workdir: Path, files: encoders.Files, texts: list[str], writer: Writer) -> dict[str, int]:
-    name, settings, world = files.name, config.text, meshes.current().world
+def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -> dict[str, int]:
+    config, world = run.config, run.mesh.world
+    name, settings = files.name, config.text
     folder, key, budget = Path(config.data.text_folders[name]), f"data.text_folders.{name}", settings.budgets[name]
 
     def claim():
@@ -68,9 +73,9 @@ def _encode(config: Any, workdir: Path, files: encoders.Files, texts: list[str],
         made_of |= {"budget": budget, "dtype": settings.dtype, "width": files.cfg.width}
         store.claim(folder, made_of, key)
 
-    meshes.first_rank_alone(claim, workdir / "ranks" / f"encode_text_{name}.done")
+    sync.first_rank_alone(world, claim, run.workdir / "ranks" / f"encode_text_{name}.done")
     there = store.contains(store.open_store(folder), texts)
-    meshes.barrier(world)  # no rank writes before all have seen the same
+    sync.barrier(world)  # no rank writes before all have seen the same
     missing = [text for text, known in zip(texts, there, strict=True) if not known]
     tokens, cut = tokenizers.cut(files.tokenizer.encode(missing), budget)
     order = sorted(range(len(missing)), key=lambda i: len(tokens[i]))  # like with like: little padding, few graphs
@@ -80,7 +85,7 @@ def _encode(config: Any, workdir: Path, files: encoders.Files, texts: list[str],
     if batches:
         # With the same number of batches on every rank, as ranks that share weights must all take part: where one has
         # none left it embeds the last again and keeps nothing of it.
-        encoder = encoders.load(files, settings.dtype, meshes.current(), config.train.zero_stage)
+        encoder = encoders.load(files, settings.dtype, run.mesh, config.train.zero_stage)
         waiting, begun, saved = [], time.monotonic(), time.monotonic()
         for first in range(0, len(batches), world.size):
             mine = first + world.rank
@@ -96,7 +101,7 @@ def _encode(config: Any, workdir: Path, files: encoders.Files, texts: list[str],
             writer.progress(f"encode_text {name}", done, len(missing))
     rate = len(missing) / max(time.monotonic() - begun, 1e-9)
     writer.scalars(0, {f"encode_text/{name}_prompts_per_second": rate if missing else 0.0})
-    meshes.barrier(world)
+    sync.barrier(world)
     if world.rank == 0:
         print(
             f"encode_text: {name}: {len(missing)} texts embedded ({rate:.1f} prompts/s), {len(texts) - len(missing)} "

@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import mesh, provenance
 from moviegen.data import files, latent_cache, latents, video
 from moviegen.errors import ConfigError
-from moviegen.jobs import train_tae
-from moviegen.models import tae_tiles
-from moviegen.writers import Writer
+from moviegen.models.tae import tiles as tae_tiles
+from moviegen.models.tae import weights as tae_weights
+from moviegen.runner import Run
+from moviegen.storage import fingerprint
+from moviegen.storage.writers import Writer
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Encode the videos of `data.csv`, or all of a bare `data.video_folder`, into the cache `data.latent_folder`.
 
     Of each the first `data.num_frames` frames (0: all; an image is one) at `data.fps`, scaled to cover `data.height` x
@@ -21,6 +22,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     so a run that was stopped goes on; several ranks take a share each. Bad files are listed; more than
     `data.max_bad_fraction` of a rank's are refused (DataError). Returns how many were encoded, there before, and bad.
     """
+    config, workdir, world = run.config, run.workdir, run.mesh.world
     data = config.data
     if "latent_folder" not in data:
         raise ConfigError(
@@ -29,16 +31,16 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     if not data.latent_folder:
         raise ConfigError("data.latent_folder is empty: name the folder to write the latents to")
     listed = files.listed(data.csv, data.video_folder)
-    weights, folder = latents.weights_path(config), Path(data.latent_folder)
-    store = latent_cache.Writer(folder, data.latent_dtype, mesh.rank())
+    weights, folder = tae_weights.configured(config), Path(data.latent_folder)
+    store = latent_cache.Writer(folder, data.latent_dtype, world.rank)
     made_of = latent_cache.manifest(config, weights)
-    provenance.claim(folder / "manifest.json", made_of, latents.OTHERS, "data.latent_folder")
-    params = train_tae.load_weights(weights, config.tae)
-    own = listed[mesh.rank() :: mesh.ranks()]
+    fingerprint.claim(folder / "manifest.json", made_of, latents.OTHERS, "data.latent_folder")
+    params = tae_weights.load(weights, config.tae)
+    own = listed[world.rank :: world.size]
     bad = files.Bad(len(own), data.max_bad_fraction, data.csv or data.video_folder)
     cached = latent_cache.open_cache(folder)
     missing = [file for file in own if not cached.entry(file.name).is_file()]
-    writer = Writer(workdir, "encode_video", rank=mesh.rank())
+    writer = Writer(workdir, "encode_video", rank=world.rank)
     encoded = 0
     try:
         for file, frames in files.each(missing, bad, lambda file: _read(file, data)):

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import baselines, metrics, page, reconstruction
 from moviegen import config as configs
-from moviegen.data import clips, crops, files, latents, video
+from moviegen import streams
+from moviegen.data import clips, crops, files, video
 from moviegen.errors import ConfigError
-from moviegen.jobs import train_tae
+from moviegen.evaluation import baselines, metrics, page, reconstruction
 from moviegen.models import lpips
-from moviegen.writers import Writer
+from moviegen.models.tae import weights as tae_weights
+from moviegen.runner import Run
+from moviegen.storage.files import write_json, write_text
+from moviegen.storage.writers import Writer
+from moviegen.streams import Stream
 
 LINEAR_CLIPS = 64  # training clips that the linear baseline is fitted to, where they come from files
 SYNTHETIC_FPS = 8.0  # at which the demo shows its clips
@@ -29,7 +33,7 @@ class Clip(NamedTuple):
     fps: float
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Reconstruct the clips that `evaluate` names and return the means of their numbers.
 
     Clips: the files of `evaluate.csv` and `evaluate.video_folder`, their first `evaluate.num_frames` frames (0: all), or
@@ -37,14 +41,15 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     `evaluation.json`, `evaluation.csv`, `worst.html` and `samples/recons/NAME.mp4`, originals at the left. Clips are taken
     one at a time and numbers are means over frames, then over clips, in float64, so that no batch size is in them.
     """
+    config, workdir = run.config, run.workdir
     if "evaluate" not in config:
         raise ConfigError("this experiment has no section `evaluate`: take one with it, such as experiments/tae.py")
-    settings, workdir = config.evaluate, Path(workdir)
+    settings = config.evaluate
     perceptual = None
     if settings.lpips_weights:
         perceptual = lpips.load(settings.lpips_weights, "evaluate.lpips_weights", "--config.evaluate.lpips_weights=''")
     extract = _extractor(config, perceptual)
-    params = train_tae.load_weights(_weights(config, workdir), config.tae)
+    params = tae_weights.load(_weights(config, workdir), config.tae)
     given, bad = _clips(config)
     codecs: dict[str, Callable] = {"": lambda clip: reconstruction.roundtrip(params, config.tae, clip)}
     if settings.linear_baseline:
@@ -87,7 +92,7 @@ def _weights(config: Any, workdir: Path) -> Path:
     own = workdir / "tae.safetensors"
     if not config.evaluate.weights and own.is_file():
         return own
-    return latents.find_weights(config.evaluate.weights, f"{own} does not exist, and evaluate.weights")
+    return tae_weights.find(config.evaluate.weights, f"{own} does not exist, and evaluate.weights")
 
 
 def _clips(config: Any) -> tuple[Iterator[Clip], files.Bad]:
@@ -116,7 +121,8 @@ def _linear_code(config: Any) -> baselines.LinearCode:
     source = crops.source(data)
     frames = max(data.num_frames, baselines.BLOCK)
     drawn = [
-        source(np.random.default_rng([config.seed, i, 9]), frames, data.height, data.width) for i in range(LINEAR_CLIPS)
+        source(streams.rng(Stream.LINEAR_CODE, config.seed, i), frames, data.height, data.width)
+        for i in range(LINEAR_CLIPS)
     ]
     return baselines.fit_linear(drawn, config.tae.latent_channels)
 
@@ -194,7 +200,7 @@ def _show(folder: Path, clip: Clip, made: list[np.ndarray]) -> str:
 
 
 def _save(workdir: Path, summary: dict[str, Any]) -> None:
-    configs.write_json(summary, workdir / "evaluation.json")
+    write_json(summary, workdir / "evaluation.json")
     rows, columns = summary["clips"], list(summary["clips"][0])
     last = {"clip": "mean", "frames": summary["of"]["frames"], "fps": summary["of"]["fps"]} | summary["mean"]
     if "frechet" in summary:
@@ -204,8 +210,8 @@ def _save(workdir: Path, summary: dict[str, Any]) -> None:
     table = csv.DictWriter(text, columns, extrasaction="ignore")
     table.writeheader()
     table.writerows([*rows, last])
-    configs.write_text(text.getvalue(), workdir / "evaluation.csv")
-    configs.write_text(_page(workdir, summary), workdir / "worst.html")
+    write_text(text.getvalue(), workdir / "evaluation.csv")
+    write_text(_page(workdir, summary), workdir / "worst.html")
 
 
 def _page(workdir: Path, summary: dict[str, Any], count: int = 12) -> str:

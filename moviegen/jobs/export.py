@@ -3,31 +3,31 @@
 from pathlib import Path
 from typing import Any
 
-from moviegen import checkpoint, safetensors_io
 from moviegen import config as configs
-from moviegen.convert.seed import match
 from moviegen.errors import ConfigError
-from moviegen.models import transformer
+from moviegen.models.transformer import model as transformer
+from moviegen.nn.tree import match
+from moviegen.runner import Run
+from moviegen.storage import checkpoint, safetensors_io
 
 CHOICES = {"weights": ("ema", "params"), "dtype": ("float32", "bfloat16", "float16")}
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Write `WORKDIR/export/model*.safetensors`, cut at `export.shard_bytes`, one array in memory at a time.
 
     The checkpoint is the newest of `export.checkpoint`, by default the run's own `checkpoints`, or the one whose folder
     that names. Raises ConfigError for a wrong setting, or when the weights are not those of `config.model`.
     """
+    config, workdir = run.config, run.workdir
     settings = _settings(config)
-    folder = Path(settings.checkpoint or Path(workdir) / "checkpoints")
+    folder = Path(settings.checkpoint or workdir / "checkpoints")
     trees, meta = checkpoint.lazy(folder, select=f"^{settings.weights}/")
     arrays = trees[settings.weights]
     match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {folder}")
     metadata = {key: meta[key] for key in ("step", "latent_shift", "latent_scale") if key in meta}
     metadata |= {"weights": settings.weights, "model": configs.to_plain(config.model)}
-    files = safetensors_io.write_shards(
-        arrays, Path(workdir) / "export", settings.dtype, settings.shard_bytes, metadata
-    )
+    files = safetensors_io.write_shards(arrays, workdir / "export", settings.dtype, settings.shard_bytes, metadata)
     print(f"export: step {meta['step']} of {folder} in {len(files)} file(s) in {files[0].parent}", flush=True)
     return {"step": meta["step"], "files": len(files)}
 

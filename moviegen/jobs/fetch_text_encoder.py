@@ -1,17 +1,18 @@
 """Fetches the repositories of text encoders into folders that encode_text and sample read."""
 
 from pathlib import Path
-from typing import Any
 
 from moviegen.errors import ConfigError
+from moviegen.runner import Run
 from moviegen.text import fetch
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Fill every folder that `text.encoders` names from `text.repositories`; return how many were fetched and kept.
 
     What a stopped run has downloaded is not downloaded again, and a folder that is whole is only checked.
     """
+    config = run.config
     if "text" not in config:
         raise ConfigError("this experiment has no section `text`: take a generator's, such as experiments/1b_stage1.py")
     folders = {name: Path(folder) for name, folder in config.text.encoders.items() if folder}

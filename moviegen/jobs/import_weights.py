@@ -5,22 +5,24 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import arraystore, checkpoint, safetensors_io
 from moviegen import config as configs
-from moviegen.convert.seed import match
 from moviegen.errors import ConfigError
-from moviegen.models import transformer
+from moviegen.models.transformer import model as transformer
+from moviegen.nn.tree import match
+from moviegen.runner import Run
+from moviegen.storage import arraystore, checkpoint, safetensors_io
 
 BESIDE_THE_WEIGHTS = ("compute_dtype", "weight_std", "position_std")  # free to differ from what they were trained with
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Write the weights of `import_weights.path` as step 0 in `WORKDIR/imported`, in float32, a few arrays at a time.
 
     That folder is for `train.init_from` and `sample.checkpoint`; it is not the run's own `checkpoints`, which step 0
     would replace. Raises ConfigError naming every missing, extra or wrongly shaped array, and settings of the model that
     an export of ours was made with and that differ.
     """
+    config, workdir = run.config, run.workdir
     if "import_weights" not in config or "model" not in config:
         raise ConfigError(
             "this experiment has no section `import_weights`: take a generator's, such as experiments/1b_stage1.py"
@@ -34,7 +36,7 @@ def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str,
     match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {path}")
     _check_model(path, metadata.get("model", {}), configs.to_plain(config.model))
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
-    folder = Path(workdir) / "imported"
+    folder = workdir / "imported"
     meta = {"samples_seen": 0, **_statistics(config, metadata)}
     checkpoint.save(folder, 0, {"params": weights, "ema": weights}, meta)
     print(f"import: {len(weights)} arrays of {path}; start from {folder}", flush=True)

@@ -10,30 +10,38 @@ import mindspore as ms
 import numpy as np
 from ml_collections import ConfigDict
 
-from moviegen import backend, checkpoint, collectives, flow
-from moviegen import mesh as meshes
-from moviegen import state as states
-from moviegen.data import latents as cached_latents
+from moviegen import flow, streams
 from moviegen.data import video
 from moviegen.errors import ConfigError
-from moviegen.jobs import train_tae
-from moviegen.models import tae, tae_tiles, toy_text, transformer
+from moviegen.models.tae import model as tae
+from moviegen.models.tae import tiles as tae_tiles
+from moviegen.models.tae import weights as tae_weights
+from moviegen.models.text import toy as toy_text
+from moviegen.models.transformer import model as transformer
+from moviegen.nn import backend
+from moviegen.parallel import collectives, sync
+from moviegen.parallel import mesh as meshes
+from moviegen.runner import Run
+from moviegen.storage import checkpoint
+from moviegen.storage.writers import Writer
+from moviegen.streams import Stream
 from moviegen.text import online
-from moviegen.writers import Writer
+from moviegen.training import state as states
 
 SHEET_FRAMES = 8
 
 
-def run(config: Any, workdir: str | Path, stage: str | None = None) -> dict[str, float]:
+def run(run: Run) -> dict[str, float]:
     """Sample every prompt of `sample.prompts` with the newest averaged weights.
 
     Writes `samples/NN-slug.mp4` (H.264) and a contact sheet `.png` for each; a single frame is a PNG alone. The weights
     are those of `sample.checkpoint`, by default the run's own `checkpoints`. On a mesh every rank runs this.
     """
-    folder, world = Path(workdir) / "samples", meshes.current().world
-    for index, prompt, pieces in sample_videos(config, workdir):
+    config, workdir, world = run.config, run.workdir, run.mesh.world
+    folder = workdir / "samples"
+    for index, prompt, pieces in sample_videos(run):
         write(folder, index, prompt, pieces, config.sample.num_frames, config.sample.fps)
-    meshes.barrier(world)
+    sync.barrier(world)
     if world.rank == 0:
         print(f"sample: {len(config.sample.prompts)} samples in {folder}", flush=True)
     return {"samples": len(config.sample.prompts)}
@@ -67,7 +75,7 @@ def share(mesh: meshes.Mesh, guided: bool, tiles: int = 1) -> Share:
     return Share(mesh, part, parts, branch, first * sequence.size + sequence.rank, n * sequence.size, meshes.ALONE)
 
 
-def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, Iterator[np.ndarray]]]:
+def sample_videos(run: Run) -> Iterator[tuple[int, str, Iterator[np.ndarray]]]:
     """Yield (index, prompt, frames) of each prompt, the frames in pieces uint8 (n h w c), decoded as they are taken.
 
     The latents of `sample.batch_size` prompts are in memory at once.
@@ -75,18 +83,19 @@ def sample_videos(config: Any, workdir: str | Path) -> Iterator[tuple[int, str, 
     Sample i depends on (seed, i, prompt) alone, not on the batch that it is in.
     Raises ConfigError or DataError when there are no prompts, weights, or embeddings of a prompt.
     """
+    config = run.config
     settings, prompts = config.sample, list(config.sample.prompts)
     if not prompts:
         raise ConfigError(
             "sample.prompts is empty: give at least one, --config.sample.prompts='a red circle moves left'"
         )
-    text, empty = _encode(prompts, config)
+    text, empty = _encode(prompts, config, run.mesh)
     shape = latent_shape(config)
-    mine = share(meshes.current(), settings.guidance_scale != 1, len(tae_tiles.starts(shape[1])))
-    params, tae_cfg = _load(config, Path(workdir), mine.mesh)
-    decoder = train_tae.load_weights(cached_latents.weights_path(config), config.tae)
+    mine = share(run.mesh, settings.guidance_scale != 1, len(tae_tiles.starts(shape[1])))
+    params, tae_cfg = _load(config, run.workdir, mine.mesh)
+    decoder = tae_weights.load(tae_weights.configured(config), config.tae)
     size = min(settings.batch_size, -(-len(prompts) // mine.parts))
-    writer = Writer(workdir, "sample", rank=mine.mesh.world.rank)
+    writer = Writer(run.workdir, "sample", rank=mine.mesh.world.rank)
     for start in range(mine.part * size, len(prompts) + mine.part * size, size * mine.parts):
         # A batch is filled up with the last prompt, even from nothing: a smaller one would be compiled anew, and where
         # weights are gathered all ranks must take part.
@@ -176,7 +185,7 @@ def write(folder: Path, index: int, prompt: str, pieces: Iterable[np.ndarray], c
 
 
 def _noise(seed: int, index: int, shape: Sequence[int]) -> np.ndarray:
-    return np.random.default_rng([seed, index, 0, 1]).standard_normal(tuple(shape), dtype=np.float32)
+    return streams.rng(Stream.SAMPLING_NOISE, seed, index).standard_normal(tuple(shape), dtype=np.float32)
 
 
 def _with_empty(values: Any, mask: Any, empty_values: Any, empty_mask: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -204,10 +213,10 @@ def _load(config: Any, workdir: Path, mesh: meshes.Mesh) -> tuple[dict, ConfigDi
     return params, tae_cfg
 
 
-def _encode(prompts: list[str], config: Any) -> tuple[dict, dict]:
+def _encode(prompts: list[str], config: Any, mesh: meshes.Mesh) -> tuple[dict, dict]:
     """Text of the prompts (b l d), and of the empty prompt with batch 1, of the same length."""
     if config.data.source == "csv":
-        text = online.encode(prompts, config, meshes.current())
+        text = online.encode(prompts, config, mesh)
     else:
         text = toy_text.encode([*prompts, ""], config.model.text_dims)
     split = {name: ((values[:-1], mask[:-1]), (values[-1:], mask[-1:])) for name, (values, mask) in text.items()}

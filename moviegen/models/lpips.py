@@ -13,8 +13,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen import backend, layerwise, safetensors_io
 from moviegen.errors import ConfigError
+from moviegen.nn import backend, layerwise
+from moviegen.storage import safetensors_io
 
 STAGES = (2, 2, 3, 3, 3)  # convolutions between poolings; features are taken after the last of each
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of pictures in [-1, 1], to the classifier's own

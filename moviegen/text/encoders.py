@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import arraystore, backend, provenance, safetensors_io, sharding
 from moviegen.convert import huggingface
 from moviegen.errors import ConfigError
-from moviegen.mesh import ONE, Mesh
-from moviegen.models import clip, t5
+from moviegen.models.text import clip, t5
+from moviegen.nn import backend
+from moviegen.parallel import sharding
+from moviegen.parallel.mesh import ONE, Mesh
+from moviegen.storage import arraystore, fingerprint, safetensors_io
 from moviegen.text import tokenizers
 
 KINDS = {"ul2": "t5", "metaclip": "clip", "byt5": "byt5"}  # encoder -> kind of its tokenizer
@@ -84,7 +86,7 @@ def read_config(folder: Path, name: str) -> Any:
 
 def digest(files: Files) -> str:
     """A short checksum of config.json and of every weight file, read once through."""
-    return provenance.digest(sorted([files.folder / "config.json", *files.folder.glob("*.safetensors")]))
+    return fingerprint.digest(sorted([files.folder / "config.json", *files.folder.glob("*.safetensors")]))
 
 
 def load(files: Files, dtype: str, mesh: Mesh = ONE, zero_stage: int = 0) -> Encoder:

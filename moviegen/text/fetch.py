@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen import config as configs
-from moviegen import provenance, safetensors_io
 from moviegen.convert import huggingface, torch_bin
 from moviegen.errors import ConfigError, DataError
+from moviegen.storage import files, fingerprint, safetensors_io
 from moviegen.text import encoders
 
 NOTE = "fetched.json"  # the repository; once all is there also its revision, checksums of what was read and written
@@ -44,7 +43,7 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
             raise ConfigError(
                 f"{folder} holds files that were not fetched: name an empty folder as text.encoders.{name}"
             )
-        configs.write_json({"repository": repository}, folder / NOTE)  # whose the folder is, should this be stopped
+        files.write_json({"repository": repository}, folder / NOTE)  # whose the folder is, should this be stopped
     download = folder / "download"
     source = _local(Path(offline) / repository) if offline else _hub(repository, endpoint, download)
     wanted = _choose(name, repository, source.files)
@@ -63,7 +62,7 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
         written.append(folder / file)
     made = {path.name: _sha256(path) for path in sorted({*written, *folder.glob("*.json")}) if path.name != NOTE}
     note = {"repository": repository, "revision": source.revision, "read": sums, "written": made}
-    configs.write_json(note, folder / NOTE)
+    files.write_json(note, folder / NOTE)
     shutil.rmtree(download, ignore_errors=True)
     return True
 
@@ -178,9 +177,9 @@ def _checked(path: Path, stated: str, what: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    return provenance.hexdigest([path], hashlib.sha256())
+    return fingerprint.hexdigest([path], hashlib.sha256())
 
 
 def _git_blob(path: Path) -> str:
     """The name that git gives to a file's content."""
-    return provenance.hexdigest([path], hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))
+    return fingerprint.hexdigest([path], hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from moviegen.data import table
 from moviegen.errors import ConfigError, DataError
-from moviegen.mesh import Mesh
+from moviegen.parallel.mesh import Mesh
+from moviegen.text import batch as text_batch
 from moviegen.text import encoders, prompts, store, tokenizers
 
 Text = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -29,7 +29,7 @@ def encode(given: Sequence[str], config: Any, mesh: Mesh) -> Text:
     looked = [encoders.look(config, name) for name in names]
     found = {name: cached(given, texts, config.data, name) for name in config.data.text_folders if name not in names}
     for files in looked:
-        found[files.name] = table.pad_text(_run(files, [text[files.name] for text in texts], config, mesh))
+        found[files.name] = text_batch.pad_text(_run(files, [text[files.name] for text in texts], config, mesh))
     return found
 
 
@@ -74,4 +74,4 @@ def cached(
                 f"data.empty_text.{name} is {data.empty_text[name]!r}, no file: guidance needs the empty prompt's embeddings"
             )
         files.append(Path(data.empty_text[name]))
-    return table.read_text([{name: file} for file in files])[name]
+    return text_batch.read_text([{name: file} for file in files])[name]

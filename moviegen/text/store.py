@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import arraystore, provenance, safetensors_io
 from moviegen.errors import ConfigError, DataError
+from moviegen.nn import dtypes
+from moviegen.storage import files, fingerprint, safetensors_io
 
 MANIFEST = "embeddings.json"
 _KEY = "S16"  # 128 bits: that two texts share one is out of the question
@@ -54,7 +55,7 @@ def claim(folder: Path, made_of: dict, key: str) -> None:
     """
     if not is_store(folder) and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no embeddings of ours: name another folder as {key}")
-    provenance.claim(folder / MANIFEST, made_of, "embeddings of another making", key)
+    fingerprint.claim(folder / MANIFEST, made_of, "embeddings of another making", key)
 
 
 def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]], embeddings: Sequence[Any]) -> Path:
@@ -120,10 +121,10 @@ def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
     file = store.files[number]
     try:
         shard = _opened(str(file), os.stat(file).st_mtime_ns)
-        rows = arraystore.to_numpy("embeddings", shard.get_slice("embeddings")[start:stop])
+        rows = dtypes.to_numpy("embeddings", shard.get_slice("embeddings")[start:stop])
         return rows.astype(np.float32), shard.get_slice("tokens")[start:stop]
     except Exception as error:  # the library has an exception class of its own for each kind of damage
-        raise DataError(f"{file}: cannot be read ({arraystore.reason(error)}): delete it and encode again") from error
+        raise DataError(f"{file}: cannot be read ({files.reason(error)}): delete it and encode again") from error
 
 
 @functools.lru_cache(maxsize=64)

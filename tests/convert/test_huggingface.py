@@ -8,11 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moviegen import backend, safetensors_io
-from moviegen.arraystore import Lazy
 from moviegen.convert import huggingface
 from moviegen.errors import ConfigError
-from moviegen.models import clip, t5
+from moviegen.models.text import clip, t5
+from moviegen.nn import backend
+from moviegen.storage import safetensors_io
+from moviegen.storage.arraystore import Lazy
 from tests.golden.recipe import golden_array
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,7 +11,7 @@ import pytest
 from experiments import common
 from moviegen.convert import sd35
 from moviegen.errors import ConfigError
-from moviegen.models import tae
+from moviegen.models.tae import model as tae
 from tests.golden.recipe import golden_array
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sd35_vae.npz"

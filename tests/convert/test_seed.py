@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from experiments import common
 from moviegen.convert import seed
 from moviegen.errors import ConfigError
-from moviegen.models import tae, transformer
+from moviegen.models.tae import model as tae
+from moviegen.models.transformer import model as transformer
 from tests.golden.recipe import golden_array, golden_input
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "transformer.npz"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import backend
 from moviegen.convert import sd35, seed, tae_names
-from moviegen.models import tae
+from moviegen.models.tae import model as tae
+from moviegen.nn import backend
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CFG = common.tae("full", base_channels=32)

@@ -3,9 +3,9 @@ import sys
 import numpy as np
 import pytest
 
-from moviegen import metrics
 from moviegen.data import clips, video
 from moviegen.errors import DataError
+from moviegen.evaluation import metrics
 
 try:
     clips.real_clips()

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from moviegen.data import crops, files, video
 from moviegen.errors import ConfigError, DataError
-from moviegen.mesh import Group, Mesh
+from moviegen.parallel.mesh import Group
 from tests.data import broken
 
 
@@ -82,11 +82,10 @@ def test_more_than_the_share_ends_the_run(table):
 def test_of_several_ranks_the_first_one_alone_opens_files(table, tmp_path, monkeypatch):
     """Also the csv: the others do not have it here."""
     cache = tmp_path / "ranks" / "videos.json"
-    monkeypatch.setattr(files.meshes, "current", lambda: Mesh(data=2, world=Group("both", 2, 0)))
-    monkeypatch.setattr(files.meshes, "first_rank_alone", lambda do, marker: do())
-    counts, bad = files.usable(config(table), 8, cache)
-    monkeypatch.setattr(files.meshes, "first_rank_alone", lambda do, marker: None)
-    others, nothing = files.usable(config(table, csv="/nowhere.csv"), 8, cache)
+    monkeypatch.setattr(files.sync, "first_rank_alone", lambda world, do, marker: do())
+    counts, bad = files.usable(config(table), 8, cache, Group("both", 2, 0))
+    monkeypatch.setattr(files.sync, "first_rank_alone", lambda world, do, marker: None)
+    others, nothing = files.usable(config(table, csv="/nowhere.csv"), 8, cache, Group("both", 2, 1))
     assert others == counts and list(others) == list(counts)
     assert nothing.total == bad.total == len(broken.FILES) and not nothing.reasons
 

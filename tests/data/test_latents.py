@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import safetensors_io
 from moviegen.data import latents, synthetic, video
 from moviegen.errors import ConfigError, DataError
-from moviegen.models import tae
+from moviegen.models.tae import model as tae
+from moviegen.storage import safetensors_io
 
 
 @pytest.fixture(scope="module")

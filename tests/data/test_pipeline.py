@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from moviegen import flow
 from moviegen.data import latents, pipeline
 from moviegen.errors import ConfigError
-from moviegen.models import toy_text
+from moviegen.models.text import toy as toy_text
 
 DIMS = {"ul2": 8, "metaclip": 4, "byt5": 4}
 COUNTS = {"video": 10, "image": 7, "heldout": 6, "heldout_image": 3}
@@ -29,7 +29,7 @@ def data(monkeypatch):
     }
     captions = {k: [f"{k} {i}" for i in range(n)] for k, n in COUNTS.items()}
     made = latents.LatentSet(arrays, captions, [0.0, 1.0], [1.0, 2.0])
-    monkeypatch.setattr(latents, "prepare", lambda config, workdir: made)
+    monkeypatch.setattr(latents, "prepare", lambda config, workdir, world: made)
     return pipeline.open_data(config(), "unused")
 
 

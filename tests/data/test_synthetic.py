@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from moviegen import baselines, metrics
 from moviegen.data import synthetic
+from moviegen.evaluation import baselines, metrics
 
 EVERY = synthetic.combinations("train") + synthetic.combinations("heldout")
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen import mesh as meshes
 from moviegen.data import table
 from moviegen.errors import ConfigError, DataError
+from moviegen.parallel.mesh import Group
+from moviegen.text import batch as text_batch
 from moviegen.text import store
 
 ENCODERS = {"ul2": 6, "byt5": 4}
@@ -62,15 +63,10 @@ def test_the_first_rank_alone_looks_for_the_files(config, tmp_path, monkeypatch)
     alone = table.read_once(config, path, usable)
     assert alone == table.read(config, path) and not usable.parent.exists()
 
-    def ranks_of_two(rank):
-        monkeypatch.setattr(table.meshes, "current", lambda: meshes.Mesh(2, world=meshes.Group("", 2, rank)))
-
-    monkeypatch.setattr(table.meshes, "barrier", lambda group: None)
-    ranks_of_two(0)
-    assert table.read_once(config, path, usable) == alone
-    ranks_of_two(1)
+    monkeypatch.setattr(table.sync, "barrier", lambda group: None)
+    assert table.read_once(config, path, usable, Group("", 2, 0)) == alone
     monkeypatch.setattr(table, "read", None)
-    assert table.read_once(config, path, usable) == alone
+    assert table.read_once(config, path, usable, Group("", 2, 1)) == alone
 
 
 def test_bad_rows_are_listed_and_refused_above_the_share(config, tmp_path, capsys):
@@ -147,10 +143,10 @@ def test_too_few_latent_frames_are_named(config, tmp_path):
 
 def test_text_is_padded_to_the_longest(config, tmp_path):
     rows = table.read(config, str(tmp_path / "train.csv"))
-    text = table.read_text([row.text for row in rows] + [dict(config.data.empty_text)])
+    text = text_batch.read_text([row.text for row in rows] + [dict(config.data.empty_text)])
     assert text.keys() == ENCODERS.keys()
     for encoder, (embeddings, mask) in text.items():
-        assert embeddings.shape == (4, table.TEXT_STEP, ENCODERS[encoder]) and embeddings.dtype == np.float32
+        assert embeddings.shape == (4, text_batch.TEXT_STEP, ENCODERS[encoder]) and embeddings.dtype == np.float32
         assert mask.sum(1).tolist() == [2, 3, 4, 1]
         for i, row in enumerate(rows):
             stored = np.load(row.text[encoder])["text_emb"][: 2 + i]  # what is behind are not tokens
@@ -165,7 +161,7 @@ def test_damaged_files_are_named(config, tmp_path):
         table.read_latents(rows[0], 1, np.random.default_rng(0))
     np.savez(rows[1].text["ul2"], text_emb=np.zeros((1, 6)))
     with pytest.raises(DataError, match="ul2/deep/b.npz: cannot be read as npz with text_emb, mask"):
-        table.read_text([rows[1].text])
+        text_batch.read_text([rows[1].text])
 
 
 @pytest.fixture
@@ -185,15 +181,14 @@ def with_store(config, tmp_path):
 def test_stores_and_files_side_by_side(with_store, tmp_path, monkeypatch):
     path, usable = str(tmp_path / "train.csv"), tmp_path / "ranks" / "train.csv"
     rows = table.read(with_store, path)
-    text = table.read_text([*(row.text for row in rows), table.empty_text(with_store.data)])
+    text = text_batch.read_text([*(row.text for row in rows), table.empty_text(with_store.data)])
     assert text["ul2"][1].sum(1).tolist() == [3, 3, 2, 1]  # an image has no rate
     assert text["ul2"][0][:, 0, 0].tolist() == [1, 1, 2, 0]
     assert text["byt5"][1].sum(1).tolist() == [2, 3, 4, 1]
 
-    monkeypatch.setattr(table.meshes, "barrier", lambda group: None)
+    monkeypatch.setattr(table.sync, "barrier", lambda group: None)
     for rank in (0, 1):
-        monkeypatch.setattr(table.meshes, "current", lambda rank=rank: meshes.Mesh(2, world=meshes.Group("", 2, rank)))
-        assert table.read_once(with_store, path, usable) == rows
+        assert table.read_once(with_store, path, usable, Group("", 2, rank)) == rows
 
 
 def test_captions_without_embeddings_are_bad_rows(with_store, tmp_path, capsys):
@@ -220,7 +215,7 @@ def test_embeddings_of_several_encoders_are_not_mixed(config, tmp_path):
     rows = table.read(config, str(tmp_path / "train.csv"))
     write_text(rows[1].text["ul2"], 5, 2, 7)
     with pytest.raises(DataError, match=r"embeddings of ul2 are \[6, 7\] wide"):
-        table.read_text([row.text for row in rows])
+        text_batch.read_text([row.text for row in rows])
     np.savez(rows[0].text["ul2"], text_emb=np.zeros((3, 6)), mask=np.ones(4))
     with pytest.raises(DataError, match=r"a.npz: text_emb is \(3, 6\) and mask \(4,\)"):
-        table.read_text([rows[0].text])
+        text_batch.read_text([rows[0].text])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moviegen import metrics
 from moviegen.data import video
 from moviegen.errors import DataError
+from moviegen.evaluation import metrics
 
 
 def moving_square(num_frames=20, height=48, width=64):

@@ -10,7 +10,7 @@ import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import ops  # noqa: E402
 
-from moviegen import collectives, mesh  # noqa: E402
+from moviegen.parallel import collectives, mesh, sync  # noqa: E402
 
 
 def value(seed: int, shape=(12, 12, 2)) -> np.ndarray:
@@ -89,7 +89,7 @@ def main() -> None:
                     )
         tree = {"a": value(0), "b": value(1, (3,)), "c": value(2, ())}
         shapes = {path: array.shape for path, array in reversed(tree.items())}
-        found = collectives.from_first(group, functools.partial(read_by_first, group, tree), shapes)
+        found = sync.from_first(group, functools.partial(read_by_first, group, tree), shapes)
         for path, array in tree.items():
             np.testing.assert_array_equal(found[path].asnumpy(), array)
         assert mesh.agree(7 + mesh.rank(), group) == 7

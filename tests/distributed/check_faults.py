@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from moviegen import heartbeat, mesh  # noqa: E402
+from moviegen.parallel import heartbeat, mesh  # noqa: E402
 
 
 def main(folder: str, timeout: str) -> None:

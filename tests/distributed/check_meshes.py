@@ -9,9 +9,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import common  # noqa: E402
-from moviegen import mesh as meshes  # noqa: E402
 from moviegen.data import latents  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
+from moviegen.parallel import mesh as meshes  # noqa: E402
+from moviegen.parallel import sync  # noqa: E402
+from moviegen.runner import Run
 
 train.VALIDATION_TIMES, latents.HELDOUT_SAMPLES = (0.5,), 8
 
@@ -48,14 +50,13 @@ def main(folder: str, steps: str, *wanted: str) -> None:
         config.train.zero_stage = int(stage)
 
         def work(size=size, axes=axes, config=config, name=name):
-            meshes.adopt(meshes.make(axes, range(size)) if size > 1 else meshes.ONE)
-            train.run(config, folder / name.replace("/", "-"))
+            mesh = meshes.make(axes, range(size)) if size > 1 else meshes.ONE
+            train.run(Run(config, folder / name.replace("/", "-"), mesh))
 
         if size > 1:
             work()
         else:
-            meshes.adopt(world)
-            meshes.first_rank_alone(work, folder / "alone.done")
+            sync.first_rank_alone(world.world, work, folder / "alone.done")
 
 
 if __name__ == "__main__":

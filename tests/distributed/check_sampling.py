@@ -11,10 +11,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
-from moviegen import backend, checkpoint, safetensors_io  # noqa: E402
-from moviegen import mesh as meshes  # noqa: E402
 from moviegen.jobs import sample  # noqa: E402
-from moviegen.models import tae, transformer  # noqa: E402
+from moviegen.models.tae import model as tae
+from moviegen.models.transformer import model as transformer  # noqa: E402
+from moviegen.nn import backend
+from moviegen.parallel import mesh as meshes  # noqa: E402
+from moviegen.parallel import sync  # noqa: E402
+from moviegen.runner import Run
+from moviegen.storage import checkpoint, safetensors_io  # noqa: E402
 
 FRAMES = 48  # 6 latent frames: two tiles
 
@@ -51,17 +55,16 @@ def main(folder: str, *wanted: str) -> None:
     folder = Path(folder)
     config = experiment(folder)
     world = meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
-    meshes.first_rank_alone(lambda: prepare(config), folder / "prepared")
+    sync.first_rank_alone(world.world, lambda: prepare(config), folder / "prepared")
     for name in wanted:
         axes = meshes.parse(name, 1)
         size = int(np.prod(list(axes.values())))
-        meshes.adopt(meshes.make(axes, range(size)) if size > 1 else meshes.ONE)
+        mesh = meshes.make(axes, range(size)) if size > 1 else meshes.ONE
         into = folder / (name if size > 1 else f"{name}-by-{meshes.rank()}")
         into.mkdir(exist_ok=True)  # the other ranks make it too
-        for index, _, pieces in sample.sample_videos(config, into):
+        for index, _, pieces in sample.sample_videos(Run(config, into, mesh)):
             np.save(into / f"{index}.npy", np.concatenate(list(pieces)))
-    meshes.adopt(world)
-    meshes.barrier(world.world)
+    sync.barrier(world.world)
 
 
 if __name__ == "__main__":

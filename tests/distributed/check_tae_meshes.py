@@ -9,9 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import common, tae  # noqa: E402
-from moviegen import mesh as meshes  # noqa: E402
-from moviegen import reconstruction  # noqa: E402
+from moviegen.evaluation import reconstruction  # noqa: E402
 from moviegen.jobs import train_tae  # noqa: E402
+from moviegen.parallel import mesh as meshes  # noqa: E402
+from moviegen.runner import Run
 
 
 def experiment(steps: int, zero_stage: int, every_loss: bool):
@@ -39,10 +40,11 @@ def main(folder: str, steps: str, *wanted: str) -> None:
         text, stage, *every = name.split("/")
         axis, size = text.split("=")
         axes = dict.fromkeys(meshes.AXES, 1) | {axis: int(size)}
-        meshes.adopt(meshes.make(axes, range(int(size))) if int(size) > 1 else meshes.ONE)
+        mesh = meshes.make(axes, range(int(size))) if int(size) > 1 else meshes.ONE
         # With one rank's mesh every rank trains alone: one that only waited would wait longer than collectives do.
         alone = f"-by-{meshes.rank()}" if size == "1" and meshes.rank() else ""
-        train_tae.run(experiment(int(steps), int(stage), bool(every)), Path(folder) / (name.replace("/", "-") + alone))
+        workdir = Path(folder) / (name.replace("/", "-") + alone)
+        train_tae.run(Run(experiment(int(steps), int(stage), bool(every)), workdir, mesh))
 
 
 if __name__ == "__main__":

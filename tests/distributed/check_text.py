@@ -9,8 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import common  # noqa: E402
-from moviegen import mesh as meshes  # noqa: E402
 from moviegen.jobs import encode_text  # noqa: E402
+from moviegen.parallel import mesh as meshes  # noqa: E402
+from moviegen.parallel import sync  # noqa: E402
+from moviegen.runner import Run
 from tests.text import tiny_encoders  # noqa: E402
 
 
@@ -30,16 +32,13 @@ def main(folder: str, *wanted: str) -> None:
         text, stage = name.split("/")
         config = experiment(folder, name)
         config.train.zero_stage = int(stage)
-        meshes.adopt(meshes.make(meshes.parse(text, meshes.ranks()), range(meshes.ranks())))
-        encode_text.run(config, folder / name.replace("/", "-"))
-    meshes.adopt(world)
+        mesh = meshes.make(meshes.parse(text, meshes.ranks()), range(meshes.ranks()))
+        encode_text.run(Run(config, folder / name.replace("/", "-"), mesh))
 
     def alone():
-        meshes.adopt(meshes.ONE)
-        encode_text.run(experiment(folder, "alone"), folder / "alone")
-        meshes.adopt(world)
+        encode_text.run(Run(experiment(folder, "alone"), folder / "alone"))
 
-    meshes.first_rank_alone(alone, folder / "alone.done")
+    sync.first_rank_alone(world.world, alone, folder / "alone.done")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from moviegen import workers
+from moviegen.parallel import launcher
 
 
 def run(script: str, ranks: int, workdir: Path, *args: str) -> None:
-    code = workers.run([str(Path(__file__).with_name(script)), *args], ranks, workdir)
+    code = launcher.run([str(Path(__file__).with_name(script)), *args], ranks, workdir)
     logs = "\n".join(log.read_text()[-2000:] for log in sorted((workdir / "ranks").glob("worker_*.log")))
     assert code == 0, logs

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import checkpoint, safetensors_io, workers
 from moviegen import config as configs
-from moviegen.models import tae
-from moviegen.writers import read_metrics
+from moviegen.models.tae import model as tae
+from moviegen.parallel import launcher
+from moviegen.storage import checkpoint, safetensors_io
+from moviegen.storage.writers import read_metrics
 
 ROOT = Path(common.__file__).parents[1]
 EXPERIMENT = f"{ROOT}/experiments/1b_stage1.py:tiny"
@@ -66,7 +67,7 @@ def test_two_groups_of_msrun_as_on_two_machines(tmp_path):
     overrides = TINY | {"data.tae_weights": str(tmp_path / "tae.safetensors")}
     cfg = configs.apply_overrides(configs.load(EXPERIMENT), {key: str(value) for key, value in overrides.items()})
     safetensors_io.write(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
-    port = workers._place(4)["MS_SCHED_PORT"]
+    port = launcher._place(4)["MS_SCHED_PORT"]
     groups = []
     # msrun starts the scheduler where it finds the address to be its own: 0.0.0.0 leads here, but is nobody's.
     for node, address in enumerate(("127.0.0.1", "0.0.0.0")):

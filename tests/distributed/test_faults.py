@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from moviegen import workers
+from moviegen.parallel import launcher
 
 SCRIPT = str(Path(__file__).with_name("check_faults.py"))
 
@@ -22,16 +22,16 @@ def kill_a_rank(folder: Path, rank: int) -> None:
 
 def test_the_launcher_ends_the_others_and_says_who_was_killed(tmp_path, capsys):
     threading.Thread(target=kill_a_rank, args=(tmp_path, 1), daemon=True).start()
-    assert workers.run([SCRIPT, str(tmp_path), "1000"], 2, tmp_path) == 128 + 9
+    assert launcher.run([SCRIPT, str(tmp_path), "1000"], 2, tmp_path) == 128 + 9
     assert "rank 1 was ended by signal 9" in capsys.readouterr().err
 
 
 def test_without_a_launcher_the_others_end_by_themselves(tmp_path):
     """As on another machine, where no process is the dead rank's parent."""
-    logs, place = tmp_path / "ranks", workers._place(2)
+    logs, place = tmp_path / "ranks", launcher._place(2)
     logs.mkdir()
-    names = (workers.SCHEDULER, 0, 1)
-    processes = {name: workers._start([SCRIPT, str(tmp_path), "5"], logs, name, place) for name in names}
+    names = (launcher.SCHEDULER, 0, 1)
+    processes = {name: launcher._start([SCRIPT, str(tmp_path), "5"], logs, name, place) for name in names}
     try:
         kill_a_rank(tmp_path, 1)
         assert processes[0].wait(timeout=300) == 1

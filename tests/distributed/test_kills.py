@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moviegen import checkpoint
+from moviegen.storage import checkpoint
 
 ROOT = Path(__file__).parents[2]
 RANKS = 2
 SCRIPT = Path(__file__).with_name("train_and_save.py")
-START = "import sys; from pathlib import Path; from moviegen import workers; folder = sys.argv[1]; "
-START += f"sys.exit(workers.run([{str(SCRIPT)!r}, *sys.argv[1:]], {RANKS}, Path(folder)))"
+START = "import sys; from pathlib import Path; from moviegen.parallel import launcher; folder = sys.argv[1]; "
+START += f"sys.exit(launcher.run([{str(SCRIPT)!r}, *sys.argv[1:]], {RANKS}, Path(folder)))"
 
 
 def start(folder, steps):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from moviegen import checkpoint
-from moviegen.writers import read_metrics
+from moviegen.storage import checkpoint
+from moviegen.storage.writers import read_metrics
 from tests.distributed import ranks
 
 TWO = ("data=2/0", "zero=2/1", "zero=2/2", "zero=2/3", "sp=2/3")

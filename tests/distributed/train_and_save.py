@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
-from moviegen import backend, collectives  # noqa: E402
-from moviegen import mesh as meshes  # noqa: E402
 from moviegen.data import latents  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
-from moviegen.models import transformer  # noqa: E402
+from moviegen.models.transformer import model as transformer  # noqa: E402
+from moviegen.nn import backend
+from moviegen.parallel import collectives  # noqa: E402
+from moviegen.parallel import mesh as meshes  # noqa: E402
+from moviegen.runner import Run
 
 
 def experiment(steps: int):
@@ -32,7 +34,7 @@ def experiment(steps: int):
     return config.lock()
 
 
-def made_up_latents(config, workdir):
+def made_up_latents(config, workdir, world):
     arrays = {
         name: np.random.default_rng(0).standard_normal((6, 4, 1, 4, 4), np.float32) for name in ("video", "image")
     }
@@ -45,12 +47,12 @@ def loss_and_grads(params, cfg, latents, noise, t, text, mesh, zero_stage):
 
 
 def main(folder: str, steps: str) -> None:
-    meshes.setup({"data": 1, "zero": meshes.ranks(), "sp": 1})
+    mesh = meshes.setup({"data": 1, "zero": meshes.ranks(), "sp": 1})
     latents.prepare, transformer.loss_and_grads = made_up_latents, loss_and_grads
     note = Path(folder) / f"rank-{meshes.rank()}.tmp"
     note.write_text(str(os.getpid()))
     note.rename(note.with_suffix(".pid"))
-    train.run(experiment(int(steps)), folder)
+    train.run(Run(experiment(int(steps)), Path(folder), mesh))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import common
 from moviegen.errors import ConfigError
-from moviegen.models import transformer
+from moviegen.models.transformer import model as transformer
 
 TRANSFORMER_KEYS = (
     "hidden_size num_layers num_heads ffn_size latent_channels patch_size position_lengths text_dims norm_eps "

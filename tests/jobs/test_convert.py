@@ -5,12 +5,16 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from moviegen import backend, safetensors_io
 from moviegen import config as configs
 from moviegen.convert import lpips as convert_lpips
 from moviegen.errors import ConfigError, DataError
-from moviegen.jobs import convert, train_tae
-from moviegen.models import lpips, tae
+from moviegen.jobs import convert
+from moviegen.models import lpips
+from moviegen.models.tae import model as tae
+from moviegen.models.tae import weights as tae_weights
+from moviegen.nn import backend
+from moviegen.runner import Run
+from moviegen.storage import safetensors_io
 from tests.golden.recipe import golden_array
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -37,16 +41,16 @@ def test_the_seed_s_checkpoint_becomes_ours_and_goes_back(tmp_path, seed_s, caps
     listed = [{"name": f"autoencoder.{name}", "data": ms.Tensor(value)} for name, value in seed_s.items()]
     ms.save_checkpoint(listed, str(tmp_path / "seed.ckpt"))
     config = settings(tmp_path, source=str(tmp_path / "seed.ckpt"))
-    assert convert.run(config, tmp_path)["arrays"] == len(tae.shapes(config.tae))
+    assert convert.run(Run(config, tmp_path))["arrays"] == len(tae.shapes(config.tae))
     assert "the seed's autoencoder in" in capsys.readouterr().out
-    params = train_tae.load_weights(tmp_path / "out.safetensors", config.tae)
+    params = tae_weights.load(tmp_path / "out.safetensors", config.tae)
     np.testing.assert_array_equal(
         params["encoder/conv_in/temporal/w"].asnumpy(), seed_s["encoder.conv_in.conv_temp.weight"][:, :, 0]
     )
     back = settings(
         tmp_path, source=str(tmp_path / "out.safetensors"), target=str(tmp_path / "back.safetensors"), naming="seed"
     )
-    convert.run(back, tmp_path)
+    convert.run(Run(back, tmp_path))
     found = safetensors_io.read(tmp_path / "back.safetensors")
     assert found.keys() == {name for name in seed_s if ".temb_proj." not in name}
     for name, value in found.items():
@@ -58,12 +62,12 @@ def test_an_image_autoencoder_is_inflated(tmp_path):
     given = arrays("sd35_vae.npz")
     safetensors_io.write(given, tmp_path / "vae.safetensors")
     config = settings(tmp_path, source=str(tmp_path / "vae.safetensors"))
-    convert.run(config, tmp_path)
-    params = backend.to_numpy(train_tae.load_weights(tmp_path / "out.safetensors", config.tae))
+    convert.run(Run(config, tmp_path))
+    params = backend.to_numpy(tae_weights.load(tmp_path / "out.safetensors", config.tae))
     np.testing.assert_array_equal(params["encoder/conv_in/spatial/w"], given["encoder.conv_in.weight"])
     assert not params["encoder/mid/temporal_attention/out/w"].any()
     back = settings(tmp_path, source=str(tmp_path / "out.safetensors"), naming="diffusers")
-    convert.run(back, tmp_path)
+    convert.run(Run(back, tmp_path))
     found = safetensors_io.read(tmp_path / "out.safetensors")
     assert found.keys() == given.keys()
     for name, value in found.items():
@@ -81,7 +85,10 @@ def test_lpips_from_its_two_files(tmp_path):
     source = str(tmp_path / "vgg.safetensors")
     # The heads as the lpips package ships them, a file of torch from before 1.6.
     convert.run(
-        settings(tmp_path, kind="lpips", source=source, heads=str(GOLDEN / "torch_files" / "lpips_heads.pth")), tmp_path
+        Run(
+            settings(tmp_path, kind="lpips", source=source, heads=str(GOLDEN / "torch_files" / "lpips_heads.pth")),
+            tmp_path,
+        )
     )
     found = lpips.load(str(tmp_path / "out.safetensors"), "", "")
     np.testing.assert_array_equal(found["head/4"].asnumpy(), stored["lin4__model__1__weight"].ravel())
@@ -106,9 +113,9 @@ def test_lpips_from_its_two_files(tmp_path):
 )
 def test_wrong_settings_are_named(tmp_path, values, error, message):
     with pytest.raises(error, match=message):
-        convert.run(settings(tmp_path, **values), tmp_path)
+        convert.run(Run(settings(tmp_path, **values), tmp_path))
 
 
 def test_an_experiment_without_the_section_is_told(tmp_path):
     with pytest.raises(ConfigError, match="no section `convert`"):
-        convert.run(configs.load("experiments/tiny.py"), tmp_path)
+        convert.run(Run(configs.load("experiments/tiny.py"), tmp_path))

@@ -8,9 +8,10 @@ import pytest
 
 import moviegen
 from moviegen import config as configs
-from moviegen import isolate
+from moviegen.demo import isolate
 from moviegen.errors import ConfigError
 from moviegen.jobs import demo
+from moviegen.runner import Run
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def names(ran):
 
 
 def test_all_stages_in_order_and_joined_up(config, ran, tmp_path):
-    assert demo.run(config, tmp_path) == {"report.number": 5}
+    assert demo.run(Run(config, tmp_path)) == {"report.number": 5}
     assert names(ran) == ["tae", "t2i", "t2v", "sample", "report"]
     stages = {name: made for name, made, _ in ran}
     assert stages["t2i"].data.tae_weights == str(tmp_path / "tae/tae.safetensors")
@@ -54,55 +55,55 @@ def test_all_stages_in_order_and_joined_up(config, ran, tmp_path):
 
 
 def test_finished_stages_are_skipped(config, ran, tmp_path):
-    first = demo.run(config, tmp_path)
-    assert demo.run(config, tmp_path) == first and len(ran) == 5
+    first = demo.run(Run(config, tmp_path))
+    assert demo.run(Run(config, tmp_path)) == first and len(ran) == 5
 
 
 def test_an_unfinished_stage_goes_on_in_its_folder(config, ran, tmp_path, monkeypatch):
-    demo.run(config, tmp_path)
+    demo.run(Run(config, tmp_path))
     (tmp_path / "t2v/done.json").unlink()
     ran.clear()
-    demo.run(config, tmp_path)
+    demo.run(Run(config, tmp_path))
     assert [(name, kept) for name, _, kept in ran] == [("t2v", True)]
 
 
 def test_a_changed_stage_goes_on_and_what_builds_on_it_starts_anew(config, ran, tmp_path):
-    demo.run(config, tmp_path)
+    demo.run(Run(config, tmp_path))
     ran.clear()
     config = configs.apply_overrides(config, {"stages.t2v.train.steps": 9})
-    demo.run(config, tmp_path)
+    demo.run(Run(config, tmp_path))
     assert [(name, kept) for name, _, kept in ran] == [("t2v", True), ("sample", False), ("report", False)]
     assert ran[0][1].train.steps == 9
 
 
 def test_other_settings_of_sampling_are_no_reason_to_train_again(config, ran, tmp_path):
-    demo.run(config, tmp_path)
+    demo.run(Run(config, tmp_path))
     ran.clear()
-    demo.run(configs.apply_overrides(config, {"sample.guidance_scale": 1.5}), tmp_path)
+    demo.run(Run(configs.apply_overrides(config, {"sample.guidance_scale": 1.5}), tmp_path))
     assert names(ran) == ["sample", "report"]
 
 
 def test_an_override_reaches_every_stage(config, ran, tmp_path):
     config = configs.apply_overrides(config, {"model.num_layers": 3, "seed": 5})
-    demo.run(config, tmp_path)
+    demo.run(Run(config, tmp_path))
     assert all((made.model.num_layers, made.seed) == (3, 5) for _, made, _ in ran)
 
 
 def test_a_moved_folder_stays_finished(config, ran, tmp_path):
-    demo.run(config, tmp_path / "a")
+    demo.run(Run(config, tmp_path / "a"))
     (tmp_path / "a").rename(tmp_path / "b")
-    demo.run(config, tmp_path / "b")
+    demo.run(Run(config, tmp_path / "b"))
     assert len(ran) == 5
 
 
 def test_one_stage(config, ran, tmp_path):
     with pytest.raises(ConfigError, match="--stage=t2v needs the stage tae"):
-        demo.run(config, tmp_path, stage="t2v")
+        demo.run(Run(config, tmp_path, stage="t2v"))
     for name in ("tae", "t2i"):
-        demo.run(config, tmp_path, stage=name)
-    assert demo.run(config, tmp_path, stage="t2v") == {"t2v.number": 3}
+        demo.run(Run(config, tmp_path, stage=name))
+    assert demo.run(Run(config, tmp_path, stage="t2v")) == {"t2v.number": 3}
     assert names(ran) == ["tae", "t2i", "t2v"]
-    demo.run(config, tmp_path, stage="t2i")  # asked for by name: run again
+    demo.run(Run(config, tmp_path, stage="t2i"))  # asked for by name: run again
     assert names(ran)[-1] == "t2i"
 
 
@@ -112,14 +113,15 @@ def test_a_failing_stage_is_not_finished(config, ran, tmp_path, monkeypatch):
 
     monkeypatch.setattr(isolate, "call", fail)
     with pytest.raises(ConfigError, match="no such thing"):
-        demo.run(config, tmp_path)
+        demo.run(Run(config, tmp_path))
     assert demo.finished(tmp_path, "tae") is None
 
 
 @pytest.mark.slow
 def test_the_whole_demo_at_its_shortest(config, tmp_path, monkeypatch):
-    from moviegen import backend, safetensors_io
-    from moviegen.models import tae
+    from moviegen.models.tae import model as tae
+    from moviegen.nn import backend
+    from moviegen.storage import safetensors_io
 
     monkeypatch.chdir(tmp_path)  # MindSpore leaves folders where it runs
     weights = tmp_path / "tae.safetensors"

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import mesh as meshes
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_text
+from moviegen.parallel import sync
+from moviegen.parallel.mesh import Group, Mesh
+from moviegen.runner import Run
+from moviegen.storage.writers import read_metrics
 from moviegen.text import encoders, store
-from moviegen.writers import read_metrics
 from tests.text import tiny_encoders
 
 TABLE = 'video,caption\na.mp4,a dog\nb.mp4,a red circle moves left\nc.png,a dog\nd.mp4,a dog\ne.mp4,"a ""sign"""\n'
@@ -40,7 +42,7 @@ def test_every_distinct_text_is_embedded_once(config, tmp_path, monkeypatch, cap
         return embed(encoder, tokens, dtype)
 
     monkeypatch.setattr(encode_text.encoders, "embed", noted)
-    metrics = encode_text.run(config, tmp_path)
+    metrics = encode_text.run(Run(config, tmp_path))
     assert metrics == {"embedded": 5 + 5 + 2, "kept": 0, "cut": 0, "bad": 0}
     assert len(embedded) == 12
     assert len(stored(config, "ul2").keys) == len(stored(config, "metaclip").keys) == 5
@@ -60,13 +62,13 @@ def test_every_distinct_text_is_embedded_once(config, tmp_path, monkeypatch, cap
 
 
 def test_a_second_run_embeds_what_is_new_alone(config, tmp_path, monkeypatch):
-    encode_text.run(config, tmp_path)
+    encode_text.run(Run(config, tmp_path))
     monkeypatch.setattr(encode_text.encoders, "load", None)  # not even weights are loaded
-    assert encode_text.run(config, tmp_path) == {"embedded": 0, "kept": 12, "cut": 0, "bad": 0}
+    assert encode_text.run(Run(config, tmp_path)) == {"embedded": 0, "kept": 12, "cut": 0, "bad": 0}
     monkeypatch.undo()
     (tmp_path / "more.txt").write_text("a dog\na cat\n")
     config.text.prompts = str(tmp_path / "more.txt")
-    assert encode_text.run(config, tmp_path) == {"embedded": 2, "kept": 5, "cut": 0, "bad": 0}
+    assert encode_text.run(Run(config, tmp_path)) == {"embedded": 2, "kept": 5, "cut": 0, "bad": 0}
     assert store.contains(stored(config, "ul2"), [*UL2, "FPS-16 a cat"]).all()
 
 
@@ -85,16 +87,16 @@ def test_a_stopped_run_keeps_its_shards(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(encode_text.encoders, "embed", killed)
     with pytest.raises(KeyboardInterrupt):
-        encode_text.run(config, tmp_path)
+        encode_text.run(Run(config, tmp_path))
     assert len(stored(config, "byt5").keys) == 4
-    assert encode_text.run(config, tmp_path)["embedded"] == 4
+    assert encode_text.run(Run(config, tmp_path))["embedded"] == 4
     assert len(stored(config, "byt5").keys) == 8
 
 
 def test_long_prompts_are_cut_and_counted(config, tmp_path, capsys):
     config.text.budgets.update(ul2=20, metaclip=40, byt5=10)
     (tmp_path / "train.csv").write_text(f'video,caption\na.mp4,"{"dog " * 2500} ""{"x" * 10000}"""\nb.mp4,dog\n')
-    assert encode_text.run(config, tmp_path)["cut"] == 3
+    assert encode_text.run(Run(config, tmp_path))["cut"] == 3
     assert "ul2: 3 texts embedded" in (out := capsys.readouterr().out) and "1 cut to 20 tokens" in out
     assert stored(config, "metaclip").places[:, 2].max() >= 40
     text = "x" * 10_000
@@ -104,38 +106,36 @@ def test_long_prompts_are_cut_and_counted(config, tmp_path, capsys):
 def test_bad_rows_are_listed_and_refused_above_the_share(config, tmp_path, capsys):
     (tmp_path / "train.csv").write_text("video,caption\na.mp4,a dog\nb.mp4,\nc.mp4,a cat, running\n")
     with pytest.raises(DataError, match="train.csv: 2 bad prompts and 1 good ones.*line 3: the caption is empty"):
-        encode_text.run(config, tmp_path)
+        encode_text.run(Run(config, tmp_path))
     assert "line 4: has more or fewer fields" in capsys.readouterr().out
     config.data.max_bad_fraction = 0.7
-    assert encode_text.run(config, tmp_path) == {"embedded": 5, "kept": 0, "cut": 0, "bad": 2}
+    assert encode_text.run(Run(config, tmp_path)) == {"embedded": 5, "kept": 0, "cut": 0, "bad": 2}
 
 
 def test_several_ranks_share_the_texts(config, tmp_path, monkeypatch):
     """One after another, each as if the other were not there; batches are theirs in turn."""
-    monkeypatch.setattr(meshes, "barrier", lambda group: None)
-    monkeypatch.setattr(meshes, "first_rank_alone", lambda do, marker: do())
+    monkeypatch.setattr(sync, "barrier", lambda group: None)
+    monkeypatch.setattr(sync, "first_rank_alone", lambda world, do, marker: do())
     nothing = np.zeros(5, bool)
     monkeypatch.setattr(encode_text.store, "contains", lambda opened, texts: nothing[: len(texts)])
     config.text.encoders.update(metaclip="", byt5="")
     counts = []
     for rank in (0, 1):
-        monkeypatch.setattr(meshes, "current", lambda rank=rank: meshes.Mesh(2, world=meshes.Group("", 2, rank)))
-        monkeypatch.setattr(meshes, "rank", lambda rank=rank: rank)
-        encode_text.run(config, tmp_path)
+        encode_text.run(Run(config, tmp_path, Mesh(2, world=Group("", 2, rank))))
         counts.append(len(stored(config, "ul2").keys))
     monkeypatch.undo()
     assert counts == [3, 5] and store.contains(stored(config, "ul2"), UL2).all()  # three batches: two, then one
 
 
 def test_another_encoder_or_budget_needs_another_folder(config, tmp_path):
-    encode_text.run(config, tmp_path)
+    encode_text.run(Run(config, tmp_path))
     config.text.budgets.byt5 = 50
     with pytest.raises(ConfigError, match="budget: 100 -> 50.*data.text_folders.byt5"):
-        encode_text.run(config, tmp_path)
+        encode_text.run(Run(config, tmp_path))
     config.text.budgets.byt5 = 100
     config.text.encoders = tiny_encoders.make(tmp_path / "other", seed=1)
     with pytest.raises(ConfigError, match="weights: .*data.text_folders.byt5"):
-        encode_text.run(config, tmp_path)
+        encode_text.run(Run(config, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -157,4 +157,4 @@ def test_wrong_settings(config, tmp_path, key, value, words):
         section = section[part]
     section[last] = value
     with pytest.raises(ConfigError, match=words):
-        encode_text.run(config, tmp_path)
+        encode_text.run(Run(config, tmp_path))

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import checkpoint, safetensors_io
 from moviegen.data import latent_cache, pipeline, table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_video, train
-from moviegen.models import tae
+from moviegen.models.tae import model as tae
+from moviegen.parallel.mesh import Group, Mesh
+from moviegen.runner import Run
+from moviegen.storage import checkpoint, safetensors_io
 from tests.data import broken
 
 DIMS = dict(ul2=8, metaclip=6, byt5=4)
@@ -69,7 +71,7 @@ def stored(folder, name):
 @pytest.fixture(scope="module")
 def encoded(shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoded")
-    return folder, encode_video.run(settings(shared, folder), folder)
+    return folder, encode_video.run(Run(settings(shared, folder), folder))
 
 
 def test_the_cache_holds_mean_and_std_of_the_first_frames(encoded, shared):
@@ -103,20 +105,19 @@ def test_a_run_that_was_killed_goes_on_where_its_last_shard_ends(shared, tmp_pat
         patch.setattr(encode_video.tae_tiles, "encode", killed_at_the_third)
         patch.setattr(latent_cache.Writer, "flush", lambda self: flush(self) if len(calls) < 3 else None)  # kill -9
         with pytest.raises(KeyboardInterrupt):
-            encode_video.run(settings(shared, tmp_path), tmp_path)
-    assert encode_video.run(settings(shared, tmp_path), tmp_path) == {"encoded": 1, "kept": 2, "bad": 0}
+            encode_video.run(Run(settings(shared, tmp_path), tmp_path))
+    assert encode_video.run(Run(settings(shared, tmp_path), tmp_path)) == {"encoded": 1, "kept": 2, "bad": 0}
     monkeypatch.setattr(encode_video.tae_tiles, "encode", None)
-    assert encode_video.run(settings(shared, tmp_path), tmp_path) == {"encoded": 0, "kept": 3, "bad": 0}
+    assert encode_video.run(Run(settings(shared, tmp_path), tmp_path)) == {"encoded": 0, "kept": 3, "bad": 0}
     assert len(list((tmp_path / "latents").glob("*.safetensors"))) == 3
 
 
-def test_ranks_share_the_videos_out(encoded, shared, tmp_path, monkeypatch):
+def test_ranks_share_the_videos_out(encoded, shared, tmp_path):
     folder, _ = encoded
-    monkeypatch.setattr(encode_video.mesh, "ranks", lambda: 2)
     counts = []
     for rank in range(2):
-        monkeypatch.setattr(encode_video.mesh, "rank", lambda rank=rank: rank)
-        counts.append(encode_video.run(settings(shared, tmp_path), tmp_path)["encoded"])
+        mesh = Mesh(2, world=Group("", 2, rank))
+        counts.append(encode_video.run(Run(settings(shared, tmp_path), tmp_path, mesh))["encoded"])
     assert counts == [2, 1]
     for name in VIDEOS:
         np.testing.assert_array_equal(stored(tmp_path, name)["latent_mean"], stored(folder, name)["latent_mean"])
@@ -127,11 +128,11 @@ def test_ranks_share_the_videos_out(encoded, shared, tmp_path, monkeypatch):
 def test_latents_of_other_settings_are_not_mixed(encoded, shared, tmp_path):
     folder, _ = encoded
     with pytest.raises(ConfigError, match=r"num_frames: 8 -> 9\): delete it or change data.latent_folder"):
-        encode_video.run(settings(shared, folder, num_frames=9), tmp_path)
+        encode_video.run(Run(settings(shared, folder, num_frames=9), tmp_path))
 
 
 def test_a_bare_folder_is_encoded(shared, tmp_path):
-    found = encode_video.run(settings(shared, tmp_path, csv="", latent_dtype="bfloat16"), tmp_path)
+    found = encode_video.run(Run(settings(shared, tmp_path, csv="", latent_dtype="bfloat16"), tmp_path))
     assert found["encoded"] == 3
     assert latent_cache.open_cache(tmp_path / "latents").arrays.keys() == VIDEOS.keys()
 
@@ -139,7 +140,7 @@ def test_a_bare_folder_is_encoded(shared, tmp_path):
 def test_all_frames_at_zero(shared, tmp_path):
     table_of_one = tmp_path / "one.csv"
     table_of_one.write_text("video\ndeep/b.mp4\n")  # which has eight, as the other tests: one shape to compile
-    encode_video.run(settings(shared, tmp_path, num_frames=0, csv=str(table_of_one)), tmp_path)
+    encode_video.run(Run(settings(shared, tmp_path, num_frames=0, csv=str(table_of_one)), tmp_path))
     assert stored(tmp_path, "deep/b.mp4")["latent_mean"].shape == (1, 16, 2, 2)
 
 
@@ -148,19 +149,19 @@ def test_bad_files_are_listed_and_refused_above_the_share(shared, tmp_path, caps
     bad.write_text("video\nc.png\ngone.mp4\nshort.mp4\n")
     config = settings(shared, tmp_path, csv=str(bad), max_bad_fraction=0.4)
     with pytest.raises(DataError, match=r"bad.csv: 2 of 3 files cannot .*is 0.4: first of them, line 3: .*gone.mp4"):
-        encode_video.run(config, tmp_path)
+        encode_video.run(Run(config, tmp_path))
     assert "line 4: " in capsys.readouterr().out
     config.data.max_bad_fraction = 0.7
-    assert encode_video.run(config, tmp_path) == {"encoded": 0, "kept": 1, "bad": 2}
+    assert encode_video.run(Run(config, tmp_path)) == {"encoded": 0, "kept": 1, "bad": 2}
 
 
 def test_every_kind_of_bad_file(shared, tmp_path):
     table = broken.write(tmp_path / "set")
     config = settings(shared, tmp_path, csv=str(table), video_folder=str(tmp_path / "set"), max_bad_fraction=0.6)
-    assert encode_video.run(config, tmp_path) == {"encoded": 5, "kept": 0, "bad": 7}
+    assert encode_video.run(Run(config, tmp_path)) == {"encoded": 5, "kept": 0, "bad": 7}
     config.data.max_bad_fraction = 0.5
     with pytest.raises(DataError, match="7 of 12 files cannot be used"):
-        encode_video.run(config, tmp_path)
+        encode_video.run(Run(config, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_every_kind_of_bad_file(shared, tmp_path):
 )
 def test_wrong_settings_are_named(shared, tmp_path, overrides, error, message):
     with pytest.raises(error, match=message):
-        encode_video.run(settings(shared, tmp_path, **overrides), tmp_path)
+        encode_video.run(Run(settings(shared, tmp_path, **overrides), tmp_path))
 
 
 # ---- training on them
@@ -183,7 +184,7 @@ def test_wrong_settings_are_named(shared, tmp_path, overrides, error, message):
 def test_training_from_the_csv(encoded, shared, tmp_path):
     folder, _ = encoded
     config = settings(shared, folder)
-    metrics = train.run(config, tmp_path)
+    metrics = train.run(Run(config, tmp_path))
     assert set(metrics) == {"loss", "image_loss", "video_loss"} and np.isfinite(list(metrics.values())).all()
     meta = checkpoint.load(tmp_path / "checkpoints")[1]
     shift, scale = latent_cache.open_cache(folder / "latents").statistics()  # not SD3.5's

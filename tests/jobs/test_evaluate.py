@@ -6,11 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from moviegen import baselines, config, metrics, reconstruction
-from moviegen.data import clips, latents, video
+from moviegen import config
+from moviegen.data import clips, video
 from moviegen.errors import ConfigError, DataError
-from moviegen.jobs import evaluate, train_tae
+from moviegen.evaluation import baselines, metrics, reconstruction
+from moviegen.jobs import evaluate
 from moviegen.models import lpips
+from moviegen.models.tae import weights as tae_weights
+from moviegen.runner import Run
 from tests.data import broken
 
 
@@ -43,14 +46,14 @@ def real(tmp_path_factory, feature_file):
         patch.setattr(lpips, "load", lambda *_: small)
         wanted = settings(linear_baseline=True, features=f"{feature_file}:means", lpips_weights="small")
         wanted.data.height = wanted.data.width = 64
-        return folder, evaluate.run(wanted, folder), small
+        return folder, evaluate.run(Run(wanted, folder)), small
 
 
 def test_numbers_of_the_real_clip_are_those_of_its_parts(real):
     folder, found, small = real
     summary = json.loads((folder / "evaluation.json").read_text())
     cfg = settings().tae
-    params = train_tae.load_weights(latents.find_weights("package:tiny_tae", ""), cfg)
+    params = tae_weights.load(tae_weights.find("package:tiny_tae", ""), cfg)
     clip = clips.heldout_clip(16, 64)
     made = reconstruction.roundtrip(params, cfg, clip)
     row = summary["clips"][0]
@@ -105,14 +108,14 @@ def test_files_with_bad_ones_among_them(tmp_path):
         f.write("still.png\n")
     wanted = settings(csv=str(table), video_folder=str(tmp_path / "set"), num_frames=8)
     wanted.data.update(height=16, width=24, max_bad_fraction=0.6)
-    found = evaluate.run(wanted, tmp_path)
+    found = evaluate.run(Run(wanted, tmp_path))
     assert found["clips"] == 6 and found["bad"] == 7 and found["psnr"] > 5
     summary = json.loads((tmp_path / "evaluation.json").read_text())
     assert len(summary["bad"]) == 7 and any("audio.wav: holds no video stream" in reason for reason in summary["bad"])
     assert (tmp_path / "samples" / "recons" / "still.png").is_file()
     wanted.data.max_bad_fraction = 0.5
     with pytest.raises(DataError, match="7 of 13 files cannot be used so far"):
-        evaluate.run(wanted, tmp_path)
+        evaluate.run(Run(wanted, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -127,15 +130,15 @@ def test_files_with_bad_ones_among_them(tmp_path):
 )
 def test_wrong_settings_are_named(tmp_path, evaluation, message):
     with pytest.raises(ConfigError, match=message):
-        evaluate.run(settings(**evaluation), tmp_path)
+        evaluate.run(Run(settings(**evaluation), tmp_path))
 
 
 def test_features_of_a_wrong_shape_are_named(tmp_path, feature_file):
     wanted = settings(features=f"{feature_file}:wrong", num_frames=8)
     with pytest.raises(ConfigError, match=r"wrong': its function gave an array of shape \(8, 32, 32, 3\)"):
-        evaluate.run(wanted, tmp_path)
+        evaluate.run(Run(wanted, tmp_path))
 
 
 def test_an_experiment_without_the_section_is_told(tmp_path):
     with pytest.raises(ConfigError, match="no section `evaluate`"):
-        evaluate.run(config.load("experiments/tiny.py"), tmp_path)
+        evaluate.run(Run(config.load("experiments/tiny.py"), tmp_path))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import arraystore, checkpoint, safetensors_io
 from moviegen import config as configs
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import export
-from moviegen.models import transformer
+from moviegen.models.transformer import model as transformer
+from moviegen.runner import Run
+from moviegen.storage import arraystore, checkpoint, safetensors_io
 
 META = {"latent_shift": [0.5] * 16, "latent_scale": [2.0] * 16, "samples_seen": 9}
 
@@ -36,7 +37,7 @@ def trained(folder, config, step=5):
 def test_export(tmp_path, weights, dtype, shard_bytes):
     config = settings(weights=weights, dtype=dtype, shard_bytes=shard_bytes)
     expected = trained(tmp_path / "checkpoints", config)[weights]
-    metrics = export.run(config, tmp_path)
+    metrics = export.run(Run(config, tmp_path))
     assert metrics["step"] == 5 and (metrics["files"] > 1) == (shard_bytes < 10**9)
     found = safetensors_io.read(tmp_path / "export")
     assert found.keys() == expected.keys()
@@ -51,7 +52,7 @@ def test_one_of_several_checkpoints(tmp_path):
     config = settings(checkpoint=str(tmp_path / "c" / "step-00000003"))
     expected = trained(tmp_path / "c", config, 3)["ema"]
     trained(tmp_path / "c", config, 4)
-    assert export.run(config, tmp_path)["step"] == 3
+    assert export.run(Run(config, tmp_path))["step"] == 3
     np.testing.assert_array_equal(safetensors_io.read(tmp_path / "export")["patch"], expected["patch"])
 
 
@@ -66,7 +67,7 @@ def test_one_of_several_checkpoints(tmp_path):
 )
 def test_mistakes_are_named(tmp_path, wrong, words):
     with pytest.raises(ConfigError, match=words):
-        export.run(settings(**wrong), tmp_path)
+        export.run(Run(settings(**wrong), tmp_path))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
@@ -76,9 +77,9 @@ def test_weights_of_another_model_are_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"wrong shape: blocks/0/mlp/gate is \(32, 24\), expected \(48, 24\).*checkpoints"
     ):
-        export.run(config, tmp_path)
+        export.run(Run(config, tmp_path))
     with pytest.raises(ConfigError, match="no section `export`"):
-        export.run(configs.load("experiments/tiny.py"), tmp_path)
+        export.run(Run(configs.load("experiments/tiny.py"), tmp_path))
 
 
 def test_damage_of_the_checkpoint_is_found_and_leaves_no_export(tmp_path):
@@ -87,5 +88,5 @@ def test_damage_of_the_checkpoint_is_found_and_leaves_no_export(tmp_path):
     file = next((tmp_path / "checkpoints" / "step-00000005" / "ema" / "patch").glob("c.*"))
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     with pytest.raises(DataError, match="step-00000005: array ema/patch is damaged"):
-        export.run(config, tmp_path)
+        export.run(Run(config, tmp_path))
     assert not list((tmp_path / "export").iterdir())

@@ -3,6 +3,7 @@ import pytest
 from experiments import common
 from moviegen.errors import ConfigError
 from moviegen.jobs import fetch_text_encoder
+from moviegen.runner import Run
 from moviegen.text import encoders
 from tests.text import tiny_encoders
 
@@ -17,8 +18,8 @@ def test_fetched_encoders_are_ready_to_run(tmp_path, capsys):
         offline=str(tmp_path / "copies"),
     )
     config.model.text_dims = tiny_encoders.WIDTHS
-    assert fetch_text_encoder.run(config, tmp_path) == {"fetched": 3, "kept": 0}
-    assert fetch_text_encoder.run(config, tmp_path) == {"fetched": 0, "kept": 3}
+    assert fetch_text_encoder.run(Run(config, tmp_path)) == {"fetched": 3, "kept": 0}
+    assert fetch_text_encoder.run(Run(config, tmp_path)) == {"fetched": 0, "kept": 3}
     assert "ul2: owner/ul2 there and whole" in capsys.readouterr().out
     for name, width in tiny_encoders.WIDTHS.items():
         files = encoders.look(config, name)
@@ -28,4 +29,4 @@ def test_fetched_encoders_are_ready_to_run(tmp_path, capsys):
 
 def test_nothing_to_fetch_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="text.encoders names no folder"):
-        fetch_text_encoder.run(common.stage("1b", 1), tmp_path)
+        fetch_text_encoder.run(Run(common.stage("1b", 1), tmp_path))

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from moviegen import arraystore, checkpoint, safetensors_io
-from moviegen import state as states
 from moviegen.errors import ConfigError
 from moviegen.jobs import export, import_weights, sample, train
-from moviegen.mesh import ONE
-from moviegen.models import transformer
+from moviegen.models.transformer import model as transformer
+from moviegen.parallel.mesh import ONE
+from moviegen.runner import Run
+from moviegen.storage import arraystore, checkpoint, safetensors_io
+from moviegen.training import state as states
 from tests.jobs.test_export import META, settings, trained
 
 
@@ -23,9 +24,9 @@ def with_path(path, **model):
 def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, dtype, shard_bytes):
     config = settings(dtype=dtype, shard_bytes=shard_bytes)
     weights = trained(tmp_path / "checkpoints", config)["ema"]
-    export.run(config, tmp_path)
+    export.run(Run(config, tmp_path))
     config = with_path(tmp_path / "export")
-    assert import_weights.run(config, tmp_path / "run") == {"arrays": len(weights)}
+    assert import_weights.run(Run(config, tmp_path / "run")) == {"arrays": len(weights)}
     folder = tmp_path / "run" / "imported"
     trees, meta = checkpoint.load(folder)
     statistics = {key: META[key] for key in ("latent_shift", "latent_scale")}
@@ -44,7 +45,7 @@ def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, dty
 def test_a_file_of_others_takes_the_configs_latent_statistics(tmp_path, capsys):
     arrays = {path: np.ones(shape, np.float32) for path, shape in transformer.shapes(settings().model).items()}
     config = with_path(safetensors_io.write(arrays, tmp_path / "x.safetensors"))
-    import_weights.run(config, tmp_path)
+    import_weights.run(Run(config, tmp_path))
     assert "does not say how its latents were scaled" in capsys.readouterr().out
     meta = checkpoint.load(tmp_path / "imported")[1]
     assert meta["latent_shift"] == [config.tae.latent_shift] * 16
@@ -58,19 +59,19 @@ def test_missing_extra_and_wrong_arrays_are_named(tmp_path):
     config = with_path(safetensors_io.write(arrays, tmp_path / "x.safetensors"))
     words = r"missing: patch; extra: mine; wrong shape: final/norm is \(3,\), expected \(24,\); .*x.safetensors"
     with pytest.raises(ConfigError, match=words):
-        import_weights.run(config, tmp_path)
+        import_weights.run(Run(config, tmp_path))
     assert not (tmp_path / "imported").exists()
 
 
 def test_another_model_of_the_same_shapes_is_named(tmp_path):
     trained(tmp_path / "checkpoints", settings())
-    export.run(settings(), tmp_path)
+    export.run(Run(settings(), tmp_path))
     with pytest.raises(ConfigError, match=r"export was exported with another model: num_heads: 2 -> 3"):
-        import_weights.run(with_path(tmp_path / "export", num_heads=3), tmp_path)
-    import_weights.run(with_path(tmp_path / "export", compute_dtype="bfloat16_simulated"), tmp_path)
+        import_weights.run(Run(with_path(tmp_path / "export", num_heads=3), tmp_path))
+    import_weights.run(Run(with_path(tmp_path / "export", compute_dtype="bfloat16_simulated"), tmp_path))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
 def test_no_file(tmp_path, path):
     with pytest.raises(ConfigError, match=f"import_weights.path is '{path}': expected a safetensors file or a folder"):
-        import_weights.run(with_path(path), tmp_path)
+        import_weights.run(Run(with_path(path), tmp_path))

@@ -5,13 +5,16 @@ import weakref
 import numpy as np
 import pytest
 
-from moviegen import backend, checkpoint, flow
 from moviegen import config as configs
-from moviegen.data import latents as cached_latents
+from moviegen import flow, streams
 from moviegen.data import video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import sample
-from moviegen.mesh import ONE, Group, Mesh
+from moviegen.nn import backend
+from moviegen.parallel.mesh import ONE, Group, Mesh
+from moviegen.runner import Run
+from moviegen.storage import checkpoint
+from moviegen.streams import Stream
 
 SHAPE = (2, 1, 2, 2)
 ALONE = sample.share(ONE, True)
@@ -143,29 +146,29 @@ def toy(monkeypatch, config, tmp_path):
     answer_with(monkeypatch, lambda x, t, number: 0 * x)
     monkeypatch.setattr(sample.transformer, "shapes", lambda cfg: {"w": (1,)})
     monkeypatch.setattr(sample.tae_tiles, "stream", stream)
-    monkeypatch.setattr(sample.train_tae, "load_weights", lambda path, cfg: {})
-    monkeypatch.setattr(cached_latents, "weights_path", lambda config: "weights")
+    monkeypatch.setattr(sample.tae_weights, "load", lambda path, cfg: {})
+    monkeypatch.setattr(sample.tae_weights, "configured", lambda config: "weights")
     return seen
 
 
 def test_samples_come_one_for_each_prompt_whatever_the_batch(toy, config, tmp_path):
-    first = [(i, prompt) for i, prompt, _ in sample.sample_videos(config, tmp_path)]
+    first = [(i, prompt) for i, prompt, _ in sample.sample_videos(Run(config, tmp_path))]
     assert first == list(enumerate(config.sample.prompts))
     config.sample.batch_size = 8
-    list(sample.sample_videos(config, tmp_path))
+    list(sample.sample_videos(Run(config, tmp_path)))
     assert len(toy) == 6
     np.testing.assert_array_equal(toy[:3], toy[3:])
 
 
 def test_latents_are_scaled_back_by_the_checkpoints_statistics(toy, config, tmp_path):
-    list(sample.sample_videos(config, tmp_path))
-    noise = np.random.default_rng([config.seed, 1, 0, 1]).standard_normal(SHAPE, dtype=np.float32)
+    list(sample.sample_videos(Run(config, tmp_path)))
+    noise = streams.rng(Stream.SAMPLING_NOISE, config.seed, 1).standard_normal(SHAPE, dtype=np.float32)
     shift, scale = (np.reshape(MEANS[key], (2, 1, 1, 1)) for key in ("shift", "scale"))
     np.testing.assert_allclose(toy[1][0], noise / scale + shift, rtol=1e-6)
 
 
 def test_files(toy, config, tmp_path, capsys):
-    assert sample.run(config, tmp_path) == {"samples": 3}
+    assert sample.run(Run(config, tmp_path)) == {"samples": 3}
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     stems = ["00-a-red-circle-moves-left", "01-a-blue-square", "02-a-green-cross-moves-up"]
     assert names == sorted(stem + suffix for stem in stems for suffix in (".mp4", ".png"))
@@ -195,7 +198,7 @@ def test_a_video_is_written_as_its_pieces_come(tmp_path):
 
 def test_an_image_is_a_png_alone(toy, config, tmp_path):
     config.sample.num_frames = 1
-    sample.run(config, tmp_path)
+    sample.run(Run(config, tmp_path))
     assert {path.suffix for path in (tmp_path / "samples").iterdir()} == {".png"}
 
 
@@ -210,14 +213,14 @@ def test_prompts_of_a_csv_experiment_come_as_files(toy, config, tmp_path):
     with config.unlocked():
         config.data.text_folders = {name: str(tmp_path / name) for name in names}
         config.data.empty_text = {name: str(tmp_path / name / "empty.npz") for name in names}
-    text, empty = sample._encode(list(config.sample.prompts), config)
+    text, empty = sample._encode(list(config.sample.prompts), config, ONE)
     assert text["ul2"][0].shape == (3, 64, 3) and empty["ul2"][0].shape == (1, 64, 3)
     np.testing.assert_array_equal(text["metaclip"][1].sum(1), [2, 3, 4])
     assert empty["ul2"][0].max() == 3 and text["ul2"][0][1].max() == 1
 
     config.sample.prompts = ("a dog",)
     with pytest.raises(DataError, match="a dog.npz: no metaclip embeddings of the prompt 'a dog'"):
-        sample.run(config, tmp_path)
+        sample.run(Run(config, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -231,4 +234,4 @@ def test_prompts_of_a_csv_experiment_come_as_files(toy, config, tmp_path):
 def test_wrong_settings(toy, config, tmp_path, values, words):
     config.sample.update(values)
     with pytest.raises(ConfigError, match=words):
-        sample.run(config, tmp_path)
+        sample.run(Run(config, tmp_path))

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moviegen import backend, safetensors_io
 from moviegen.convert import lpips as convert
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
+from moviegen.nn import backend
+from moviegen.storage import safetensors_io
 from tests.golden.recipe import golden_array
 from tests.numeric import assert_close
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import safetensors_io
 from moviegen.errors import ConfigError, DataError
+from moviegen.storage import safetensors_io
 from moviegen.text import encoders
 from tests.text import tiny_encoders
 

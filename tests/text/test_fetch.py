@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moviegen import safetensors_io
 from moviegen.errors import ConfigError, DataError
+from moviegen.storage import safetensors_io
 from moviegen.text import fetch
 from tests.text import hub, tiny_encoders
 

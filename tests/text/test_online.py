@@ -7,7 +7,8 @@ import pytest
 from experiments import common
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_text, sample
-from moviegen.mesh import ONE
+from moviegen.parallel.mesh import ONE
+from moviegen.runner import Run
 from moviegen.text import encoders, online
 from tests.text import tiny_encoders
 
@@ -28,7 +29,7 @@ def test_a_plain_prompt_gives_what_the_cache_would(config, tmp_path):
     plain = online.encode(PROMPTS, config, ONE)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     config.text.prompts = str(tmp_path / "prompts.txt")
-    encode_text.run(config, tmp_path)
+    encode_text.run(Run(config, tmp_path))
     config.text.encoders.update(ul2="", metaclip="", byt5="")
     cached = online.encode(PROMPTS, config, ONE)
     assert plain.keys() == cached.keys() == tiny_encoders.WIDTHS.keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moviegen import safetensors_io
+from moviegen.storage import safetensors_io
 
 WIDTHS = {"ul2": 16, "metaclip": 12, "byt5": 8}
 WORDS = ["a red circle moves left", "a blue square rests", "green crosses move up and down", "FPS-16 Zoom in. a dog"]

@@ -1,0 +1,181 @@
+"""What each stage of the demo does: the ordinary jobs, and measurements of what they made. Each has its own process."""
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moviegen.data import clips, synthetic, video
+from moviegen.evaluation import baselines, metrics
+from moviegen.models.tae import weights as tae_weights
+from moviegen.runner import Run
+
+HELDOUT_CLIPS = 32  # every held-out combination twice
+SHOWN = ("rabbit-meadow", "traffic")  # training clips that the report shows beside the held-out one
+SHOWN_FRAMES = 48
+
+
+def tae(config: Any, workdir: str) -> dict[str, float]:
+    """Trains the autoencoder some more, then measures it beside both baselines on clips that it was not trained on.
+
+    Writes `reconstructions/NAME.mp4`: original, pool, linear, autoencoder side by side.
+    """
+    from moviegen.evaluation import reconstruction
+    from moviegen.training import autoencoder
+
+    config = config.copy_and_resolve_references()
+    config.train.init_from = config.train.init_from or str(tae_weights.configured(config))
+    autoencoder.train(Run(config, Path(workdir), stage="tae"))
+    params = tae_weights.load(Path(workdir) / "tae.safetensors", config.tae)
+    code = _linear_code(config)
+    size = (config.data.height, config.data.width)
+    codecs = {
+        "pool": baselines.pool,
+        "linear": functools.partial(baselines.linear_roundtrip, code),
+        "tae": functools.partial(reconstruction.roundtrip, params, config.tae),
+    }
+    heldout = [
+        synthetic.sample_clip(config.seed, i, "heldout", config.data.num_frames, size)[0] for i in range(HELDOUT_CLIPS)
+    ]
+    print(
+        f"tae: measuring {HELDOUT_CLIPS} held-out synthetic clips and {clips.HELDOUT}, beside both baselines",
+        flush=True,
+    )
+    found = _compare({"synthetic": heldout, "heldout": _pieces(clips.heldout_clip(size=size), config)}, codecs)
+    found |= _judged_through(codecs["tae"], heldout, config)
+    shots = {clip.name: clip for clip in clips.real_clips()}
+    for name in (clips.HELDOUT, *SHOWN):
+        pieces = _pieces(clips.read_clip(shots[name], SHOWN_FRAMES, size), config)
+        _side_by_side(Path(workdir) / "reconstructions" / f"{name}.mp4", pieces, codecs)
+    return found
+
+
+def t2i(config: Any, workdir: str) -> dict[str, float]:
+    """Text to image."""
+    return _train(config, workdir, "t2i")
+
+
+def t2v(config: Any, workdir: str) -> dict[str, float]:
+    """Text to video, joint with images."""
+    return _train(config, workdir, "t2v")
+
+
+def sample(config: Any, workdir: str) -> dict[str, float]:
+    """Samples held-out prompts (or the clips' captions), measures each, and writes samples.json beside the videos."""
+    from moviegen.jobs import sample as sampling
+
+    config = config.copy_and_resolve_references()
+    wanted = _prompts(config)
+    config.sample.prompts = tuple(prompt for prompt, _ in wanted)
+    verdicts = []
+    for index, prompt, pieces in sampling.sample_videos(Run(config, Path(workdir))):
+        frames = np.concatenate(list(pieces))
+        base = sampling.write(Path(workdir) / "samples", index, prompt, [frames], len(frames), config.sample.fps)
+        verdicts.append({"prompt": prompt, "file": base.name} | _verdict(config, wanted[index][1], frames))
+    (Path(workdir) / "samples.json").write_text(json.dumps(verdicts, indent=1))
+    if config.data.source == "clips":
+        for name, clip in _originals(config).items():
+            video.write_mp4(Path(workdir) / "originals" / f"{name}.mp4", clip, config.sample.fps)
+        return {"clips.matched": sum(v["matched"] for v in verdicts), "clips.total": len(verdicts)}
+    right = {
+        f"prompts.{key}": float(np.mean([v["seen"][key] == v["wanted"][key] for v in verdicts])) for key in ATTRIBUTES
+    }
+    return right | {"prompts.samples": len(verdicts)}
+
+
+def report(config: Any, workdir: str) -> dict[str, float]:
+    """Writes report.html and report.json beside the stages' folders."""
+    from moviegen.demo import report as reports
+
+    return reports.build(config, Path(workdir).parent)
+
+
+ATTRIBUTES = ("colour", "shape", "direction")
+
+
+def _train(config: Any, workdir: str, name: str) -> dict[str, float]:
+    from moviegen.training import generator
+
+    return generator.train(Run(config, Path(workdir), stage=name))
+
+
+def _linear_code(config: Any) -> baselines.LinearCode:
+    """PCA fitted on the autoencoder's own kinds of training data: all real training clips, and synthetic ones."""
+    size = (config.data.height, config.data.width)
+    drawn = [synthetic.sample_clip(config.seed, i, "train", config.data.num_frames, size)[0] for i in range(160)]
+    return baselines.fit_linear([*clips.training_videos(config.data.height), *drawn], config.tae.latent_channels)
+
+
+def _compare(sets: dict[str, list[np.ndarray]], codecs: dict[str, Callable]) -> dict[str, float]:
+    """Mean PSNR and SSIM of each codec on each set: `tae.heldout_psnr`, `tae.baseline_psnr`, `tae.linear_psnr`, ...
+
+    Of the set "heldout" only the autoencoder's numbers carry the set's name.
+    """
+    names = {
+        ("heldout", "tae"): "heldout",
+        ("heldout", "pool"): "baseline",
+        ("heldout", "linear"): "linear",
+        ("synthetic", "tae"): "synthetic",
+        ("synthetic", "pool"): "synthetic_baseline",
+        ("synthetic", "linear"): "synthetic_linear",
+    }
+    found = {}
+    for (which, codec), name in names.items():
+        made = [(clip, codecs[codec](clip)) for clip in sets[which]]
+        found[f"tae.{name}_psnr"] = float(np.mean([metrics.mean_psnr(*pair) for pair in made]))
+        found[f"tae.{name}_ssim"] = float(np.mean([metrics.ssim(*pair).mean() for pair in made]))
+    return found
+
+
+def _judged_through(codec: Callable, heldout: Iterable[np.ndarray], config: Any) -> dict[str, float]:
+    """How often the judge is right on real held-out clips after the autoencoder: what no sample can be better than."""
+    right = []
+    for i, clip in enumerate(heldout):
+        seen = synthetic.judge(codec(clip))
+        right.append(
+            [a == b for a, b in zip(seen, synthetic.sample_combination(config.seed, i, "heldout"), strict=True)]
+        )
+    return {f"tae.judged_{key}": float(share) for key, share in zip(ATTRIBUTES, np.mean(right, 0), strict=True)}
+
+
+def _pieces(clip: np.ndarray, config: Any) -> list[np.ndarray]:
+    """A long clip in pieces of the length that is trained on, so that one compiled shape does for all."""
+    length = config.data.num_frames
+    return [clip[start : start + length] for start in range(0, len(clip) - length + 1, length)]
+
+
+def _side_by_side(path: Path, pieces: list[np.ndarray], codecs: dict[str, Callable]) -> None:
+    clip = np.concatenate(pieces)
+    gap = np.full((len(clip), clip.shape[1], 4, 3), 255, np.uint8)
+    panels = [clip]
+    for codec in codecs.values():
+        panels += [gap, np.concatenate([codec(piece) for piece in pieces])]
+    wide = np.concatenate(panels, 2).repeat(2, 1).repeat(2, 2)  # players blur small videos; H.264 blurs their colours
+    video.write_mp4(path, wide, 12)
+
+
+def _prompts(config: Any) -> list[tuple[str, Any]]:
+    """(prompt, what it must show) of every sample: a combination, or a clip's name."""
+    if config.data.source == "clips":
+        found = [(clip.caption, clip.name) for clip in clips.captioned_clips()]
+    else:
+        found = [(synthetic.caption(each), each) for each in synthetic.combinations("heldout")]
+    return found * config.samples_per_prompt
+
+
+def _verdict(config: Any, wanted: Any, frames: np.ndarray) -> dict:
+    if config.data.source == "clips":
+        scores = {name: metrics.mean_psnr(clip, frames) for name, clip in _originals(config).items()}
+        nearest = max(scores, key=scores.get)
+        return {"wanted": wanted, "nearest": nearest, "psnr": scores[wanted], "matched": nearest == wanted}
+    seen = synthetic.judge(frames)
+    return {key: dict(zip(ATTRIBUTES, values, strict=True)) for key, values in (("wanted", wanted), ("seen", seen))}
+
+
+def _originals(config: Any) -> dict[str, np.ndarray]:
+    settings = config.sample
+    size = (settings.height, settings.width)
+    return {clip.name: clips.read_clip(clip, settings.num_frames, size) for clip in clips.captioned_clips()}

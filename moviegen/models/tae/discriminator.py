@@ -1,0 +1,150 @@
+"""A patch discriminator: tells originals from reconstructions, one verdict for each patch of 8x8 pixels' surroundings.
+
+Of every frame by itself (`dims` 2), or of 8 frames together (3: each convolution over space is followed by one over time, as
+in the autoencoder). GroupNorm, since a batch may be one clip and must not matter. Isola et al. 2017; hinge loss.
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from moviegen import streams
+from moviegen.errors import ConfigError
+from moviegen.nn import backend, layerwise
+from moviegen.nn.convolution import halving_conv, spatial_conv, temporal_conv
+from moviegen.nn.group_norm import group_norm_silu
+from moviegen.parallel import collectives, zero
+from moviegen.parallel.mesh import ONE, Mesh
+from moviegen.streams import Stream
+
+LEVELS = 3  # halvings
+PREFIX = "discriminator/"  # of its parameters in a checkpoint of both
+
+
+@functools.lru_cache
+def _make_block(groups: int, halve: bool, temporal: bool):
+    """GroupNorm and SiLU (none at 0 groups), then a convolution."""
+
+    def block(p, x):
+        if groups:
+            x = group_norm_silu(x, p["norm/scale"], p["norm/bias"], groups)
+        if halve:
+            x = halving_conv(x, p["spatial/w"], p["spatial/b"])
+        else:
+            x = spatial_conv(x, p["spatial/w"], p["spatial/b"])
+        if temporal:
+            x = temporal_conv(x, p["temporal/w"], p["temporal/b"], 2 if halve else 1)
+        return x
+
+    return block
+
+
+def _plan(cfg: Any) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
+    if cfg.dims not in (2, 3):
+        raise ConfigError(f"loss.adversarial.dims is {cfg.dims}, expected 2 (frames by themselves) or 3 (clips)")
+    if cfg.channels < 1:
+        raise ConfigError(f"loss.adversarial.channels is {cfg.channels}, expected at least 1")
+    found, ci = [], 3
+    for level in range(LEVELS + 1):
+        last = level == LEVELS
+        co = 1 if last else cfg.channels * 2**level
+        own = {"spatial/w": (co, ci, 3, 3), "spatial/b": (co,)}
+        if cfg.dims == 3:
+            own |= {"temporal/w": (co, co, 3), "temporal/b": (co,)}
+        if level:
+            own |= {"norm/scale": (ci,), "norm/bias": (ci,)}
+        groups = math.gcd(32, ci // 2) or 1  # of two channels or more: alone, a channel's bias would be normed away
+        block = _make_block(groups if level else 0, not last, cfg.dims == 3)
+        found.append((block, f"{level}", own))
+        ci = co
+    return found
+
+
+def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter; cfg is `loss.adversarial`."""
+    return {f"{prefix}/{name}": shape for _, prefix, own in _plan(cfg) for name, shape in own.items()}
+
+
+def init(cfg: Any, seed: int) -> dict[str, ms.Tensor]:
+    """Random weights; every array depends on (seed, its path) alone. Temporal kernels are the identity."""
+    params = {}
+    for path, shape in shapes(cfg).items():
+        rng = streams.rng(Stream.PARAMETER, seed, zlib.crc32(f"discriminator/{path}".encode()))
+        value = np.ones(shape) if path.endswith("scale") else np.zeros(shape)
+        if path.endswith("spatial/w"):
+            value = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
+        elif path.endswith("temporal/w"):
+            value[:, :, 1] = np.eye(shape[0])
+        params[path] = backend.tensor(value.astype(np.float32))
+    return params
+
+
+def _segments(cfg: Any) -> list[Any]:
+    return [(block, {name: f"{prefix}/{name}" for name in own}) for block, prefix, own in _plan(cfg)]
+
+
+def _pieces(video: Any, cfg: Any) -> ms.Tensor:
+    """What is judged by itself, as a batch of videos."""
+    video = backend.tensor(video)
+    if cfg.dims == 3:
+        return video
+    b, c, t, h, w = video.shape
+    return ops.reshape(ops.transpose(video, (0, 2, 1, 3, 4)), (b * t, c, 1, h, w))
+
+
+def judge(params: Mapping[str, Any], cfg: Any, video: Any) -> ms.Tensor:
+    """Verdicts (n 1 t' h/8 w/8) of video (b 3 t h w) in [-1, 1]; above 0 where it is taken for an original."""
+    return layerwise.run_chain(params, _segments(cfg), _pieces(video, cfg))
+
+
+@functools.lru_cache
+def _make_hinge(share: float):
+    def hinge(p, real, fake):
+        loss = 0.5 * (ops.mean(ops.relu(1.0 - real)) + ops.mean(ops.relu(1.0 + fake)))
+        return share * loss, share * ops.mean(real), share * ops.mean(fake)
+
+    return hinge
+
+
+def loss_and_grads(
+    params: Mapping[str, Any], cfg: Any, real: Any, fake: Any, mesh: Mesh = ONE, zero_stage: int = 0
+) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
+    """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and the gradient of every parameter.
+
+    On a mesh all are those of the whole batch, as in `tae_step.loss_and_grads`.
+    """
+    fetch = zero.fetcher(mesh, zero_stage, shapes(cfg))
+    verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, fetch)
+    verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, fetch)
+    hinge = _make_hinge(1.0 / mesh.batch.size)
+    (loss, up, down), _, (dreal, dfake) = layerwise.value_and_grad(
+        hinge, {}, verdict_real, verdict_fake, wrt=2, aux=True
+    )
+    grads, more = pull_real(dreal)[0], pull_fake(dfake)[0]
+    grads = zero.reducer(mesh, zero_stage)({path: g + more[path] for path, g in grads.items()}, last=True)
+    total = collectives.all_reduce(mesh.world)
+    losses = {"discriminator": total(loss), "verdict_real": total(up), "verdict_fake": total(down)}
+    return losses, grads
+
+
+def deceive(
+    params: Mapping[str, Any], cfg: Any, fake: Any, mesh: Mesh = ONE, zero_stage: int = 0
+) -> tuple[ms.Tensor, ms.Tensor]:
+    """The generator's loss, minus the mean verdict on fake (b 3 t h w), and its gradient with respect to fake.
+
+    Both are this rank's share of those of the whole batch.
+    """
+    fetch = zero.fetcher(mesh, zero_stage, shapes(cfg))
+    verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, fetch)
+    share = -1.0 / (mesh.batch.size * math.prod(verdict.shape))
+    slope = pull(ops.full(verdict.shape, share, dtype=ms.float32))[1]
+    if cfg.dims == 2:
+        b, c, t, h, w = fake.shape
+        slope = ops.transpose(ops.reshape(slope, (b, t, c, h, w)), (0, 2, 1, 3, 4))
+    return ops.sum(verdict) * share, slope

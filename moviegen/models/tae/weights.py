@@ -1,0 +1,47 @@
+"""The autoencoder's weights on disk: where they are, what they are, reading them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moviegen.errors import ConfigError, DataError
+from moviegen.models.tae import discriminator, model
+from moviegen.nn import backend
+from moviegen.storage import checkpoint, fingerprint, safetensors_io
+
+
+def load(path: str | Path, cfg: Any) -> dict[str, Any]:
+    """Returns weights from a safetensors file or the averaged weights of a checkpoint folder, checked against cfg."""
+    path = Path(path)
+    if path.is_dir():
+        arrays = checkpoint.load(path, select="^ema/")[0]["ema"]
+    else:
+        arrays = safetensors_io.read(path)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(discriminator.PREFIX)}
+    want = model.shapes(cfg)
+    wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]
+    if wrong:
+        raise DataError(
+            f"{path}: these weights are not of this tae config: {', '.join(sorted(wrong)[:5])} ({len(wrong)} differ)"
+        )
+    return backend.to_tensors({name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def configured(config: Any) -> Path:
+    """Returns the file or folder that `data.tae_weights` names; "package:NAME" is a file that ships with the package."""
+    return find(config.data.tae_weights, "data.tae_weights")
+
+
+def find(name: str, key: str) -> Path:
+    """Returns the file or folder of the name that the config's `key` has. ConfigError where there is none."""
+    shipped = Path(__file__).parent / "trained"
+    path = shipped / f"{name[8:]}.safetensors" if name.startswith("package:") else Path(name)
+    if not name or not path.exists():
+        raise ConfigError(f"{key} is {name!r}: expected a safetensors file or a checkpoint folder that exists")
+    return path
+
+
+def digest(path: Path) -> str:
+    """Returns a short checksum of a file, or of all files of a folder."""
+    return fingerprint.digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])

@@ -1,0 +1,139 @@
+"""CLIP's text tower as pure functions, for MetaCLIP: causal, pre-norm, with its projection to the shared space.
+
+Source: arXiv 2103.00020; MetaCLIP 2309.16671 has the same network. Movie Gen fine-tuned MetaCLIP from 77 to 256 tokens
+and has not published the result: `stretch_positions` is how a 77-token checkpoint is made to take longer prompts.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from moviegen.errors import ConfigError
+from moviegen.models.text.t5 import MASKED, attend, check_tokens, linear, lookup
+from moviegen.nn import backend, layers, layerwise, tree
+from moviegen.nn.positions import resize_table
+from moviegen.parallel import zero
+from moviegen.parallel.mesh import ONE, Mesh
+
+ACTIVATIONS = ("quick_gelu", "gelu")
+KEPT_POSITIONS = 20  # the first rows of a position table, which training on short captions has shaped most
+
+
+def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every parameter. Raises ConfigError for a config of which no text tower can be built."""
+    if cfg.activation not in ACTIVATIONS:
+        raise ConfigError(f"activation is {cfg.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+    if cfg.width % cfg.num_heads:
+        raise ConfigError(f"num_heads is {cfg.num_heads}, which does not divide width {cfg.width}")
+    d = cfg.width
+    table = {"embedding": (cfg.vocab_size, d), "position/token": (cfg.positions, d)}
+    for i in range(cfg.num_layers):
+        block = {f"{norm}/{leaf}": (d,) for norm in ("attn/norm", "mlp/norm") for leaf in ("scale", "bias")}
+        for name in "qkvo":
+            block |= {f"attn/{name}/w": (d, d), f"attn/{name}/b": (d,)}
+        block |= {"mlp/up/w": (cfg.ffn_size, d), "mlp/up/b": (cfg.ffn_size,)}
+        table |= tree.join({f"blocks/{i}": block | {"mlp/down/w": (d, cfg.ffn_size), "mlp/down/b": (d,)}})
+    return table | {"final/norm/scale": (d,), "final/norm/bias": (d,), "final/projection": (cfg.projection_width, d)}
+
+
+def stretch_positions(table: np.ndarray, length: int) -> np.ndarray:
+    """A position table (old, d) as (length, d), length >= old: float32.
+
+    The first 20 rows stay, so that prompts up to there embed as before; the others are interpolated linearly, the last
+    one staying last (the stretching of Long-CLIP, arXiv 2403.15378). A table of that length already is not changed.
+    """
+    table = np.asarray(table, np.float32)
+    if len(table) >= length:
+        return table
+    kept = min(KEPT_POSITIONS, len(table) - 1)
+    return np.concatenate([table[:kept], resize_table(table[kept:], length - kept)])
+
+
+def apply(
+    params: Mapping[str, Any],
+    cfg: Any,
+    input_ids: Any,
+    attention_mask: Any,
+    mesh: Mesh = ONE,
+    zero_stage: int = 0,
+) -> tuple[ms.Tensor, ms.Tensor]:
+    """(last_hidden_state (b l width), text_embeds (b projection_width)), float32, of token ids (b l).
+
+    attention_mask (b l), 1 = token. text_embeds is the projection of the end token's state. Shards as in `t5.apply`.
+    Raises ConfigError for parameters or ids that do not fit, and for more tokens than there are positions.
+    """
+    table = shapes(cfg)
+    ids, mask = check_tokens(params, table, cfg.vocab_size, input_ids, attention_mask)
+    if ids.shape[1] > cfg.positions:
+        raise ConfigError(f"input_ids have {ids.shape[1]} tokens, the model {cfg.positions} positions: cut the text")
+    dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
+    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.in_turn(params, zero.fetcher(mesh, zero_stage, table, dtype), ["", *blocks, "final"])
+    x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask)
+    block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)
+    for _ in blocks:
+        x = layerwise.run(block, weights(), x, bias)
+    return layerwise.run(make_epilogue(cfg.norm_eps, dtype), weights(), x, _end_tokens(ids, cfg.end_token))
+
+
+def _end_tokens(ids: np.ndarray, end: int) -> np.ndarray:
+    """Where each text's first end token is, as rows of (b*l); configs of old say 2 and mean the largest id."""
+    at = ids.argmax(1) if end == 2 else (ids == end).argmax(1)
+    return (at + np.arange(len(ids)) * ids.shape[1]).astype(np.int32)
+
+
+@functools.lru_cache
+def make_prologue(num_heads):
+    """prologue(p, ids (b l), mask (b l)) -> x (b l d), bias of the scores (b heads l l): causal, and no padding."""
+
+    def prologue(p, ids, mask):
+        b, n = ids.shape
+        position = ops.expand_dims(ops.cast(p["position/token"], ms.float32)[:n], 0)
+        x = ops.reshape(lookup(p["embedding"], ids), (b, n, -1)) + ops.tile(position, (b, 1, 1))
+        later = ms.Tensor(np.triu(np.full((1, 1, n, n), MASKED, np.float32), 1))
+        unseen = ops.reshape((1 - mask) * MASKED, (b, 1, 1, n))
+        return x, ops.tile(later, (b, num_heads, 1, 1)) + ops.tile(unseen, (1, num_heads, n, 1))
+
+    return prologue
+
+
+@functools.lru_cache
+def make_block(num_heads, activation, eps, dtype):
+    """block(p, x (b l d), bias (b heads l l)) -> x (b l d)."""
+
+    def affine(x, p, name):
+        return linear(x, p[name + "/w"], dtype, ops.cast(p[name + "/b"], ms.float32))
+
+    def block(p, x, bias):
+        y = norm(x, p["attn/norm/scale"], p["attn/norm/bias"], eps)
+        q = affine(y, p, "attn/q") * (x.shape[2] // num_heads) ** -0.5
+        y = attend(q, affine(y, p, "attn/k"), affine(y, p, "attn/v"), bias, num_heads, dtype)
+        x = x + affine(y, p, "attn/o")
+        y = affine(norm(x, p["mlp/norm/scale"], p["mlp/norm/bias"], eps), p, "mlp/up")
+        if activation == "quick_gelu":
+            y = y * ops.sigmoid(1.702 * y)
+        else:
+            y = 0.5 * y * (1 + ops.erf(y * 0.7071067811865476))
+        return x + affine(y, p, "mlp/down")
+
+    return block
+
+
+def norm(x, scale, bias, eps):
+    return layers.layer_norm(x, ops.cast(scale, ms.float32), ops.cast(bias, ms.float32), eps)
+
+
+@functools.lru_cache
+def make_epilogue(eps, dtype):
+    """epilogue(p, x (b l d), rows of the end tokens (b,)) -> last_hidden_state (b l d), text_embeds (b e)."""
+
+    def epilogue(p, x, ends):
+        x = norm(x, p["norm/scale"], p["norm/bias"], eps)
+        pooled = ops.gather(ops.reshape(x, (-1, x.shape[2])), ends, 0)
+        return x, linear(pooled, p["projection"], dtype)
+
+    return epilogue

@@ -1,0 +1,56 @@
+"""A frozen stand-in for the three text encoders, for experiments that fit a laptop.
+
+It knows no meaning and no word order, only which words a prompt has: every word is a fixed random vector derived from
+its spelling. That is enough for a toy model to learn a small vocabulary, needs no download, and has the encoders'
+interface: UL2 and MetaCLIP see the words, ByT5 the bytes of quoted text alone (the text to be drawn).
+"""
+
+import functools
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moviegen import streams
+from moviegen.streams import Stream
+
+END = "</s>"  # closes every sequence, so that the empty prompt of guidance has a token to attend to
+
+
+@functools.lru_cache(maxsize=65536)
+def _vector(token: str, encoder: str, width: int) -> np.ndarray:
+    rng = streams.rng(Stream.TOY_WORD, 0, zlib.crc32(token.encode()), zlib.crc32(encoder.encode()))
+    return rng.standard_normal(width, dtype=np.float32)
+
+
+def _words(prompt: str) -> list[str]:
+    return re.findall(r"\w+", prompt.lower())
+
+
+def _quoted_bytes(prompt: str) -> list[str]:
+    quoted = re.findall(r'"([^"]*)"|“([^”]*)”', prompt)
+    return [f"byte {byte}" for groups in quoted for byte in "".join(groups).encode()]
+
+
+TOKENIZERS = {"ul2": _words, "metaclip": _words, "byt5": _quoted_bytes}
+
+
+def encode(prompts: Sequence[str], text_dims: Mapping[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Encode prompts: {encoder: (embeddings float32 (b length width), mask bool (b length), True = token)}.
+
+    A pure function of each prompt alone but for the padding, which is zero: up to the longest of the prompts, rounded up to
+    a multiple of 4, since every new length is compiled anew and every padded token is worked on.
+    """
+    text = {}
+    for encoder, width in text_dims.items():
+        tokens = [[*TOKENIZERS[encoder](prompt), END] for prompt in prompts]
+        length = -(-max(map(len, tokens)) // 4) * 4
+        embeddings = np.zeros((len(prompts), length, width), np.float32)
+        mask = np.zeros((len(prompts), length), bool)
+        for row, own in enumerate(tokens):
+            for i, token in enumerate(own):
+                embeddings[row, i] = _vector(token, encoder, width)
+            mask[row, : len(own)] = True
+        text[encoder] = embeddings, mask
+    return text

@@ -1,0 +1,251 @@
+"""The three compiled stages of the transformer: prologue, one block for every layer, epilogue.
+
+Every builder is cached on its static settings, so that equal settings give the same function and layerwise.py compiles
+it once. Tokens are float32 between stages; matrix products run in `dtype`, norms, softmax, modulation and positions
+in float32.
+"""
+
+import functools
+from typing import NamedTuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from moviegen.nn import layers
+from moviegen.parallel import collectives
+from moviegen.parallel.mesh import ALONE, Group
+
+TIME_WIDTH = 256
+MASKED = -1e9  # finite, so that a sample whose text is wholly masked gives numbers
+
+
+class Part(NamedTuple):
+    """This rank's part of a sequence of patches on a `grid` (nt, nh, nw); every rank of `group` has as many tokens.
+
+    Where the ranks do not divide the patches, the last tokens of the last ranks are padding: nothing attends to them and
+    no loss is taken of them.
+    """
+
+    grid: tuple[int, int, int]
+    group: Group = ALONE
+
+    @property
+    def patches(self) -> int:
+        """Of the whole sequence."""
+        return int(np.prod(self.grid))
+
+    @property
+    def tokens(self) -> int:
+        """On each rank, padding included."""
+        return -(-self.patches // self.group.size)
+
+    @property
+    def padding(self) -> int:
+        """Tokens of all ranks together that are padding."""
+        return self.tokens * self.group.size - self.patches
+
+    def own(self) -> np.ndarray:
+        """Index in the sequence of each of this rank's tokens; beyond `patches` they are padding."""
+        return np.arange(self.tokens) + self.group.rank * self.tokens
+
+
+def patchify(latents, patch, channels_first):
+    """latents (b c t h w) -> tokens (b n c*p0*p1*p2), features in order (c p0 p1 p2) or, else, (p0 p1 p2 c)."""
+    b, c, t, h, w = latents.shape
+    p0, p1, p2 = patch
+    x = ops.reshape(latents, (b, c, t // p0, p0, h // p1, p1, w // p2, p2))
+    order = (0, 2, 4, 6, 1, 3, 5, 7) if channels_first else (0, 2, 4, 6, 3, 5, 7, 1)
+    return ops.reshape(ops.transpose(x, order), (b, -1, c * p0 * p1 * p2))
+
+
+def unpatchify(tokens, patch, grid):
+    """tokens (b n p0*p1*p2*c) on a grid (nt, nh, nw) -> latents (b c t h w)."""
+    p0, p1, p2 = patch
+    nt, nh, nw = grid
+    b, c = tokens.shape[0], tokens.shape[2] // (p0 * p1 * p2)
+    x = ops.transpose(ops.reshape(tokens, (b, nt, nh, nw, p0, p1, p2, c)), (0, 7, 1, 4, 2, 5, 3, 6))
+    return ops.reshape(x, (b, c, nt * p0, nh * p1, nw * p2))
+
+
+@functools.lru_cache
+def make_take(part):
+    """take(tokens (b n f)): this rank's tokens (b m f) of a whole sequence, padded with zeros."""
+    if part.group.size == 1:
+        return lambda tokens: tokens
+    start, padding = part.group.rank * part.tokens, part.padding
+    stop = start + part.tokens
+
+    def take(tokens):
+        if padding:
+            tokens = ops.concat((tokens, ops.zeros((tokens.shape[0], padding, tokens.shape[2]), tokens.dtype)), 1)
+        return tokens[:, start:stop]
+
+    return take
+
+
+@functools.lru_cache
+def make_positions(part, lengths):
+    """positions(p): learned position of each of this rank's tokens, (1 m d), the sum of a row of each axis's table."""
+    nt, nh, nw = part.grid
+    index, alone = part.own(), part.group.size == 1
+    rows = []
+    for at, length in zip((index // (nh * nw), index // nw % nh, index % nw), lengths, strict=True):
+        rows.append(
+            ms.Tensor(((at[:, None] == np.arange(length)) & (index < part.patches)[:, None]).astype(np.float32))
+        )
+
+    def positions(p):
+        if alone:
+            t = ops.expand_dims(ops.expand_dims(p["position/t"][:nt], 1), 1)
+            h = ops.expand_dims(p["position/h"][:nh], 1)
+            return ops.reshape(t + (h + p["position/w"][:nw]), (1, nt * nh * nw, -1))
+        # Rows are picked by products with zeros and ones: the positions of all tokens never exist at once.
+        found = ops.matmul(rows[0], p["position/t"]) + ops.matmul(rows[1], p["position/h"])
+        return ops.expand_dims(found + ops.matmul(rows[2], p["position/w"]), 0)
+
+    return positions
+
+
+def modulate(x, shift, scale):
+    """x (b n d) * (1 + scale (b 1 d)) + shift (b 1 d)."""
+    n = x.shape[1]
+    return x * layers.repeat_rows(1 + scale, n) + layers.repeat_rows(shift, n)
+
+
+@functools.lru_cache
+def make_prologue(patch, part, lengths, encoders, text_norm, eps, masked, dtype):
+    """prologue(p, latents, t, *embeddings[, mask (b m 1)[, rows (b m)]]) -> tokens, positions, time, modulation, context.
+
+    latents (b c t h w), t (b,), embeddings (b l width) of each encoder -> this rank's tokens (b n d), positions (1 n d),
+    time (b d), modulation (b 6d), context (b m d), zero where the mask is: a token nobody may see has no value either.
+    With rows the context is those of all encoders' tokens.
+    """
+    projections = tuple(f"text/{name}/proj" for name in encoders)
+    scales = tuple(f"text/{name}/norm" for name in encoders)
+    biases = tuple(f"text/{name}/norm_bias" for name in encoders)
+
+    take, positions = make_take(part), make_positions(part, lengths)
+
+    def prologue(p, latents, t, *text):
+        x = layers.linear(take(patchify(latents, patch, True)), p["patch"], None, dtype)
+        pos = positions(p)
+        wave = layers.timestep_embedding(1000 * (1 - t), TIME_WIDTH)  # the seed's time runs from 1000, noise, to 0
+        time = layers.linear(ops.silu(layers.linear(wave, p["time/in"])), p["time/out"])
+        modulation = layers.linear(ops.silu(time), p["modulation"])
+        parts = []
+        for i in range(len(encoders)):
+            y = layers.linear(text[i], p[projections[i]], None, dtype)
+            if text_norm == "layer":
+                y = layers.layer_norm(y, p[scales[i]], p[biases[i]], eps)
+            else:
+                y = layers.rms_norm(y, p[scales[i]], eps)
+            parts.append(y)
+        context = ops.concat(parts, 1)
+        if len(text) > len(encoders) + 1:
+            b, _, d = context.shape
+            rows = ops.reshape(text[len(encoders) + 1], (-1,))
+            context = ops.reshape(ops.gather(ops.reshape(context, (-1, d)), rows, 0), (b, -1, d))
+        if masked:
+            context = context * ops.tile(text[len(encoders)], (1, 1, context.shape[2]))
+        return ops.cast(x, context.dtype), pos, time, modulation, context
+
+    return prologue
+
+
+@functools.lru_cache
+def make_block(num_heads, part, eps, cross_attention_norm, masked, dtype):
+    """block(p, x (b n d), positions (1 n d), modulation (b 6d), context (b m d)[, mask (b m 1)]) -> x (b n d).
+
+    x is this rank's part of the sequence. For self-attention the ranks of a sequence exchange: all tokens of some heads
+    for some tokens of all heads, and back (Ulysses). The text is on every rank; its keys and values do not travel.
+    """
+    to_heads = collectives.all_to_all(part.group, 1, 2)
+    to_tokens = collectives.all_to_all(part.group, 2, 1)
+    padding = part.padding
+    unseen = ms.Tensor(np.repeat(np.float32([0, MASKED]), (part.patches, padding)).reshape(1, 1, 1, -1))
+
+    def heads(x):
+        b, n, d = x.shape
+        return ops.transpose(ops.reshape(x, (b, n, num_heads, d // num_heads)), (0, 2, 1, 3))
+
+    def join_heads(y, x, o):
+        return layers.linear(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), x.shape), o, None, dtype)
+
+    def attend_self(x, q, k, v, o):
+        q, k, v = (
+            to_heads(heads(layers.linear(x, q, None, dtype))),
+            to_heads(heads(layers.linear(x, k, None, dtype))),
+            to_heads(heads(layers.linear(x, v, None, dtype))),
+        )
+        bias = None
+        if padding:
+            bias = ops.tile(unseen, (x.shape[0], 1, 1, 1))
+        return join_heads(to_tokens(layers.attention(q, k, v, bias)), x, o)
+
+    def attend_text(x, context, q, k, v, o, bias):
+        y = layers.attention(
+            heads(layers.linear(x, q, None, dtype)),
+            heads(layers.linear(context, k, None, dtype)),
+            heads(layers.linear(context, v, None, dtype)),
+            bias,
+        )
+        return join_heads(y, x, o)
+
+    def block(p, x, pos, modulation, context, *mask):
+        b, n, d = x.shape
+        m = ops.reshape(modulation, (b, 6, d)) + p["modulation"]
+        bias = None
+        if masked:
+            bias = (1 - ops.reshape(mask[0], (b, 1, 1, -1))) * MASKED
+        x = x + ops.tile(pos, (b, 1, 1))
+        y = modulate(layers.rms_norm(x, p["attn/norm"], eps), m[:, 0:1], m[:, 1:2])
+        x = x + layers.repeat_rows(m[:, 2:3], n) * attend_self(y, p["attn/q"], p["attn/k"], p["attn/v"], p["attn/o"])
+        y = x
+        if cross_attention_norm:
+            y = layers.rms_norm(x, p["cross/norm"], eps)
+        x = x + attend_text(y, context, p["cross/q"], p["cross/k"], p["cross/v"], p["cross/o"], bias)
+        y = modulate(layers.rms_norm(x, p["mlp/norm"], eps), m[:, 3:4], m[:, 4:5])
+        y = layers.swiglu(y, p["mlp/gate"], p["mlp/up"], p["mlp/down"], dtype)
+        return x + layers.repeat_rows(m[:, 5:6], n) * y
+
+    return block
+
+
+def project_out(p, x, time, eps, dtype):
+    """tokens (b n d), time (b d) -> velocity of every patch in float32, (b n p0*p1*p2*c)."""
+    b, _, d = x.shape
+    m = ops.reshape(time, (b, 1, d)) + p["modulation"]
+    y = modulate(layers.rms_norm(x, p["norm"], eps), m[:, 0:1], m[:, 1:2])
+    return ops.cast(layers.linear(y, p["proj"], None, dtype), x.dtype)
+
+
+@functools.lru_cache
+def make_epilogue(patch, part, eps, dtype):
+    """epilogue(p, x (b n d), time (b d)) -> velocity (b c t h w), whole on every rank of a sequence."""
+    gather, patches, grid = collectives.all_gather(part.group, 1), part.patches, part.grid
+
+    def epilogue(p, x, time):
+        return unpatchify(gather(project_out(p, x, time, eps, dtype))[:, :patches], patch, grid)
+
+    return epilogue
+
+
+@functools.lru_cache
+def make_loss(patch, part, batches, eps, dtype):
+    """loss(p, x (b n d), time (b d), target (b c t h w)) -> this rank's share of the mean squared error, a scalar.
+
+    The mean over `batches` as large as this one and all ranks of a sequence is the sum of all ranks' shares.
+    """
+    take, patches, padding = make_take(part), part.patches, part.padding
+    real = ms.Tensor((part.own() < part.patches).astype(np.float32).reshape(1, -1, 1))
+
+    def loss(p, x, time, target):
+        wanted = take(patchify(target, patch, False))
+        error = project_out(p, x, time, eps, dtype) - wanted
+        if padding:
+            error = error * real
+        count = batches * wanted.shape[0] * patches * wanted.shape[2]
+        return ops.sum(ops.square(error)) / count
+
+    return loss

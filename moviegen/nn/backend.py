@@ -1,0 +1,99 @@
+"""MindSpore set-up and the border between numpy and MindSpore: devices, tensors, dtypes."""
+
+import contextlib
+import functools
+import glob
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moviegen.errors import ConfigError
+from moviegen.nn import dtypes
+
+if int(np.__version__.split(".")[0]) >= 2:
+    # MindSpore 2.10 is compiled against numpy 1.x: with numpy 2 an `a * a` inside a gradient raises SystemError.
+    raise ConfigError(f"numpy {np.__version__} does not work with MindSpore 2.10: pip install 'numpy>=1.26,<2'")
+
+# On AVX-512 processors oneDNN 3.10 (in MindSpore 2.10) runs plain-layout convolutions with a reference kernel: 604 ms for
+# 1x64x4x32x32, 3x3, against 5 ms below AVX-512; products of matrices are as fast either way (benchmarks/README.md).
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+# Without a card the runtime's launch queues only take cores from the kernels they feed: their threads spin while they
+# wait. A training step of the demo's autoencoder on two cores: 1.45 s with them, 0.65 s without (both settings).
+if not glob.glob("/dev/davinci[0-9]*"):
+    os.environ.setdefault("MS_DEV_RUNTIME_CONF", "pipeline:false,graph_pipeline:false")
+
+import mindspore as ms
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "bfloat16_simulated")
+
+
+@functools.cache
+def device() -> str:
+    """ "Ascend" or "CPU": what MindSpore runs on in this process. Eager mode; hot code compiles itself (layerwise.py)."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    if os.environ.get("MS_DEV_RUNTIME_CONF"):
+        with _muted():  # the runtime prints these settings when the first graph runs
+            ms.jit(_negative)(ms.Tensor(0.0)).asnumpy()
+    return ms.get_context("device_target")
+
+
+def _negative(x):
+    return -x
+
+
+@contextlib.contextmanager
+def _muted():
+    """Nothing reaches standard output, not even from native code."""
+    if sys.stdout is None:  # started without one
+        yield
+        return
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def check_compute_dtype(dtype: str) -> str:
+    """The dtype name, if this device can compute in it. Raises ConfigError otherwise."""
+    if dtype not in COMPUTE_DTYPES:
+        raise ConfigError(f"compute_dtype is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}")
+    if dtype == "bfloat16" and device() == "CPU":
+        raise ConfigError(
+            "compute_dtype is 'bfloat16', which MindSpore's CPU kernels cannot multiply: "
+            "use 'float32', or 'bfloat16_simulated' to see bfloat16's rounding on CPU"
+        )
+    return dtype
+
+
+def tensor(x: Any) -> ms.Tensor:
+    """A MindSpore tensor from a tensor, an array or a number; float64 becomes float32."""
+    device()
+    if isinstance(x, ms.Tensor):
+        return x
+    x = np.asarray(x)
+    if x.dtype == np.float64:
+        x = x.astype(np.float32)
+    return ms.Tensor(np.asarray(x, order="C"))  # ascontiguousarray would make a scalar a vector
+
+
+def to_tensors(params: Mapping[str, Any]) -> dict[str, ms.Tensor]:
+    """The tree with every value as a MindSpore tensor."""
+    return {path: tensor(value) for path, value in params.items()}
+
+
+def moved(arrays: dict[str, np.ndarray]) -> dict[str, ms.Tensor]:
+    """Like `to_tensors`, but takes each array out of `arrays` as it goes: the tree is never in memory twice."""
+    return {path: tensor(arrays.pop(path)) for path in list(arrays)}
+
+
+def to_numpy(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tree with every value as a numpy array (bfloat16 as ml_dtypes.bfloat16)."""
+    return {path: dtypes.to_numpy(path, value) for path, value in params.items()}

@@ -1,0 +1,198 @@
+"""Run and differentiate functions of parameter trees, each compiled once: the only place that differentiates models.
+
+MindSpore silently returns empty or zero gradients when parameters cross a `jit` or `grad` border inside a dict, so here
+every tensor crosses one by one, by position, and the tree is rebuilt inside. A function is compiled for each pair of
+(function, parameter paths) and each set of input shapes: N equal blocks share one graph, so compile time does not grow
+with depth. `pull` is given the function's inputs alone and recomputes the rest in the backward graph.
+
+A function takes `(p, *inputs)`, p a flat dict, and returns a tensor or a tuple of tensors. It must be the same object
+whenever it means the same thing (builders are lru_cached on their static settings).
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mindspore as ms
+from mindspore import ops
+
+from moviegen.nn import backend
+
+Fn = Callable[..., Any]
+_make_dict = ops.functional.make_dict
+_grad_with_sens = ops.GradOperation(get_all=True, sens_param=True)
+
+
+def _positional(fn: Fn, paths: tuple[str, ...]) -> Fn:
+    """`fn` with the tree's tensors as its first positional arguments, in the order of `paths`."""
+    n = len(paths)
+
+    def flat(*args):
+        return fn(_make_dict(paths, args[:n]), *args[n:])  # filling a dict in a loop compiles two to four times as long
+
+    return flat
+
+
+@functools.cache
+def _forward(fn: Fn, paths: tuple[str, ...]) -> Fn:
+    return ms.jit(_positional(fn, paths))
+
+
+@functools.cache
+def _backward(fn: Fn, paths: tuple[str, ...], outputs: int, wrt: int) -> Fn:
+    flat = _positional(fn, paths)
+    wanted = len(paths) + wrt
+
+    if outputs == 1:
+
+        def pull(dout, *args):
+            return _grad_with_sens(flat)(*args, dout)[:wanted]
+    else:
+
+        def pull(*args):
+            return _grad_with_sens(flat)(*args[outputs:], args[:outputs])[:wanted]
+
+    return ms.jit(pull)
+
+
+@functools.cache
+def _value_and_grad(fn: Fn, paths: tuple[str, ...], wrt: int, aux: bool) -> Fn:
+    positions = tuple(range(len(paths) + wrt))
+    return ms.jit(ms.value_and_grad(_positional(fn, paths), positions, has_aux=aux))
+
+
+def _split(params: Mapping[str, Any]) -> tuple[tuple[str, ...], list[ms.Tensor]]:
+    paths = tuple(sorted(params))
+    return paths, [backend.tensor(params[path]) for path in paths]
+
+
+def run(fn: Fn, params: Mapping[str, Any], *inputs: Any) -> Any:
+    """fn(params, *inputs), compiled."""
+    paths, flat = _split(params)
+    return _forward(fn, paths)(*flat, *[backend.tensor(x) for x in inputs])
+
+
+def pull(
+    fn: Fn, params: Mapping[str, Any], inputs: Sequence[Any], douts: Sequence[Any], wrt: int | None = None
+) -> tuple:
+    """Gradients (dparams, dinputs) of fn(params, *inputs), given those of its outputs; recomputes fn in the same graph.
+
+    `wrt`: how many of the leading inputs to differentiate (default all); data, noise and masks go last.
+    """
+    paths, flat = _split(params)
+    wrt = len(inputs) if wrt is None else wrt
+    given = [backend.tensor(x) for x in (*douts, *flat, *inputs)]
+    grads = _backward(fn, paths, len(douts), wrt)(*given)
+    return dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
+
+
+def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None) -> tuple[Any, Callable]:
+    """fn's output and its pullback: `pullback(*douts) -> (dparams, dinputs)`, which keeps parameters and inputs."""
+    return run(fn, params, *inputs), lambda *douts: pull(fn, params, inputs, douts, wrt)
+
+
+def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0, aux: bool = False) -> tuple:
+    """(loss, dparams, dinputs) of a scalar function, in one graph without recomputation.
+
+    `wrt`: how many of the leading inputs to differentiate. With `aux`, fn returns (loss, more...) and the first result is
+    that whole tuple; only the loss is differentiated.
+    """
+    paths, flat = _split(params)
+    value, grads = _value_and_grad(fn, paths, wrt, aux)(*flat, *[backend.tensor(x) for x in inputs])
+    if not isinstance(grads, (tuple, list)):  # MindSpore unpacks the tuple of a single position
+        grads = (grads,)
+    return value, dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
+
+
+class Residual(NamedTuple):
+    """shortcut(x) + branch(x), each a sequence of segments; an empty shortcut is x itself."""
+
+    branch: Sequence[Any]
+    shortcut: Sequence[Any] = ()
+
+
+class Recomputed(NamedTuple):
+    """Segments of which `chain` keeps the first one's input alone, and which it runs once more on the way back."""
+
+    segments: Sequence[Any]
+
+
+def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, fetch: Callable[[dict], dict] = dict) -> Any:
+    """`x` through segments, each (fn, {fn's name of a parameter: its path in params}), a `Residual` or `Recomputed`."""
+    for segment in segments:
+        if isinstance(segment, Residual):
+            across = run_chain(params, segment.shortcut, x, fetch)
+            x = across + run_chain(params, segment.branch, x, fetch)
+        elif isinstance(segment, Recomputed):
+            x = run_chain(params, segment.segments, x, fetch)
+        else:
+            fn, names = segment
+            x = run(fn, _weights(params, names, fetch), x)
+    return x
+
+
+def _weights(params, names, fetch):
+    found = fetch({path: params[path] for path in names.values()})
+    return {name: found[path] for name, path in names.items()}
+
+
+def chain(
+    params: Mapping[str, Any],
+    segments: Sequence[Any],
+    x: Any,
+    input_grad: bool = True,
+    fetch: Callable[[dict], dict] = dict,
+    reduce: Callable[[dict], dict] = dict,
+) -> tuple[Any, Callable]:
+    """`run_chain` to be differentiated: one compiled graph per distinct fn and shape, only the segments' inputs are kept.
+
+    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`. `fetch` turns what
+    params hold for a segment into what it computes with, each time it is run; `reduce` is given each segment's gradients
+    as soon as they exist, and what it returns is part of the result.
+    """
+    pulls = []
+    for segment in segments:
+        needed = bool(pulls) or input_grad
+        if isinstance(segment, Residual):
+            x, pull = _residual(params, segment, x, needed, fetch, reduce)
+        elif isinstance(segment, Recomputed):
+            x, pull = _recomputed(params, segment.segments, x, needed, fetch, reduce)
+        else:
+            x, pull = _link(params, *segment, x, needed, fetch, reduce)
+        pulls.append(pull)
+
+    def pullback(dout):
+        grads = {}
+        while pulls:  # what a segment kept is let go as soon as it is used
+            found, dout = pulls.pop()(dout)
+            grads.update(found)
+        return grads, dout
+
+    return x, pullback
+
+
+def _link(params, fn, names, x, input_grad, fetch, reduce):
+    def pullback(dout):
+        found, dx = pull(fn, _weights(params, names, fetch), (x,), (dout,), int(input_grad))
+        return reduce({names[name]: g for name, g in found.items()}), dx[0] if dx else None
+
+    return run(fn, _weights(params, names, fetch), x), pullback
+
+
+def _recomputed(params, segments, x, input_grad, fetch, reduce):
+    def pullback(dout):
+        return chain(params, segments, x, input_grad, fetch, reduce)[1](dout)
+
+    return run_chain(params, segments, x, fetch), pullback
+
+
+def _residual(params, segment, x, input_grad, fetch, reduce):
+    out, pull_branch = chain(params, segment.branch, x, input_grad, fetch, reduce)
+    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad, fetch, reduce)
+
+    def pullback(dout):
+        grads, dx = pull_branch(dout)
+        more, dacross = pull_shortcut(dout)
+        return grads | more, dx + dacross if input_grad else None
+
+    return across + out, pullback

@@ -1,0 +1,56 @@
+"""Parameter trees: one flat dict, path -> array.
+
+A path such as `blocks/3/self_attn/q` is at once the key in memory, the name in a checkpoint and what a regex selects, so
+nothing has to be flattened or rebuilt between the model, the optimizer and the disk.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from moviegen.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+def sub(params: Mapping[str, Any], prefix: str) -> Tree:
+    """The subtree below `prefix`, with the prefix taken off its paths."""
+    start = prefix + "/"
+    return {path[len(start) :]: value for path, value in params.items() if path.startswith(start)}
+
+
+def join(trees: Mapping[str, Mapping[str, Any]]) -> Tree:
+    """One tree out of several, each below its prefix: the inverse of `sub`."""
+    return {f"{prefix}/{path}": value for prefix, tree in trees.items() for path, value in tree.items()}
+
+
+def select(params: Mapping[str, Any], pattern: str) -> Tree:
+    """The entries whose path contains a match of the regular expression `pattern`."""
+    regex = re.compile(pattern)
+    return {path: value for path, value in params.items() if regex.search(path)}
+
+
+def count(params: Mapping[str, Any]) -> int:
+    """Number of scalar weights in the tree."""
+    total = 0
+    for value in params.values():
+        size = 1
+        for n in value.shape:
+            size *= n
+        total += size
+    return total
+
+
+def match(found: Mapping[str, Any], unknown: list[str], wanted: Mapping[str, tuple[int, ...]], hint: str) -> None:
+    """Raise one ConfigError that names every missing, extra and wrongly shaped parameter, if there is any."""
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted([*unknown, *(found.keys() - wanted.keys())])
+    wrong = [
+        f"{path} is {tuple(found[path].shape)}, expected {shape}"
+        for path, shape in wanted.items()
+        if path in found and tuple(found[path].shape) != shape
+    ]
+    problems = [("missing", missing), ("extra", extra), ("wrong shape", wrong)]
+    if any(names for _, names in problems):
+        text = "; ".join(f"{title}: {', '.join(names)}" for title, names in problems if names)
+        raise ConfigError(f"the weights do not fit the config: {text}{hint}")

@@ -1,0 +1,138 @@
+"""Collectives over a group of ranks, in eager and in compiled code; gradients pass through all of them.
+
+Each builder gives one function of a tensor, the identity on a group of one. MindSpore's CPU backend has AllReduce alone on
+any group, so there the others are composed from it; on Ascend they are the native primitives, which have never run for
+want of a card. Either way the gradient is the transposed collective: a gather's is a scatter of sums, and so on.
+"""
+
+import functools
+from collections.abc import Callable
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from moviegen.nn import backend
+from moviegen.parallel.mesh import Group
+
+ON_ASCEND = backend.device() == "Ascend"
+Collective = Callable[[ms.Tensor], ms.Tensor]
+
+
+def _identity(x):
+    return x
+
+
+@functools.cache
+def all_reduce(group: Group) -> Collective:
+    """Sum over the group of x, on every rank."""
+    return _identity if group.size == 1 else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+
+
+@functools.cache
+def all_gather(group: Group, axis: int = 0) -> Collective:
+    """Every rank's x side by side along `axis`, in order of rank, on every rank. All have one shape."""
+    if group.size == 1:
+        return _identity
+    before, after = group.rank, group.size - 1 - group.rank
+    if ON_ASCEND:
+        native = ops.AllGather(group.name)
+
+        def gather(x):
+            if axis == 0:
+                return native(x)
+            return ops.concat(ops.unstack(native(ops.expand_dims(x, 0)), 0), axis)
+
+        return gather
+    reduce = all_reduce(group)
+
+    def place_and_sum(x):
+        empty = ops.zeros_like(x)
+        return reduce(ops.concat((empty,) * before + (x,) + (empty,) * after, axis))
+
+    return place_and_sum
+
+
+@functools.cache
+def reduce_scatter(group: Group, axis: int = 0) -> Collective:
+    """This rank's piece, of group.size equal ones along `axis`, of the sum over the group of x."""
+    if group.size == 1:
+        return _identity
+    size, rank = group.size, group.rank
+    if ON_ASCEND:
+        native = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
+
+        def scatter(x):
+            if axis == 0:
+                return native(x)
+            return native(ops.stack(ops.split(x, x.shape[axis] // size, axis), 0))[0]
+
+        return scatter
+    reduce = all_reduce(group)
+
+    def sum_and_take(x):
+        return ops.split(reduce(x), x.shape[axis] // size, axis)[rank]
+
+    return sum_and_take
+
+
+@functools.cache
+def all_to_all(group: Group, split: int, concat: int) -> Collective:
+    """Cuts x along axis `split` into a piece for every rank; joins the pieces that came here along `concat`.
+
+    Going back is `all_to_all(group, concat, split)`.
+    """
+    if group.size == 1:
+        return _identity
+    if ON_ASCEND:
+        return ops.AlltoAll(group.size, split, concat, group.name)
+    return _Exchange(group, split, concat)
+
+
+@functools.cache
+def broadcast(group: Group) -> Collective:
+    """The first rank's x on every rank; all must have its shape."""
+    if group.size == 1:
+        return _identity
+    reduce, mine = all_reduce(group), float(group.rank == 0)
+
+    def from_first(x):
+        return reduce(x * mine)
+
+    return from_first
+
+
+class _Exchange(nn.Cell):
+    """An all-to-all made of sums: one for each rank, which takes its own, so that no more than x is there at once.
+
+    Every sum waits for the one before, and the gradient is written out: left to itself, each rank's graph would put the
+    sums into an order of its own, and ranks would add up what does not belong together.
+    """
+
+    def __init__(self, group: Group, split: int, concat: int):
+        super().__init__()
+        self.there, self.back = _rounds(group, split, concat), _rounds(group, concat, split)
+
+    def construct(self, x):
+        return self.there(x)
+
+    def bprop(self, x, out, dout):
+        return (self.back(dout),)
+
+
+def _rounds(group: Group, split: int, concat: int) -> Collective:
+    size, rank = group.size, group.rank
+    reduce, depend, join, cut = all_reduce(group), ops.Depend(), ops.Concat(concat), ops.Split(split, size)
+    zeros = ops.ZerosLike()
+
+    def exchange(x):
+        pieces = cut(x)
+        empty = zeros(pieces[0])
+        arrived, found = empty, empty
+        for to in range(size):
+            piece = depend(pieces[to], arrived)
+            arrived = reduce(join((empty,) * rank + (piece,) + (empty,) * (size - 1 - rank)))
+            if to == rank:
+                found = arrived
+        return depend(found, arrived)
+
+    return exchange

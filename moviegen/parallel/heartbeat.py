@@ -1,0 +1,96 @@
+"""Ranks notice that another one is gone, on whatever machine, and end with a line that says which.
+
+Its peers would hang in native code, in a collective that never comes back. So a thread of every rank touches a file in
+the shared workdir and looks at that of the next rank: each is watched by one, at three file operations a beat however
+many ranks there are. Who finds its neighbour silent, or fails itself, says so in a file that all of them look at.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from moviegen.parallel.mesh import rank, ranks
+
+OVER = "over.json"
+GRACE = 60  # seconds
+
+
+@contextlib.contextmanager
+def beating(folder: Path, timeout: float) -> Iterator[None]:
+    """Within it, this process ends with exit code 1 when the run is over because of another rank.
+
+    That is when one has failed, or has not been heard of for `timeout` seconds, counted from here on. What is raised
+    within ends the other ranks in the same way. To be entered before MindSpore's communication is set up.
+    """
+    # What MindSpore and HCCL do by themselves comes later: it names nobody. They count in whole seconds.
+    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):
+        os.environ.setdefault(name, f"{timeout + GRACE:.0f}")
+    if os.environ.get("MS_ROLE") == "MS_SCHED":  # no rank: it holds the interpreter's lock, and ends by MS_NODE_TIMEOUT
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _own(folder).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    before, done, failure = _changed(folder / OVER), threading.Event(), ""
+    watching = threading.Thread(target=_watch, args=(folder, timeout, before, done), daemon=True)
+    watching.start()
+    try:
+        yield
+    except BaseException as error:
+        failure = f"failed ({type(error).__name__}: {error})"
+        raise
+    finally:
+        done.set()
+        watching.join()
+        _own(folder).unlink(missing_ok=True)  # a rank that is done is not silent
+        if failure:
+            _tell(folder, before, rank(), failure)
+
+
+def over(folder: Path) -> dict | None:
+    """Why the run in this folder is over, {"rank": which rank, "why": what it did}, if a rank has said so."""
+    path = folder / OVER
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _watch(folder: Path, timeout: float, before: int | None, done: threading.Event) -> None:
+    watched = (rank() + 1) % ranks()
+    every, silent, seen = min(5.0, timeout / 10), 0.0, None
+    while not done.is_set():
+        with contextlib.suppress(OSError):  # a shared file system may be away for a moment: nobody is judged then
+            _own(folder).touch()
+            if _changed(folder / OVER) != before:
+                _end(over(folder))
+            now = _changed(folder / f"alive_{watched}")
+            # Silence is counted in beats of this rank's own: one that was itself stopped for a while blames nobody.
+            silent = silent + every if now == seen else 0.0
+            if silent >= timeout:
+                _tell(folder, before, watched, f"has not been heard of for {timeout:.0f} s (train.rank_timeout)")
+            seen = now or seen  # a file that is gone again is that of a rank that is done
+        done.wait(every)
+
+
+def _tell(folder: Path, before: int | None, which: int, why: str) -> None:
+    """Says that the run is over, unless another rank was first: what fails then only follows from it."""
+    if _changed(folder / OVER) == before:
+        aside = folder / f"{OVER}.{os.getpid()}"
+        aside.write_text(json.dumps({"rank": which, "why": why}))
+        os.replace(aside, folder / OVER)
+
+
+def _end(reason: dict) -> None:
+    # Not through the interpreter: the main thread is in native code, and the checkpoint's writer may wait for that rank.
+    os.write(2, f"the run is over: rank {reason['rank']} {reason['why']}\n".encode())
+    os._exit(1)
+
+
+def _own(folder: Path) -> Path:
+    return folder / f"alive_{rank()}"
+
+
+def _changed(path: Path) -> int | None:
+    """When a file last changed, by the clock of whoever keeps it; None if it is not there."""
+    return path.stat().st_mtime_ns if path.is_file() else None

@@ -1,0 +1,132 @@
+"""The mesh: ranks on a grid with the axes data, zero and sp, and the groups of ranks that talk to each other.
+
+The batch is split over data and zero, the sequence over sp; parameters and their state are sharded over zero x sp and
+repeated along data. sp is innermost: the ranks of one sequence, which talk in every layer, are neighbours on the fastest
+links, then those of one copy of the parameters, then the copies.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from moviegen.errors import ConfigError
+
+AXES = ("data", "zero", "sp")
+
+
+class Group(NamedTuple):
+    """Some ranks: the name MindSpore knows them by, how many they are, which of them this process is."""
+
+    name: str = ""
+    size: int = 1
+    rank: int = 0
+
+
+ALONE = Group()
+
+
+class Mesh(NamedTuple):
+    """Sizes of the axes, and this process's groups along them; without arguments, the mesh of a single process."""
+
+    data: int = 1
+    zero: int = 1
+    sp: int = 1
+    world: Group = ALONE
+    sequence: Group = ALONE  # one sequence: along sp
+    shard: Group = ALONE  # one copy of parameters and state: along zero and sp
+    copies: Group = ALONE  # the same shard of every copy: along data
+
+    @property
+    def batch(self) -> Group:
+        """Which of how many parts of the global batch this process works on; not a group to talk in."""
+        return Group("", self.data * self.zero, self.world.rank // self.sp)
+
+
+ONE = Mesh()
+
+
+def ranks() -> int:
+    """How many processes run this experiment together: what msrun says, else 1."""
+    return int(os.environ.get("MS_WORKER_NUM", 1))
+
+
+def rank() -> int:
+    """Which of them this process is: what msrun says, else 0. Raises ConfigError where msrun leaves it open."""
+    if os.environ.get("MS_ROLE") != "MS_WORKER":
+        return 0
+    if "MS_NODE_ID" not in os.environ:
+        raise ConfigError(
+            "this rank does not know its number: give msrun --node_rank, 0 on the first machine, 1 on the next"
+        )
+    return int(os.environ["MS_NODE_ID"])
+
+
+def parse(text: str | None, ranks: int) -> dict[str, int]:
+    """Axis sizes `{"data": D, "zero": Z, "sp": S}` from `data=D,zero=Z,sp=S`; an axis left out has size 1.
+
+    Nothing at all means pure data parallel over `ranks`. Raises ConfigError unless the sizes are positive whole numbers.
+    """
+    if not text:
+        return {"data": ranks, "zero": 1, "sp": 1}
+    axes = dict.fromkeys(AXES, 1)
+    for item in text.split(","):
+        name, _, size = item.strip().partition("=")
+        if name not in axes or not size.isdigit() or int(size) < 1:
+            raise ConfigError(f"mesh {text!r}: {item!r} is not one of data=N, zero=N, sp=N with N of at least 1")
+        axes[name] = int(size)
+    return axes
+
+
+def setup(axes: dict[str, int]) -> Mesh:
+    """Joins the ranks that msrun started, one process per rank, as a mesh; does nothing for a single process.
+
+    msrun also runs the script once as its scheduler, which has no rank: it serves the ranks in here and then ends.
+    """
+    count = axes["data"] * axes["zero"] * axes["sp"]
+    if count == 1:
+        return ONE
+    from mindspore import communication
+
+    communication.init()
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        os._exit(0)  # an orderly exit aborts where MindSpore's threads run already
+    if communication.get_rank() != rank():
+        raise ConfigError(
+            f"msrun calls this rank {rank()}, MindSpore {communication.get_rank()}: are two runs on one port?"
+        )
+    return make(axes, range(count))
+
+
+def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
+    """The mesh of the ranks `members`, this process among them, rank = (data * Z + zero) * S + sp in their order."""
+    _, z, s = sizes = tuple(axes[name] for name in AXES)
+    mine = list(members).index(rank())
+    position = mine // (z * s), mine // s % z, mine % s
+
+    def group(*free: int) -> Group:
+        """Ranks that differ from this one along the axes `free` alone."""
+        return _group(
+            tuple(
+                member
+                for i, member in enumerate(members)
+                if all(a in free or at == position[a] for a, at in enumerate((i // (z * s), i // s % z, i % s)))
+            )
+        )
+
+    return Mesh(*sizes, world=group(0, 1, 2), sequence=group(2), shard=group(1, 2), copies=group(0))
+
+
+@functools.cache
+def _group(members: tuple[int, ...]) -> Group:
+    if len(members) == 1:
+        return ALONE
+    from mindspore import communication
+
+    # Only the members may ask for a group; all of them derive the same name from who they are.
+    name = (
+        "ranks-" + "-".join(map(str, members)) if len(members) < ranks() else communication.GlobalComm.WORLD_COMM_GROUP
+    )
+    if len(members) < ranks():
+        communication.create_group(name, list(members))
+    return Group(name, len(members), members.index(rank()))

@@ -1,0 +1,67 @@
+"""What a mesh must be for an experiment, and what is allowed and yet costs much; told from the config alone."""
+
+from typing import Any
+
+LARGE_WASTE = 0.05  # of the work of a sequence: above it a run says what its padding costs
+
+
+def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[str]:
+    """Every rule of the mesh that an experiment on so many ranks breaks, each with what would mend it."""
+    found, parts = [], axes["data"] * axes["zero"]
+    if parts * axes["sp"] != ranks:
+        found.append(
+            f"it has {parts * axes['sp']} ranks, but there {'is 1' if ranks == 1 else f'are {ranks}'}: "
+            f"change the mesh or start --workers={parts * axes['sp']}"
+        )
+    if job == "train_tae" and axes["sp"] > 1:
+        found.append(f"sp={axes['sp']}: the autoencoder has no sequence to split, use zero or data")
+    if job in ("train", "sample") and config.model.num_heads % axes["sp"]:
+        found.append(
+            f"sp={axes['sp']} does not divide model.num_heads = {config.model.num_heads}, and each rank of a sequence "
+            "attends with its share of the heads"
+        )
+    if job in ("train", "train_tae"):
+        if config.train.zero_stage not in range(4):
+            found.append(f"train.zero_stage is {config.train.zero_stage}, expected 0, 1, 2 or 3")
+        if config.train.rank_timeout <= 0:
+            found.append(f"train.rank_timeout is {config.train.rank_timeout}, expected a number of seconds above 0")
+        if config.train.keep_checkpoints < 1:
+            found.append(f"train.keep_checkpoints is {config.train.keep_checkpoints}, expected 1 or more")
+        pieces = parts * config.optim.get("accumulate", 1)
+        if config.train.batch_size % pieces:
+            found.append(
+                f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
+                f"{axes['zero']} x optim.accumulate"
+            )
+        if job == "train_tae" and config.data.image_fraction and config.data.image_batch_size % pieces:
+            found.append(
+                f"data.image_batch_size is {config.data.image_batch_size}, not a multiple of {pieces}: data "
+                f"{axes['data']} x zero {axes['zero']} x optim.accumulate"
+            )
+    return found
+
+
+def notes(axes: dict[str, int], config: Any, job: str) -> list[str]:
+    """What is allowed and yet costs much: sequences that sp does not divide well, each with its cost."""
+    found = []
+    for kind, tokens in token_counts(config).items() if job == "train" else ():
+        each = -(-tokens // axes["sp"])
+        waste = each * axes["sp"] / tokens - 1
+        if waste >= LARGE_WASTE:
+            found.append(
+                f"sp={axes['sp']} does not divide the {tokens} tokens of {kind}: each rank takes {each}, padding "
+                f"included, {waste:.0%} more work than there is"
+            )
+    return found
+
+
+def token_counts(config: Any) -> dict[str, int]:
+    """Length of the sequences that an experiment trains on: "a video" and "an image", those that it has."""
+    data, shares = config.data, {}
+    if data.num_frames > 1 and data.image_fraction < 1:
+        shares["a video"] = -(-data.num_frames // 8)
+    if data.num_frames == 1 or data.image_fraction:
+        shares["an image"] = 1
+    _, *patch = config.model.patch_size
+    height, width = (data[side] // 8 // p for side, p in zip(("height", "width"), patch, strict=True))
+    return {kind: max(1, frames // config.model.patch_size[0]) * height * width for kind, frames in shares.items()}

@@ -1,0 +1,70 @@
+"""Ranks wait for each other, and take from the first of them what it alone has found, read or made."""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from moviegen.nn import backend
+from moviegen.parallel import collectives
+from moviegen.parallel.mesh import Group
+
+
+def agree(value: int, group: Group) -> int:
+    """What the group's first rank says; up to 2^24, as it travels in a float32."""
+    if group.size == 1:
+        return value
+    return int(collectives.broadcast(group)(backend.tensor(np.float32([value]))).asnumpy()[0])
+
+
+def barrier(group: Group) -> None:
+    """Waits until every rank of the group is here."""
+    agree(0, group)
+
+
+def first_rank_alone(world: Group, do: Callable[[], None], marker: Path) -> None:
+    """Rank 0 does something; the others wait until it has, however long that takes.
+
+    They wait for the file `marker` in a shared folder: a collective gives up on a rank that comes late.
+    """
+    if world.rank == 0:
+        marker.unlink(missing_ok=True)  # of an earlier run
+    barrier(world)
+    if world.rank == 0:
+        do()
+        if world.size > 1:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    while world.rank and not marker.is_file():
+        time.sleep(0.5 + random.random())  # a thousand ranks do not look, nor read what is there then, all at once
+    barrier(world)
+
+
+def found_by_first(
+    world: Group, find: Callable[[], Any], leave: Callable[[Any], None], take: Callable[[], Any], file: Path
+) -> Any:
+    """What `find` gives on rank 0; it leaves that in `file`, from where the other ranks take it."""
+    found = None
+
+    def work() -> None:
+        nonlocal found
+        found = find()
+        if world.size > 1:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            leave(found)
+
+    first_rank_alone(world, work, file.with_suffix(".done"))
+    return take() if found is None else found
+
+
+def from_first(
+    group: Group, read: Callable[[], Mapping[str, ms.Tensor]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, ms.Tensor]:
+    """The float32 tensors of `shapes` that `read` gives on the first rank, which alone calls it, on every rank."""
+    found = read() if group.rank == 0 else {path: ops.zeros(shape, ms.float32) for path, shape in shapes.items()}
+    return {path: collectives.broadcast(group)(found[path]) for path in shapes}

@@ -1,0 +1,191 @@
+"""One array in one folder of the disk: zarr3, written and synced by tensorstore, read and checked here.
+
+tensorstore reads as well, but gets new memory for every byte twice: a load took twice the processor time of this one.
+"""
+
+import contextlib
+import itertools
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from moviegen.nn.dtypes import numpy_dtype
+
+# Larger arrays are cut into files of this size, so that the pieces of one can be checked and read at the same time. At
+# 8 MB a save took twice as long: every piece is copied out of its array first, and every file synced by itself.
+CHUNK_BYTES = 64 << 20
+# What is read at once: still in the processor's cache when its checksum is taken. Linux cuts larger wishes short.
+_PIECE = 1 << 20
+
+
+class Lazy(NamedTuple):
+    """An array that `numpy.asarray` reads when it is needed, anew every time."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None) -> np.ndarray:
+        return np.asarray(self.read(), dtype)
+
+
+class Part(NamedTuple):
+    """What this process has of an array of `shape`: the slice `where`, one of equal ones of `length` along `axis`."""
+
+    array: np.ndarray | Lazy
+    shape: tuple[int, ...]
+    where: tuple[slice, ...]
+    axis: int
+    length: int
+
+
+def whole(array: np.ndarray | Lazy) -> Part:
+    """An array that this process has all of."""
+    return Part(array, array.shape, tuple(slice(0, n) for n in array.shape), 0, array.shape[0] if array.shape else 0)
+
+
+def create(folder: Path, part: Part) -> dict[str, Any]:
+    """Prepare the array that `part` is of in `folder`; returns what a manifest says of it, still without its files."""
+    import tensorstore as ts
+
+    chunk = [max(1, n) for n in part.shape]
+    if chunk:
+        chunk[part.axis] = max(1, part.length)
+        # No file may lie in two parts: an array that is in parts is cut further along another axis.
+        along = int(part.axis == 0) if part.length < part.shape[part.axis] else 0
+        if along < len(chunk):
+            row = math.prod(chunk) // chunk[along] * part.array.dtype.itemsize
+            chunk[along] = min(chunk[along], max(1, CHUNK_BYTES // row))
+    entry = {"shape": list(part.shape), "dtype": part.array.dtype.name, "chunk": chunk, "files": {}}
+    ts.open(_spec(folder, entry), create=True).result()
+    return entry
+
+
+def write(folder: Path, entry: dict[str, Any], part: Part) -> dict[str, list]:
+    """Store a part in the array that `create` prepared and return the signatures of its files."""
+    import tensorstore as ts
+
+    if 0 in part.array.shape:
+        return {}
+    # Zeros are written like all else: a missing file would read back as zeros, and must be an error instead.
+    store = ts.open({**_spec(folder, entry), "store_data_equal_to_fill_value": True}, open=True).result()
+    store[part.where].write(np.asarray(part.array), can_reference_source_data_indefinitely=True).result()
+    return {file: _signature(folder / file) for file in map(_file, _touched(part.where, entry["chunk"]))}
+
+
+def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = None) -> np.ndarray:
+    """Read an array, or its slice `where`, back: only the files that it lies in.
+
+    Raises OSError or ValueError unless every byte of those is what `write` noted in `entry`.
+    """
+    import tensorstore as ts
+
+    ts.open(_spec(folder, entry), open=True, read=True).result()  # the store's own description must be whole, too
+    where = tuple(slice(0, n) for n in entry["shape"]) if where is None else where
+    start, stop = np.array([(s.start, s.stop) for s in where], int).reshape(-1, 2).T
+    array = _memory(stop - start, numpy_dtype(entry["dtype"]))
+    for index in _touched(where, entry["chunk"]):
+        file = _file(index)
+        content = _content(folder / file, entry["files"].get(file)).view(array.dtype).reshape(entry["chunk"])
+        corner = np.multiply(index, content.shape)
+        if content.shape == array.shape and all(corner == start):
+            return content
+        low, high = np.maximum(start, corner), np.minimum(stop, corner + content.shape)
+        array[_box(low - start, high - start)] = content[_box(low - corner, high - corner)]
+    return array
+
+
+def folder_name(name: str) -> str:
+    """A path whose parts keep their letters and are safe as folder names; `..` and empty parts cannot climb out."""
+    return "/".join(_part(part) for part in name.split("/"))
+
+
+def cast(array: np.ndarray | Lazy, dtype: str | None) -> np.ndarray | Lazy:
+    """Floating-point arrays in `dtype` (None: as they are), whole numbers untouched."""
+    if isinstance(array, Lazy):
+        return Lazy(array.shape, cast_dtype(array.dtype, dtype), lambda: cast(array.read(), dtype))
+    return array.astype(cast_dtype(array.dtype, dtype), copy=False)
+
+
+def cast_dtype(own: np.dtype, dtype: str | None) -> np.dtype:
+    """What `cast` makes of an array of dtype `own`."""
+    floating = own.kind == "f" or own == numpy_dtype("bfloat16")
+    return own if dtype is None or not floating else numpy_dtype(dtype)
+
+
+def _spec(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        "metadata": {
+            "shape": entry["shape"],
+            "data_type": entry["dtype"],
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": entry["chunk"]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            # No compression: weights do not shrink. Other readers verify the checksum by themselves.
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        },
+    }
+
+
+def _box(low: Iterable[int], high: Iterable[int]) -> tuple[slice, ...]:
+    return tuple(map(slice, low, high))
+
+
+def _touched(where: tuple[slice, ...], chunk: list[int]) -> Iterator[tuple[int, ...]]:
+    """Indices of the chunks that hold a slice of an array."""
+    return itertools.product(
+        *(range(s.start // n, -(-s.stop // n) if s.stop > s.start else 0) for s, n in zip(where, chunk, strict=True))
+    )
+
+
+def _file(index: tuple[int, ...]) -> str:
+    return ".".join(["c", *map(str, index)])
+
+
+def _signature(file: Path) -> list:
+    """[size in bytes, crc32c in hex]: the codec put the checksum of a chunk into its last four bytes."""
+    with open(file, "rb") as f:
+        size = f.seek(0, os.SEEK_END)
+        f.seek(max(0, size - 4))
+        return [size, f.read(4)[::-1].hex()]
+
+
+def _content(file: Path, signature: list | None) -> np.ndarray:
+    """What a chunk's file holds, as bytes. ValueError unless it is what had this signature."""
+    from crc32c import crc32c
+
+    if _signature(file) == signature:
+        content, checksum = _memory([signature[0] - 4], np.dtype(np.uint8)), 0
+        with open(file, "rb", buffering=0) as f:
+            if hasattr(os, "posix_fadvise"):
+                for at in range(0, content.size, _PIECE):  # the disk fetches all of the file meanwhile
+                    os.posix_fadvise(f.fileno(), at, _PIECE, os.POSIX_FADV_WILLNEED)
+            for at in range(0, content.size, _PIECE):
+                piece = content[at : at + _PIECE]
+                f.readinto(piece)
+                checksum = crc32c(piece, checksum)
+        if f"{checksum:08x}" == signature[1]:
+            return content
+    raise ValueError(f"{file.name} is not the file that was saved")
+
+
+def _memory(shape: Sequence[int] | np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An array whose bytes go back to the system when it goes: what malloc gave a thread stays with the process."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    pages = mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # not every system has them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
+
+
+def _part(part: str) -> str:
+    if part.strip(".") == "":
+        return part.replace(".", "%2E") or "%00"
+    return quote(part, safe=" ()[],=+@")

@@ -1,0 +1,289 @@
+"""Checkpoints: one array per parameter, committed by a single rename, verified when read.
+
+A save writes `step-00000042.tmp-<pid>`, brings every file to the disk and renames the folder to `step-00000042`. So
+whatever carries that name is whole, and a kill at any instant costs at most the steps since the save before. The
+manifest inside holds sizes and checksums of all files, itself included; a load trusts nothing that it has not compared
+with them. One process saves to a folder at a time.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moviegen.errors import DataError
+from moviegen.parallel.mesh import ALONE, Group
+from moviegen.storage import arraystore, manifest, treestore
+from moviegen.storage.files import reason, sync
+
+PATIENCE = 1800  # seconds that a rank waits for the others' files
+
+Tree = treestore.Tree
+
+
+def save(
+    folder: str | Path,
+    step: int,
+    trees: Mapping[str, Tree],
+    meta: Mapping[str, Any],
+    keep: int = 2,
+    keep_every: int = 0,
+    keep_best: bool = False,
+    world: Group = ALONE,
+    token: str = "",
+) -> Path:
+    """Write one checkpoint, whole or not at all, and return its folder `<folder>/step-<step>`.
+
+    `trees` is {"params": {path: array}, "ema": ..., "opt/m": ...}: MindSpore tensors, numpy arrays or numbers, stored
+    in their own shape and dtype, or `arraystore.Part`s where each rank of `world` has a part: every rank then calls this,
+    writes its own parts, and the first commits when all have; `token`, the same on all and new for every save, tells
+    this attempt from one that a kill cut short. `meta` is anything JSON can hold. A checkpoint of the same step is
+    replaced, later ones are dropped (saving step 30 after going back from 40 starts another history). Of the others
+    stay the newest `keep`, with `keep_every` those whose step it divides, with `keep_best` the `best`. Raises DataError
+    when the checkpoint cannot be written (a full disk); what was there before is then untouched.
+    """
+    folder = Path(folder)
+    if step < 0 or keep < 1:
+        raise ValueError(f"checkpoint.save: step={step} must be at least 0 and keep={keep} at least 1")
+    final = folder / f"step-{step:08d}"
+    aside = folder / f"{final.name}.tmp-{token or os.getpid()}"
+    try:
+        if world.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            sync(folder.parent)
+            for leftover in _leftovers(folder):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            aside.mkdir()
+            _write_json(aside / "arrays.json", treestore.create(aside, trees))
+        entries = _wait_for(aside / "arrays.json", aside)
+        _write_json(aside / f"rank-{world.rank}.json", treestore.write(aside, trees, entries))
+        if world.rank == 0:
+            for rank in range(world.size):
+                for tree, name, files in _wait_for(aside / f"rank-{rank}.json", aside):
+                    entries[tree][name]["files"] |= files
+            for path in (aside / "arrays.json", *aside.glob("rank-*.json")):
+                path.unlink()
+            manifest.write(aside, {"step": step, "meta": dict(meta), "trees": entries})
+            for path, folders, files in os.walk(aside):
+                if folders or "manifest.json" in files:  # tensorstore itself syncs the folders that hold its files
+                    sync(Path(path))
+            _commit(folder, aside, final, step)
+    except BaseException as error:
+        if world.size > 1:
+            with contextlib.suppress(OSError):
+                aside.with_name(f"{aside.name}.failed").touch()
+        if world.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError | ValueError):
+            previous = latest(folder)
+            kept = "there is no earlier one" if previous is None else f"step {previous} is still there, untouched"
+            raise DataError(f"{final}: cannot write the checkpoint ({reason(error)}); {kept}") from error
+        raise
+    if world.rank == 0:
+        committed = _committed(folder)
+        kept = {*sorted(committed)[-keep:], best(folder) if keep_best else None}
+        for old, path in committed.items():
+            if old not in kept and not (keep_every and old % keep_every == 0):
+                _discard(path)
+    return final
+
+
+@functools.cache
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+
+def save_in_background(*args: Any, **kwargs: Any) -> Future:
+    """`save` while the caller goes on: its result() waits for the end and raises what went wrong.
+
+    One save at a time, in order. The arrays must be copies: a MindSpore tensor's numpy array on CPU is the tensor itself,
+    which the next optimizer step changes. A process that ends waits for its saves.
+    """
+    return _background().submit(save, *args, **kwargs)
+
+
+def latest(folder: str | Path) -> int | None:
+    """Step of the newest committed checkpoint in `folder`, or None. Half-written ones never count.
+
+    `folder` may also be one checkpoint itself, `.../step-00000042`, here and in `load`.
+    """
+    folder, named = _place(folder)
+    committed = _committed(folder)
+    if named is None:
+        return max(committed, default=None)
+    return named if named in committed else None
+
+
+def best(folder: str | Path) -> int | None:
+    """Step of the checkpoint with the lowest meta["score"], such as a held-out loss; None where none has a score.
+
+    The earliest of equals. One whose manifest is damaged, and which cannot be loaded therefore, has no score.
+    """
+    scores: dict[int, float | None] = {}
+    for step, path in sorted(_committed(Path(folder)).items()):
+        with contextlib.suppress(OSError, ValueError):
+            scores[step] = manifest.read(path)["meta"].get("score")
+    scored = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
+    return min(scored, key=scores.get, default=None)
+
+
+def load(
+    folder: str | Path,
+    step: int | None = None,
+    select: str | None = None,
+    dtype: str | None = None,
+    where: Callable[[tuple[int, ...]], tuple[slice, ...]] | None = None,
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """Read a checkpoint (the newest unless `step` is given) as ({tree: {path: numpy array}}, meta with its "step").
+
+    `select` is a regular expression searched in "<tree>/<path>", such as "^ema/": nothing else is read. `dtype` casts
+    floating-point arrays. `where` gives for an array's shape the slice to read of it (sharding.bounds): any mesh reads
+    what any other wrote, and no more than it needs. All that is read is checked: DataError names the damaged array
+    and the step to go back to.
+    """
+    committed, step = _find(folder, step)
+    with _naming_the_way_back(committed, step):
+        trees, meta = _describe(committed[step], step, select)
+        return treestore.read(committed[step], trees, dtype, where), meta
+
+
+def lazy(
+    folder: str | Path, step: int | None = None, select: str | None = None
+) -> tuple[dict[str, dict[str, arraystore.Lazy]], dict[str, Any]]:
+    """Like `load`, but nothing is read yet: `numpy.asarray` reads and checks one of the arrays."""
+    committed, step = _find(folder, step)
+
+    def explained(array: arraystore.Lazy) -> arraystore.Lazy:
+        def read() -> np.ndarray:
+            with _naming_the_way_back(committed, step):
+                return array.read()
+
+        return array._replace(read=read)
+
+    with _naming_the_way_back(committed, step):
+        trees, meta = _describe(committed[step], step, select)
+    found = treestore.lazy(committed[step], trees)
+    return {tree: {name: explained(array) for name, array in arrays.items()} for tree, arrays in found.items()}, meta
+
+
+def shapes(folder: str | Path, step: int | None = None) -> dict[str, dict[str, tuple[int, ...]]]:
+    """{tree: {path: shape}} of a checkpoint, the newest unless `step` is given; reads its manifest alone."""
+    trees = lazy(folder, step)[0]
+    return {tree: {name: array.shape for name, array in arrays.items()} for tree, arrays in trees.items()}
+
+
+def _place(folder: str | Path) -> tuple[Path, int | None]:
+    """The folder of checkpoints, and the step if the path names one of them."""
+    folder = Path(folder)
+    named = re.fullmatch(r"step-(\d{8,})", folder.name)
+    return (folder.parent, int(named[1])) if named else (folder, None)
+
+
+def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
+    """All checkpoints there are, and the step of the one that is asked for."""
+    folder, named = _place(folder)
+    committed = _committed(folder)
+    if not committed:
+        raise DataError(f"{folder}: no checkpoint here, expected a folder named step-<number>")
+    step = next(n for n in (step, named, max(committed)) if n is not None)
+    if step not in committed:
+        raise DataError(f"{folder}: no checkpoint of step {step}, expected one of {sorted(committed)}")
+    return committed, step
+
+
+def _describe(path: Path, step: int, select: str | None) -> tuple[dict[str, dict], dict[str, Any]]:
+    """What the manifest says of the arrays that are asked for, and the meta."""
+    found = manifest.read(path)
+    trees = found["trees"] if select is None else _select(path, found["trees"], select)
+    return trees, {**found["meta"], "step": step}
+
+
+@contextlib.contextmanager
+def _naming_the_way_back(committed: Mapping[int, Path], step: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(f"{committed[step]}: {reason(error)}. {_way_back(committed, step)}") from error
+
+
+def _commit(folder: Path, aside: Path, final: Path, step: int) -> None:
+    for number, path in _committed(folder).items():
+        if number > step:
+            _discard(path)
+    old = final.with_name(final.name + ".old")
+    if final.exists():
+        # Two renames, since a rename cannot replace a folder with files in it: between them `.old` is the checkpoint.
+        if old.exists():
+            _discard(old)
+        os.rename(final, old)
+    os.rename(aside, final)
+    sync(folder)
+    if old.exists():
+        _discard(old)
+
+
+def _discard(path: Path) -> None:
+    # A kill in the middle of rmtree must not leave half a checkpoint under a committed name.
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """What kills left behind: half-written or half-removed folders, and replaced ones whose replacement is there."""
+    replaced = [path for path in folder.glob("step-*.old") if path.with_suffix("").exists()]
+    return [*folder.glob("step-*.tmp-*"), *replaced]
+
+
+def _committed(folder: Path) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("step-*")):  # `step-N` sorts before `step-N.old` and so wins
+        match = re.fullmatch(r"step-(\d{8,})(\.old)?", path.name)
+        if match and path.is_dir():
+            found.setdefault(int(match[1]), path)
+    return found
+
+
+def _wait_for(path: Path, aside: Path) -> Any:
+    """Contents of a JSON file that another rank renames into place when it is whole."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.is_file():
+        if aside.with_name(f"{aside.name}.failed").exists():
+            raise OSError("another rank could not write its part")
+        if time.monotonic() > deadline:
+            raise OSError(f"{path.name} of another rank did not come within {PATIENCE} s")
+        time.sleep(0.02)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _select(path: Path, trees: Mapping[str, Mapping[str, dict]], pattern: str) -> dict[str, dict]:
+    chosen = {t: {n: e for n, e in entries.items() if re.search(pattern, f"{t}/{n}")} for t, entries in trees.items()}
+    if not any(chosen.values()):
+        raise DataError(f"{path}: no array matches select={pattern!r}; the trees are {sorted(trees)}")
+    return {tree: entries for tree, entries in chosen.items() if entries}
+
+
+def _way_back(committed: Mapping[int, Path], step: int) -> str:
+    for number in sorted((n for n in committed if n < step), reverse=True):
+        try:
+            treestore.read(committed[number], manifest.read(committed[number])["trees"])
+        except (OSError, ValueError):
+            continue
+        return f"Step {number} is whole: load it, or remove {committed[step].name} and start again to resume from there"
+    return "No earlier checkpoint here is whole"

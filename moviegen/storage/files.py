@@ -1,0 +1,65 @@
+"""Files written aside and renamed, so that a reader never sees half of one, and small readers of what others wrote."""
+
+import contextlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moviegen.errors import DataError
+
+
+@contextlib.contextmanager
+def aside(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`, which takes its place when the block ends well and is removed if not.
+
+    The folder is made where there is none. The suffix is kept, since libraries tell formats by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
+    with aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Writes any JSON value, indented and sorted, whole or not at all."""
+    write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", path)
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: Exception) -> str:
+    """Returns what went wrong on one line, for a message."""
+    # tensorstore ends its messages with the whole specification of the array in brackets.
+    return re.sub(r" \[(tensorstore_spec|os_error_code)=.*", "", str(error), flags=re.DOTALL).replace("\n", " ")
+
+
+def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Returns these arrays of an npz file. DataError where it is damaged or lacks one."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as npz with {', '.join(keys)}: {error}") from error

@@ -1,0 +1,200 @@
+"""Trees of arrays as safetensors files, one or several with Hugging Face's index, an array at a time both ways.
+
+Such a file is a length, a JSON header and the arrays one after another, so it is written here as its arrays come: the
+library's writer wants all of them at once. Nothing in one is ever executed (no pickle).
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moviegen.errors import DataError
+from moviegen.nn import dtypes
+from moviegen.storage import arraystore
+from moviegen.storage.arraystore import Lazy
+from moviegen.storage.files import reason, sync
+
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+_OURS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.tmp)?"
+_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+_NAMES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_DTYPES = {short: name for name, short in _NAMES.items()}
+
+Arrays = Mapping[str, Any]
+
+
+def write(
+    arrays: Arrays, path: str | Path, dtype: str | None = "float32", metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Write tensors, arrays or `Lazy` arrays by name to one file, floating-point ones in `dtype` (None: as they are).
+
+    `metadata` is anything JSON can hold. A DataError or a kill leaves the file that was there before.
+    """
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with _nothing_left_aside(path, [aside]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_file(aside, _readable(arrays), dtype, metadata or {})
+        os.replace(aside, path)
+    return path
+
+
+def write_shards(
+    arrays: Arrays, folder: str | Path, dtype: str | None, shard_bytes: int, metadata: Mapping[str, Any]
+) -> list[Path]:
+    """Write arrays as `write` does, to files of at most `shard_bytes` (or of one larger array), and return the files.
+
+    Several are `model-00001-of-00003.safetensors` and so on with Hugging Face's index, one is `model.safetensors`. They
+    take the place of an earlier export when all are written: killed before, the earlier one is whole; killed in between,
+    there is no index. `metadata`, anything JSON can hold, is in each of them.
+    """
+    folder = Path(folder)
+    shards = _shards(_readable(arrays), dtype, shard_bytes)
+    count = len(shards)
+    files = [
+        folder / (WHOLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors") for i in range(1, count + 1)
+    ]
+    asides = [file.with_name(f"{file.name}.tmp") for file in files]
+    with _nothing_left_aside(folder, asides):
+        folder.mkdir(parents=True, exist_ok=True)
+        for shard, aside in zip(shards, asides, strict=True):
+            _write_file(aside, shard, dtype, metadata)
+        (folder / INDEX).unlink(missing_ok=True)
+        for aside, file in zip(asides, files, strict=True):
+            os.replace(aside, file)
+        if count > 1:
+            _write_index(folder, {file.name: shard for file, shard in zip(files, shards, strict=True)}, dtype)
+        written = {*files, folder / INDEX} if count > 1 else {*files}
+        for other in folder.iterdir():
+            if re.fullmatch(_OURS, other.name) and other not in written:
+                other.unlink()
+        sync(folder)
+    return files
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of a file, or of a folder that `write_shards` filled, by name."""
+    return {name: np.asarray(array) for name, array in lazy(path)[0].items()}
+
+
+def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
+    """The arrays by name, each read when it is needed, and the metadata ({} in a file of others).
+
+    DataError names a file that is missing, cut short or without an array that the index says it holds.
+    """
+    found, metadata = {}, {}
+    for file, names in _places(Path(path)).items():
+        with _opened(file) as f:
+            held = set(f.keys())
+            if names - held:
+                raise DataError(f"{file}: has no array {min(names - held)}, which {INDEX} says it holds")
+            metadata = json.loads((f.metadata() or {}).get("moviegen", "{}"))
+            for name in sorted(names or held):
+                piece = f.get_slice(name)
+                if piece.get_dtype() not in _DTYPES:
+                    raise DataError(f"{file}: {name} is {piece.get_dtype()}, expected one of {', '.join(_DTYPES)}")
+                dtype = dtypes.numpy_dtype(_DTYPES[piece.get_dtype()])
+                found[name] = Lazy(tuple(piece.get_shape()), dtype, functools.partial(_read_one, file, name))
+    return found, metadata
+
+
+def _readable(arrays: Arrays) -> Arrays:
+    """With shape and numpy dtype, without reading what is `Lazy`."""
+    return {name: a if isinstance(a, Lazy) else dtypes.to_numpy(name, a) for name, a in arrays.items()}
+
+
+def _shards(arrays: Arrays, dtype: str | None, shard_bytes: int) -> list[Arrays]:
+    shards, filled = [{}], 0
+    for name, array in arrays.items():
+        size = _bytes(array, dtype)
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = array
+        filled += size
+    return shards
+
+
+def _bytes(array: Any, dtype: str | None) -> int:
+    return math.prod(array.shape) * arraystore.cast_dtype(array.dtype, dtype).itemsize
+
+
+def _write_file(path: Path, arrays: Arrays, dtype: str | None, metadata: Mapping[str, Any]) -> None:
+    header, end = {"__metadata__": {"format": "np", "moviegen": json.dumps(metadata)}}, 0
+    # Wide dtypes first: every array then lies at a multiple of its own width.
+    arrays = dict(sorted(arrays.items(), key=lambda item: -arraystore.cast_dtype(item[1].dtype, dtype).itemsize))
+    for name, array in arrays.items():
+        start, end = end, end + _bytes(array, dtype)
+        kind = _NAMES[arraystore.cast_dtype(array.dtype, dtype).name]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            array = np.asarray(arraystore.cast(np.asarray(array), dtype), order="C")
+            f.write(array.reshape(-1).view(np.uint8))  # bfloat16 by itself is no buffer
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _write_index(folder: Path, shards: Mapping[str, Arrays], dtype: str | None) -> None:
+    total = sum(_bytes(array, dtype) for shard in shards.values() for array in shard.values())
+    weight_map = {name: file for file, shard in shards.items() for name in shard}
+    aside = folder / f"{INDEX}.tmp"
+    aside.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
+    sync(aside)
+    os.replace(aside, folder / INDEX)
+
+
+@contextlib.contextmanager
+def _nothing_left_aside(path: Path, asides: list[Path]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot write the safetensors file ({reason(error)})") from error
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)
+
+
+def _places(path: Path) -> dict[Path, set[str]]:
+    """The names to take from each file; nothing named means all."""
+    if not path.is_dir():
+        return {path: set()}
+    index = path / INDEX
+    if not index.is_file():
+        if (path / WHOLE).is_file():
+            return {path / WHOLE: set()}
+        raise DataError(f"{path}: has no {INDEX} and no {WHOLE}; where an export was cut short, run it again")
+    places: dict[Path, set[str]] = {}
+    try:
+        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            places.setdefault(path / file, set()).add(name)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{index}: not an index of safetensors files ({error!r})") from error
+    return places
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as f:
+            yield f
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"{file}: not a readable safetensors file ({reason(error)})") from error
+
+
+def _read_one(file: Path, name: str) -> np.ndarray:
+    with _opened(file) as f:
+        return dtypes.to_numpy(name, f.get_tensor(name))

@@ -1,0 +1,37 @@
+"""Every random stream of the package: its name, and the generator of one of its members.
+
+Members are told apart by whole numbers, such as a step and a sample's index, so that whatever is drawn is a pure function
+of the seed and of them. A stream's number is part of the results: new streams are added at the end.
+"""
+
+import enum
+
+import numpy as np
+
+
+class Stream(enum.IntEnum):
+    """What a stream is drawn for, and the numbers that tell its members apart."""
+
+    PARAMETER = 0  # crc32 of the path
+    NOISE = 1  # noise and time of a training sample: step, position in the global batch
+    IMAGE_STEP = 2  # whether a step of the generator trains on images: step
+    ORDER = 3  # of the samples in an epoch: epoch
+    SAMPLE = 4  # posterior, start and dropped text of a training sample: step, position in the global batch
+    VALIDATION_SAMPLE = 5  # index
+    VALIDATION_NOISE = 6  # index
+    SAMPLING_NOISE = 7  # what a sampled video starts from: index
+    TAE_IMAGE_STEP = 8  # whether a step of the autoencoder trains on images: step
+    CROP = 9  # which clip, and what of it: step, position in the global batch
+    TAE_POSTERIOR = 10  # step, position in the global batch
+    LINEAR_START = 11  # clips that the autoencoder's linear start is fitted to: index
+    LINEAR_CODE = 12  # clips that the linear baseline is fitted to: index
+    RENDERED_CLIP = 13  # index, split
+    RENDERED_IMAGE = 14  # index, split
+    RENDERED_ORDER = 15  # of combinations: epoch, split
+    TOY_WORD = 16  # crc32 of the word and of the encoder
+
+
+def rng(stream: Stream, seed: int, *member: int) -> np.random.Generator:
+    """Returns the generator of one member of a stream; those of two members, or streams, are independent."""
+    # Not a list of all numbers as the seed: numpy pads that with zeros, so that [1, 2] and [1, 2, 0] are one.
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, *member)))

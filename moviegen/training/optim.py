@@ -1,0 +1,170 @@
+"""AdamW on float32 trees, in place: schedules, decoupled decay by regex, global-norm clipping, exponential averages.
+
+State is a pair of trees like the parameters. MindSpore's fused Adam kernel updates its operands' memory, so weights and
+moments exist once; plain functional updates would hold all three twice. Moments and averages that are numpy arrays live
+in host memory: one part of the model at a time is brought to the device, updated and taken back.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from moviegen.nn import backend
+from moviegen.parallel import collectives
+from moviegen.parallel.mesh import ALONE, Group
+
+Tree = dict[str, ms.Tensor]
+_adam = ops.Adam()
+
+
+def init_state(params: Mapping[str, Any], host: bool = False) -> dict[str, Tree]:
+    """Zero moments {"m", "v"} for every parameter, float32; as numpy arrays for `host` memory."""
+    place = np.asarray if host else backend.tensor
+    return {name: {path: place(np.zeros(p.shape, np.float32)) for path, p in params.items()} for name in "mv"}
+
+
+def learning_rate(optim: Any, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step` (0 is the first): linear warm-up, then "constant" or "cosine".
+
+    The cosine falls from learning_rate at the end of warm-up to final_learning_rate at the last step.
+    """
+    if step < optim.warmup_steps:
+        return optim.learning_rate * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.learning_rate
+    done = (step - optim.warmup_steps) / max(1, total_steps - 1 - optim.warmup_steps)
+    wave = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return optim.final_learning_rate + (optim.learning_rate - optim.final_learning_rate) * wave
+
+
+def plateau(state: dict[str, float], value: float, rule: Any) -> dict[str, float]:
+    """State {"best", "bad", "factor"} after one more validation loss.
+
+    After `patience` validations in a row that are not `min_delta` below the best, factor is multiplied by rule.factor and
+    the count starts anew; the learning rate is multiplied by factor, with rule.min_learning_rate as its floor.
+    """
+    if value < state["best"] - rule.min_delta:
+        return state | {"best": value, "bad": 0}
+    if state["bad"] + 1 < rule.patience:
+        return state | {"bad": state["bad"] + 1}
+    return state | {"bad": 0, "factor": state["factor"] * rule.factor}
+
+
+# Updates run compiled, one part of the model at a time: a call for every tensor would take as long as the backward pass
+# of a small model. Parts of equal shapes, such as a transformer's blocks, share one graph.
+_PART = 24
+
+
+def _parts(params: Mapping[str, Any]) -> list[list[str]]:
+    """Paths that share their first two components, at most _PART of them together."""
+    groups: dict[str, list[str]] = {}
+    for path in params:
+        groups.setdefault("/".join(path.split("/")[:2]) if "/" in path else "", []).append(path)
+    return [paths[i : i + _PART] for paths in groups.values() for i in range(0, len(paths), _PART)]
+
+
+@functools.cache
+def _square_sum(n: int):
+    def square_sum(*grads):
+        total = ops.sum(ops.square(grads[0]))
+        for i in range(1, n):
+            total = total + ops.sum(ops.square(grads[i]))
+        return total
+
+    return ms.jit(square_sum)
+
+
+@functools.cache
+def _adam_step(n: int):
+    def adam_step(power1, power2, rate, beta1, beta2, eps, factor, *tensors):
+        for i in range(n):
+            p, m, v, grad = tensors[i], tensors[n + i], tensors[2 * n + i], tensors[3 * n + i]
+            _adam(p, m, v, power1, power2, rate, beta1, beta2, eps, grad * factor)
+        return rate
+
+    return ms.jit(adam_step)
+
+
+@functools.cache
+def _moved(n: int):
+    def moved(rate, *tensors):
+        out = ()
+        for i in range(n):
+            out = out + (tensors[i] + (tensors[n + i] - tensors[i]) * rate,)
+        return out
+
+    return ms.jit(moved)
+
+
+@functools.cache
+def _scaled(n: int):
+    def scaled(factor, *tensors):
+        out = ()
+        for i in range(n):
+            out = out + (tensors[i] * factor,)
+        return out
+
+    return ms.jit(scaled)
+
+
+def global_norm(grads: Mapping[str, ms.Tensor], shard: Group = ALONE) -> float:
+    """Root of the sum of all squared gradients; of those of all ranks of `shard` where the gradients are shards."""
+    sums = [_square_sum(len(part))(*[grads[path] for path in part]) for part in _parts(grads)]
+    total = np.float32(sum(float(each.asnumpy()) for each in sums))
+    if shard.size > 1:
+        total = collectives.all_reduce(shard)(backend.tensor(total)).asnumpy()
+    return math.sqrt(total)
+
+
+def adamw_update(
+    params: Tree, grads: Mapping[str, ms.Tensor], state: dict[str, Tree], step: int, lr: float, optim: Any, norm: float
+) -> None:
+    """One AdamW step in place on params and state; `step` counts from 0, `norm` is the gradients' global norm.
+
+    Gradients are scaled to clip_norm where they exceed it (0 = never). Paths that match `no_decay` are not decayed.
+    """
+    scale = optim.clip_norm / norm if optim.clip_norm and norm > optim.clip_norm else 1.0
+    beta1, beta2 = optim.betas
+    # The kernel adds eps to the root of v as it is; AdamW adds it to that of v with its bias corrected.
+    eps = optim.eps * math.sqrt(1.0 - beta2 ** (step + 1))
+    numbers = (beta1 ** (step + 1), beta2 ** (step + 1), lr, beta1, beta2, eps, scale)
+    numbers = [backend.tensor(np.float32(x)) for x in numbers]
+    if optim.weight_decay:
+        kept = backend.tensor(np.float32(1.0 - lr * optim.weight_decay))
+        for part in _parts({path: p for path, p in params.items() if not re.search(optim.no_decay, path)}):
+            for path, value in zip(part, _scaled(len(part))(kept, *[params[path] for path in part]), strict=True):
+                params[path].assign_value(value)
+    for part in _parts(params):
+        weights, slopes = ([tree[path] for path in part] for tree in (params, grads))
+        m, v = (_to_device(state[name], part) for name in "mv")
+        _adam_step(len(part))(*numbers, *weights, *m, *v, *slopes)
+        for name, tensors in zip("mv", (m, v), strict=True):
+            _to_host(state[name], part, tensors)
+
+
+def ema_update(average: Tree, params: Tree, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * params, in place, float32."""
+    rate = backend.tensor(np.float32(1.0 - decay))
+    for part in _parts(params):
+        old = _to_device(average, part)
+        moved = _moved(len(part))(rate, *old, *[params[path] for path in part])
+        for tensor, value in zip(old, moved, strict=True):
+            tensor.assign_value(value)
+        _to_host(average, part, old)
+
+
+def _to_device(tree: Mapping[str, Any], part: list[str]) -> list[ms.Tensor]:
+    return [backend.tensor(tree[path]) for path in part]
+
+
+def _to_host(tree: dict[str, Any], part: list[str], tensors: list[ms.Tensor]) -> None:
+    """Takes updated tensors back to a tree that lives in host memory; the others were updated in place."""
+    for path, tensor in zip(part, tensors, strict=True):
+        if isinstance(tree[path], np.ndarray):
+            tree[path][...] = tensor.asnumpy()

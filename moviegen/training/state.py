@@ -1,0 +1,150 @@
+"""What a training run holds on this rank: weights, their average and the optimizer's moments, sharded as ZeRO says."""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen.errors import DataError
+from moviegen.nn import backend, dtypes
+from moviegen.parallel import sharding, sync, zero
+from moviegen.parallel.mesh import ALONE, Group, Mesh
+from moviegen.storage import checkpoint
+from moviegen.training import optim
+
+Tree = dict[str, Any]
+
+
+class Layout(NamedTuple):
+    """Which shapes the whole parameters have, on which mesh and at which ZeRO stage they are sharded.
+
+    With `offload` moments and average are numpy arrays, in host memory.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    mesh: Mesh
+    zero_stage: int
+    offload: bool = False
+
+    @property
+    def shard(self) -> Group:
+        """The ranks that share one copy of the state."""
+        return self.mesh.shard if self.zero_stage else ALONE
+
+    def place(self, path: str, array: np.ndarray) -> Any:
+        """This rank's shard of a whole array."""
+        return backend.tensor(sharding.cut(array, self.shard))
+
+    def model(self, shards: Tree) -> Tree:
+        """Weights that the model can compute with: the shards themselves at stage 3, else gathered."""
+        return shards if self.zero_stage == 3 else self.whole(shards)
+
+    def whole(self, shards: Tree) -> Tree:
+        """Every parameter put together, on every rank: for models that are small beside a training step."""
+        return zero.whole(self.shard, backend.to_tensors(shards), self.shapes)
+
+    def keep(self, tree: dict[str, np.ndarray]) -> Tree:
+        """Moments or an average, which the optimizer alone needs, moved to where they are to live."""
+        return tree if self.offload else backend.moved(tree)
+
+
+class State(NamedTuple):
+    """Weights as the model computes with them, the same as float32 shards, their average, and moments {"m", "v"}."""
+
+    params: Tree
+    master: Tree
+    average: Tree
+    moments: dict[str, Tree]
+
+
+def fresh(master: Tree, layout: Layout) -> State:
+    """The state of step 0, given this rank's shards of the weights."""
+    average = {path: array.copy() for path, array in backend.to_numpy(master).items()}
+    return State(layout.model(master), master, layout.keep(average), optim.init_state(master, layout.offload))
+
+
+def averaged(state: State, config: Any) -> Tree:
+    """Shards of the weights to sample with: the average, where one is made (ema.decay)."""
+    return state.average if config.ema.decay else state.master
+
+
+def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
+    """The state of a checkpoint, written under whatever mesh, and its meta. Reads this rank's slices alone."""
+    trees, meta = _read(folder, step, layout)
+    if layout.mesh.world.rank == 0:
+        print(f"continuing from step {step} in {folder}", flush=True)
+    master = backend.moved(trees["params"])
+    moments = {name: layout.keep(trees[f"opt/{name}"]) for name in "mv"}
+    return State(layout.model(master), master, layout.keep(trees["ema"]), moments), meta
+
+
+def load_average(folder: Path, layout: Layout) -> tuple[Tree, dict]:
+    """The averaged weights of the newest checkpoint as the model computes with them, and the checkpoint's meta."""
+    trees, meta = _read(folder, None, layout, "^ema/")
+    return layout.model(backend.moved(trees["ema"])), meta
+
+
+def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
+    """The state of step 0 from the averaged weights in a checkpoint folder; reads this rank's slices alone.
+
+    Position tables, which are small, are read whole and go through `grow`, since a larger one has other shards.
+    """
+    own = backend.moved(_read(folder, None, layout, "^ema/(?!position/)")[0]["ema"])
+    tables = backend.to_numpy(grow(checkpoint.load(folder, select="^ema/position/")[0]["ema"]))
+    return fresh(own | {path: layout.place(path, table) for path, table in tables.items()}, layout)
+
+
+def _read(folder, step, layout, select=""):
+    """This rank's shards of what `select` finds. DataError, before any of them is read, if it is of another model."""
+    for tree, all_found in checkpoint.shapes(folder, step).items():
+        want, found = (
+            {path: tuple(shape) for path, shape in table.items() if re.search(select, f"{tree}/{path}")}
+            for table in (layout.shapes, all_found)
+        )
+        wrong = sorted(path for path in want | found if want.get(path) != found.get(path))
+        if wrong:
+            raise DataError(
+                f"{folder}: its {tree} is not of this model config: {', '.join(wrong[:5])} ({len(wrong)} differ; "
+                f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
+            )
+    trees, meta = checkpoint.load(folder, step, select, where=lambda shape: sharding.bounds(shape, layout.shard))
+    for tree, values in trees.items():  # one by one, so that no tree is in memory twice
+        trees[tree] = {path: sharding.pad(values.pop(path), layout.shapes[path], layout.shard) for path in list(values)}
+    return trees, meta
+
+
+def update(state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout) -> float:
+    """One optimizer step in place; returns the global norm of the gradients, which come as the model's step gives them."""
+    shard = layout.shard
+    if layout.zero_stage == 1 and shard.size > 1:
+        grads = zero.own(grads, shard)
+    norm = optim.global_norm(grads, shard)
+    optim.adamw_update(state.master, grads, state.moments, step, lr, config.optim, norm)
+    if config.ema.decay:
+        # An average over few steps weighs the random start too much: the decay grows to its value.
+        optim.ema_update(state.average, state.master, min(config.ema.decay, (1 + step) / (10 + step)))
+    if state.params is not state.master:
+        for path, value in layout.whole(state.master).items():
+            state.params[path].assign_value(value)
+    return norm
+
+
+def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout: Layout) -> Future | None:
+    """Copies this rank's shards and writes them while training goes on; of several copies of the state, one is written."""
+    # New for every attempt and the same on every rank.
+    token = sync.agree(int(time.time()) % 10_000_000, layout.mesh.world)
+    if layout.mesh.world.rank >= layout.shard.size:
+        return None
+    trees = {"params": state.master, "opt/m": state.moments["m"], "opt/v": state.moments["v"]}
+    trees["ema"] = averaged(state, config)
+
+    def part(path, value):
+        return sharding.part(tuple(layout.shapes[path]), np.array(dtypes.to_numpy(path, value)), layout.shard)
+
+    parts = {tree: {path: part(path, value) for path, value in values.items()} for tree, values in trees.items()}
+    keep = config.train.keep_checkpoints, config.train.keep_every, config.train.keep_best
+    return checkpoint.save_in_background(folder, step, parts, meta, *keep, layout.shard, str(token))

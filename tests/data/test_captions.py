@@ -1,0 +1,88 @@
+import pytest
+from ml_collections import ConfigDict
+
+from moviegen.data import captions
+from moviegen.errors import DataError
+
+TEXT = ConfigDict(dict(fps=16, camera=""))
+
+
+def write(path, content):
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def test_a_table_with_rates_and_motions(tmp_path):
+    path = write(
+        tmp_path / "a.csv",
+        "video,caption,fps,camera\n"
+        'a.mp4,"a dog, running",,\n'
+        "b.mp4,a cat,24,zoom in\n"
+        'c.png,"a sign ""OPEN""",,\n'
+        'd.mp4,"two\nlines",,static\n',
+    )
+    found, bad = captions.read(path, TEXT)
+    assert not bad and [(row.line, row.video) for row in found] == [
+        (2, "a.mp4"),
+        (3, "b.mp4"),
+        (4, "c.png"),
+        (6, "d.mp4"),
+    ]
+    assert [row.texts["ul2"] for row in found] == [
+        "FPS-16 a dog, running",
+        "FPS-24 Zoom in. a cat",
+        'a sign "OPEN"',  # an image has no rate
+        "FPS-16 Static. two lines",
+    ]
+    assert [row.texts["byt5"] for row in found] == ["", "", "OPEN", ""]
+
+
+def test_a_list_of_prompts(tmp_path):
+    path = write(tmp_path / "a.txt", "\ufeffa dog, running\n\n  \na cat\n")
+    found, bad = captions.read(path, ConfigDict(dict(fps=0, camera="arc")))
+    assert not bad and [(row.line, row.texts["metaclip"]) for row in found] == [
+        (1, "Arc. a dog, running"),
+        (4, "Arc. a cat"),
+    ]
+
+
+def test_bad_rows_are_counted_with_their_lines(tmp_path):
+    path = write(
+        tmp_path / "a.csv",
+        "video,caption,fps,camera\n"
+        "a.mp4,a dog,16,\n"
+        "b.mp4,   ,16,\n"
+        "c.mp4,a cat, running,16,\n"
+        "d.mp4\n"
+        "e.mp4,a cat,fast,\n"
+        "f.mp4,a cat,16,wobble\n",
+    )
+    found, bad = captions.read(path, TEXT)
+    assert [row.video for row in found] == ["a.mp4"]
+    expected = ["line 3: the caption is empty", "line 4: has more or fewer fields", "line 5: has more or fewer fields"]
+    expected += ["line 6: fps is 'fast'", "line 7: camera motion 'wobble'"]
+    assert list(bad) == [3, 4, 5, 6, 7]
+    assert all(b.startswith(e) for b, e in zip(bad.values(), expected, strict=True)), bad
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "video,text\na.mp4,a dog\n", "a.csv, line 1: no column `caption` among"),
+        ("a.csv", "caption\na dog\n", "line 1: no column `video`"),
+        ("a.csv", "", "no column `video` among None"),
+        ("a.csv", 'video,caption\na.mp4,a dog\nb.mp4,"a "cat"\n', "a.csv, line 3: cannot be read as csv"),
+        ("a.csv", 'video,caption\na.mp4,"never closed\n', "cannot be read as csv"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path, name, content, words):
+    with pytest.raises(DataError, match=words):
+        captions.read(write(tmp_path / name, content), TEXT)
+
+
+def test_files_that_are_no_text(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"video,caption\na.mp4,caf\xe9\n")
+    with pytest.raises(DataError, match="a.csv: is not UTF-8"):
+        captions.read(str(tmp_path / "a.csv"), TEXT)
+    with pytest.raises(DataError, match="text.prompts is 'gone.txt'"):
+        captions.read("gone.txt", TEXT, "text.prompts")

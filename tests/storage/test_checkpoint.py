@@ -1,0 +1,435 @@
+import functools
+import json
+import os
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from moviegen.errors import DataError
+from moviegen.parallel import sharding
+from moviegen.parallel.mesh import Group
+from moviegen.storage import arraystore, checkpoint
+
+ROOT = Path(__file__).parents[2]
+SAVER = Path(__file__).with_name("checkpoint_saver.py")
+saver = runpy.run_path(str(SAVER))
+save, trees_of = saver["save"], saver["trees_of"]
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for tree in expected:
+        assert got[tree].keys() == expected[tree].keys()
+        for name, value in expected[tree].items():
+            value, back = np.asarray(value), got[tree][name]
+            assert back.dtype == value.dtype and back.shape == value.shape, (tree, name)
+            assert back.tobytes() == value.tobytes(), (tree, name)
+
+
+def steps_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip(tmp_path):
+    meta = {"samples_seen": 42, "config": {"seed": 0, "betas": (0.9, 0.95)}, "best": np.float32(0.5), "note": None}
+    path = checkpoint.save(tmp_path / "new" / "folder", 7, trees_of(7), meta)
+    assert path == tmp_path / "new" / "folder" / "step-00000007"
+    trees, back = checkpoint.load(tmp_path / "new" / "folder")
+    assert_same(trees, trees_of(7))
+    config = {"seed": 0, "betas": [0.9, 0.95]}
+    assert back == {"samples_seen": 42, "config": config, "best": 0.5, "note": None, "step": 7}
+
+
+def test_one_array_per_parameter_named_by_its_path(tmp_path):
+    path = save(tmp_path, 3)
+    description = json.loads((path / "params" / "blocks" / "0" / "attn" / "q" / "zarr.json").read_text())
+    assert description["shape"] == [16, 24] and description["data_type"] == "float32"
+
+
+def test_mindspore_tensors(tmp_path):
+    import mindspore as ms
+
+    value = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    half = ms.Tensor(value).astype(ms.bfloat16)
+    trees = {"params": {"w": ms.Tensor(value), "half": half, "n": ms.Tensor(5, ms.int32)}}
+    checkpoint.save(tmp_path, 1, trees, {})
+    back, _ = checkpoint.load(tmp_path)
+    expected = {"w": value, "half": value.astype(ml_dtypes.bfloat16), "n": np.int32(5)}
+    assert_same(back, {"params": expected})
+
+
+def test_odd_names(tmp_path):
+    names = [
+        "a/../b",
+        "a//b",
+        "/etc/x",
+        "ä b",
+        "quote\"'`$",
+        "100%",
+        "a?b*c:d|e",
+        "new\nline",
+        ".",
+        "a.b-c_d",
+        "",
+        "a",
+        "a/b",
+    ]
+    tree = {name: np.full(2, i, np.float32) for i, name in enumerate(names)}
+    checkpoint.save(tmp_path / "c", 1, {"params": tree}, {})
+    assert_same(checkpoint.load(tmp_path / "c")[0], {"params": tree})
+    assert steps_in(tmp_path) == ["c"] and steps_in(tmp_path / "c") == ["step-00000001"]
+
+
+def test_select_reads_nothing_else(tmp_path):
+    path = save(tmp_path, 1)
+    shutil.rmtree(path / "params")
+    trees, meta = checkpoint.load(tmp_path, select=r"^ema/blocks/\d+/attn")
+    expected = {name: value for name, value in trees_of(1)["ema"].items() if name.startswith("blocks")}
+    assert_same(trees, {"ema": expected})
+    assert meta == {"samples_seen": 8, "step": 1}
+    with pytest.raises(DataError, match="no array matches select='nonsense'"):
+        checkpoint.load(tmp_path, select="nonsense")
+
+
+def test_dtype_casts_floats_alone(tmp_path):
+    save(tmp_path, 1)
+    trees, _ = checkpoint.load(tmp_path, dtype="float32")
+    expected = trees_of(1)
+    expected["ema"] = {name: value.astype(np.float32) for name, value in expected["ema"].items()}
+    assert_same(trees, expected)
+
+
+def test_latest_and_retention(tmp_path):
+    assert checkpoint.latest(tmp_path / "nothing") is None
+    for step in (1, 2, 10, 100):
+        save(tmp_path, step, keep=2)
+        assert checkpoint.latest(tmp_path) == step
+    assert steps_in(tmp_path) == ["step-00000010", "step-00000100"]
+    assert_same(checkpoint.load(tmp_path, step=10)[0], trees_of(10))
+    with pytest.raises(DataError, match=r"no checkpoint of step 2, expected one of \[10, 100\]"):
+        checkpoint.load(tmp_path, step=2)
+    with pytest.raises(DataError, match="no checkpoint here"):
+        checkpoint.load(tmp_path / "nothing")
+
+
+def test_every_so_many_steps_one_stays_and_so_does_the_best(tmp_path):
+    scores = {10: 5.0, 20: 3.0, 30: None, 40: 4.0, 50: float("nan"), 60: 3.0, 70: 2.0, 80: 9.0}
+    kept = {}
+    for step, score in scores.items():
+        checkpoint.save(tmp_path, step, trees_of(step), {"score": score}, keep=1, keep_every=40, keep_best=True)
+        kept[step] = [int(name.removeprefix("step-")) for name in steps_in(tmp_path)]
+        assert checkpoint.best(tmp_path) == min(
+            (n for n in scores if n <= step and scores[n] in (2.0, 3.0, 5.0)), key=scores.get
+        )
+    assert kept == {
+        10: [10],
+        20: [20],
+        30: [20, 30],
+        40: [20, 40],
+        50: [20, 40, 50],
+        60: [20, 40, 60],  # of equals the earlier
+        70: [40, 70],
+        80: [40, 70, 80],
+    }
+    assert_same(checkpoint.load(tmp_path, step=70)[0], trees_of(70))
+
+
+def test_the_best_is_known_from_the_disk_alone_and_can_be_read(tmp_path):
+    assert checkpoint.best(tmp_path / "nothing") is None
+    for step, score in ((1, 2.0), (2, 1.0), (3, 3.0)):
+        checkpoint.save(tmp_path, step, trees_of(step), {"score": score}, keep=3)
+    assert checkpoint.best(tmp_path) == 2
+    (tmp_path / "step-00000002" / "manifest.json").write_text("{}")
+    assert checkpoint.best(tmp_path) == 1
+    save(tmp_path / "without", 1)
+    assert checkpoint.best(tmp_path / "without") is None
+
+
+def test_lazy_arrays_are_read_and_checked_when_they_are_wanted(tmp_path):
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    trees, meta = checkpoint.lazy(tmp_path, select="^ema/")
+    assert meta == {"samples_seen": 16, "step": 2}
+    expected = trees_of(2)["ema"]
+    for name, value in expected.items():
+        assert trees["ema"][name].shape == value.shape and trees["ema"][name].dtype == value.dtype
+    assert_same({"ema": {name: np.asarray(array) for name, array in trees["ema"].items()}}, {"ema": expected})
+    damage_byte(path)
+    np.asarray(trees["ema"]["blocks/1/attn/q"])
+    with pytest.raises(DataError, match=r"step-00000002: array ema/blocks/2/attn/q is damaged .*Step 1 is whole"):
+        np.asarray(trees["ema"]["blocks/2/attn/q"])
+
+
+def test_lazy_arrays_can_be_saved(tmp_path):
+    save(tmp_path / "one", 1)
+    trees = checkpoint.lazy(tmp_path / "one", select="^(params|ema)/")[0]
+    parts = {tree: {name: arraystore.whole(array) for name, array in values.items()} for tree, values in trees.items()}
+    checkpoint.save(tmp_path / "two", 1, parts, {})
+    assert_same(checkpoint.load(tmp_path / "two")[0], {tree: trees_of(1)[tree] for tree in parts})
+
+
+def test_same_step_again_replaces_it(tmp_path):
+    save(tmp_path, 5)
+    checkpoint.save(tmp_path, 5, trees_of(6), {})
+    assert_same(checkpoint.load(tmp_path)[0], trees_of(6))
+    assert steps_in(tmp_path) == ["step-00000005"]
+
+
+def test_going_back_drops_the_steps_beyond(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    save(tmp_path, 15, keep=1)
+    assert steps_in(tmp_path) == ["step-00000015"]
+
+
+def test_leftovers_are_never_taken_and_removed_by_the_next_save(tmp_path):
+    path = save(tmp_path, 1)
+    for name in ("step-00000002.tmp-123", "step-00000001.old.tmp-9", "step-00000003.tmp-1"):
+        shutil.copytree(path, tmp_path / name)
+    assert checkpoint.latest(tmp_path) == 1
+    (tmp_path / "notes.tmp-1").mkdir()
+    save(tmp_path, 2)
+    assert steps_in(tmp_path) == ["notes.tmp-1", "step-00000001", "step-00000002"]
+
+
+def damage_byte(path):
+    file = path / "ema" / "blocks" / "2" / "attn" / "q" / "c.0.0"
+    data = bytearray(file.read_bytes())
+    data[17] ^= 4
+    file.write_bytes(data)
+
+
+def damage_length(path):
+    os.truncate(path / "ema" / "blocks" / "2" / "attn" / "q" / "c.0.0", 100)
+
+
+def damage_missing(path):
+    (path / "ema" / "blocks" / "2" / "attn" / "q" / "c.0.0").unlink()
+
+
+def damage_description(path):
+    (path / "ema" / "blocks" / "2" / "attn" / "q" / "zarr.json").write_text("{}")
+
+
+def damage_folder(path):
+    shutil.rmtree(path / "ema" / "blocks" / "2" / "attn" / "q")
+
+
+@pytest.mark.parametrize("damage", [damage_byte, damage_length, damage_missing, damage_description, damage_folder])
+def test_damage_names_the_array_and_the_way_back(tmp_path, damage):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    damage(save(tmp_path, 3))
+    way_back = r"Step 2 is whole: load it, or remove step-00000003"
+    with pytest.raises(DataError, match=rf"step-00000003: array ema/blocks/2/attn/q is damaged .*\. {way_back}"):
+        checkpoint.load(tmp_path)
+    assert_same(checkpoint.load(tmp_path, step=2)[0], trees_of(2))
+    damage(tmp_path / "step-00000002")
+    with pytest.raises(DataError, match="Step 1 is whole"):
+        checkpoint.load(tmp_path)
+    shutil.rmtree(tmp_path / "step-00000001")
+    with pytest.raises(DataError, match="No earlier checkpoint here is whole"):
+        checkpoint.load(tmp_path)
+
+
+def test_damaged_manifest(tmp_path):
+    save(tmp_path, 1)
+    manifest = save(tmp_path, 2) / "manifest.json"
+    text = manifest.read_text()
+    for damaged in (text.replace('"samples_seen": 16', '"samples_seen": 17'), text[:-9], "", "[]", None):
+        manifest.unlink() if damaged is None else manifest.write_text(damaged)
+        with pytest.raises(DataError, match=r"step-00000002: .*manifest.json.*Step 1 is whole"):
+            checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["array", "manifest", "fsync", "rename"])
+def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, where):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        if where == "array":
+            write, count = arraystore.write, iter(range(99))
+            patch.setattr(arraystore, "write", lambda *a: full() if next(count) == 5 else write(*a))
+        else:
+            owner, name = {"manifest": (json, "dump"), "fsync": (os, "fsync"), "rename": (os, "rename")}[where]
+            patch.setattr(owner, name, full)
+        with pytest.raises(DataError, match="step-00000002: cannot write .*No space left.*step 1 is still there"):
+            save(tmp_path, 2, keep=1)
+    assert steps_in(tmp_path) == ["step-00000001"]
+    assert_same(checkpoint.load(tmp_path)[0], trees_of(1))
+    save(tmp_path, 2, keep=1)
+    assert steps_in(tmp_path) == ["step-00000002"]
+
+
+def save_as_ranks(folder, step, trees, size, token, fails=None):
+    """Every rank's part of a save, each in a thread of its own; what each of them raised."""
+
+    def rank(r):
+        group = Group("", size, r)
+        mine = {
+            tree: {path: sharding.part(x.shape, sharding.cut(x, group), group) for path, x in values.items()}
+            for tree, values in trees.items()
+        }
+        if r == fails:
+            mine["params"] = dict.fromkeys(mine["params"])  # None cannot be written
+        checkpoint.save(folder, step, mine, {"samples_seen": step}, world=group, token=token)
+
+    with ThreadPoolExecutor(size) as pool:
+        return [future.exception() for future in [pool.submit(rank, r) for r in range(size)]]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_ranks_save_their_parts_of_one_checkpoint_that_any_number_of_ranks_reads(tmp_path, size):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 3), "blocks/0/q": (5, 12), "b": (7,), "one": (1, 1)}
+    trees = {
+        tree: {path: rng.standard_normal(s).astype(np.float32) for path, s in shapes.items()} for tree in ("p", "q")
+    }
+    for step in (1, 2):
+        assert save_as_ranks(tmp_path, step, trees, size, f"t{step}") == [None] * size
+    assert steps_in(tmp_path) == ["step-00000001", "step-00000002"]
+    found, meta = checkpoint.load(tmp_path)
+    assert_same(found, trees)
+    assert meta == {"samples_seen": 2, "step": 2}
+    for other in (1, 2, 5):
+        for group in (Group("", other, rank) for rank in range(other)):
+            own = checkpoint.load(tmp_path, where=functools.partial(sharding.bounds, group=group))[0]
+            for tree, values in trees.items():
+                for path, x in values.items():
+                    np.testing.assert_array_equal(own[tree][path], x[sharding.bounds(x.shape, group)])
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_rank_that_cannot_write_its_part_leaves_the_last_checkpoint(tmp_path, fails):
+    trees = {"params": {"a": np.ones((4, 3), np.float32)}}
+    save_as_ranks(tmp_path, 1, trees, 2, "t1")
+    raised = save_as_ranks(tmp_path, 2, trees, 2, "t2", fails=fails)
+    assert all(raised), raised
+    assert steps_in(tmp_path) == ["step-00000001", "step-00000002.tmp-t2.failed"]  # tells the other ranks
+    assert_same(checkpoint.load(tmp_path)[0], trees)
+    assert save_as_ranks(tmp_path, 2, trees, 2, "t3") == [None, None]
+    assert steps_in(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_save_in_the_background_says_what_went_wrong(tmp_path):
+    assert checkpoint.save_in_background(tmp_path, 1, trees_of(1), {}).result() == tmp_path / "step-00000001"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write the checkpoint"):
+        checkpoint.save_in_background(tmp_path / "file", 1, trees_of(1), {}).result()
+
+
+def test_what_cannot_be_stored_is_named(tmp_path):
+    with pytest.raises(TypeError, match="array params/a is a str"):
+        checkpoint.save(tmp_path, 1, {"params": {"a": "text"}}, {})
+    with pytest.raises(TypeError, match="meta holds .*object"):
+        checkpoint.save(tmp_path, 1, {"params": {}}, {"x": object()})
+    assert steps_in(tmp_path) == []
+
+
+def start(folder):
+    return subprocess.Popen([sys.executable, SAVER, folder], stdout=subprocess.PIPE)
+
+
+def assert_whole(folder):
+    step = checkpoint.latest(folder)
+    trees, meta = checkpoint.load(folder)
+    assert_same(trees, trees_of(step))
+    assert meta == {"samples_seen": 8 * step, "step": step}
+    return step
+
+
+def kill_at_random(folder, times):
+    """Kill a saving child again and again; return how often a save was under way."""
+    rng, folder, caught, last = random.Random(0), folder / "run", 0, 0
+    save(folder, 0)
+    for _ in range(times):
+        child = start(folder)
+        assert child.stdout.readline(), "the child died by itself"
+        try:
+            child.wait(timeout=rng.uniform(0, 0.1))
+            raise AssertionError("the child died by itself")
+        except subprocess.TimeoutExpired:
+            child.kill()
+        child.communicate()
+        caught += any(".tmp-" in name or ".old" in name for name in steps_in(folder))
+        step = assert_whole(folder)
+        assert step > last, "no progress since the kill before"
+        last = step
+    return caught
+
+
+def test_kill_at_random_instants(tmp_path):
+    assert kill_at_random(tmp_path, 10) > 0
+
+
+@pytest.mark.slow
+def test_kill_at_many_random_instants(tmp_path):
+    assert kill_at_random(tmp_path, 50) > 10
+
+
+def test_kill_before_every_call_of_a_save_with_retention(tmp_path):
+    ended = subprocess.run([sys.executable, SAVER, tmp_path, "everywhere"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    latest, left = set(), 0
+    for place in sorted(tmp_path.iterdir()):
+        steps = set(checkpoint._committed(place))
+        for step in steps:
+            trees, meta = checkpoint.load(place, step)
+            assert_same(trees, {"params": saver["one_array"](step)})
+            assert meta == {"score": saver["SCORES"][step], "step": step}
+        # What a kill in the middle of retention leaves is never less than what should stay.
+        assert steps >= ({3, 5} if 5 in steps else {2, 3, 4}), place
+        assert checkpoint.best(place) == (5 if 5 in steps else 2)
+        latest.add(checkpoint.latest(place))
+        left += any(".tmp-" in name or ".old" in name for name in steps_in(place))
+        saver["save_scored"](place, 6)
+        assert steps_in(place) == [f"step-0000000{n}" for n in ((3, 5, 6) if 5 in steps else (2, 3, 6))], place
+    assert latest == {4, 5} and left > 10
+
+
+# A real write beyond the limit fails in the middle of a file, as on a full disk, wherever it is made.
+FULL = """
+import resource, sys
+import numpy as np
+from moviegen.storage import checkpoint
+from moviegen.errors import DataError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+trees = {"params": {f"small/{i}": np.ones(5, np.float32) for i in range(99)} | {"large": np.ones(9999, np.float32)}}
+try:
+    checkpoint.save(sys.argv[1], 2, trees, {}, keep=1)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 20_000])
+def test_a_disk_that_fills_up_while_it_is_written_leaves_the_last_checkpoint(tmp_path, limit):
+    save(tmp_path, 1)
+    ended = subprocess.run([sys.executable, "-c", FULL, tmp_path, str(limit)], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "step-00000002: cannot write the checkpoint" in ended.stdout, ended.stdout
+    assert "step 1 is still there, untouched" in ended.stdout and ended.stdout.count("\n") == 1
+    assert steps_in(tmp_path) == ["step-00000001"]
+    assert_same(checkpoint.load(tmp_path)[0], trees_of(1))
+
+
+def test_one_checkpoint_may_be_named_itself(tmp_path):
+    first = save(tmp_path, 3)
+    save(tmp_path, 4)
+    assert checkpoint.latest(first) == 3 and checkpoint.latest(tmp_path) == 4
+    assert_same(checkpoint.load(first)[0], trees_of(3))
+    missing = tmp_path / "step-00000009"
+    assert checkpoint.latest(missing) is None
+    with pytest.raises(DataError, match="no checkpoint of step 9, expected one of"):
+        checkpoint.load(missing)

@@ -1,0 +1,207 @@
+"""Training runs of a few steps on made-up latents, so that no autoencoder is compiled."""
+
+import numpy as np
+import pytest
+
+from experiments import common
+from moviegen.data import latents, pipeline
+from moviegen.errors import DataError
+from moviegen.models.transformer import model as transformer
+from moviegen.nn import backend
+from moviegen.parallel.mesh import ONE
+from moviegen.runner import Run
+from moviegen.storage import checkpoint
+from moviegen.storage.writers import read_metrics
+from moviegen.training import generator, optim
+from moviegen.training.state import Layout
+
+
+def settings(**train_settings):
+    config = common.shrink(common.stage("1b", 2))
+    config.model.update(hidden_size=24, num_layers=2, num_heads=2, ffn_size=32, position_lengths=(2, 2, 2))
+    config.model.update(latent_channels=4, text_dims=dict(ul2=8, metaclip=8, byt5=8))
+    config.data.update(num_frames=16, height=16, width=16, image_fraction=0.0)
+    config.optim.update(learning_rate=1e-2, weight_decay=0.1, warmup_steps=2)
+    config.train.update(steps=4, batch_size=4, checkpoint_every=2, validate_every=2)
+    config.train.update(train_settings)
+    config.ema.decay = 0.9
+    return config.lock()
+
+
+def made_up_latents(config, workdir, world):
+    rng = np.random.default_rng(0)
+    shapes = {"video": (6, 4, 2, 2, 2), "image": (6, 4, 1, 2, 2), "heldout": (5, 4, 2, 2, 2)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    captions = {name: [f"a clip number {i}" for i in range(len(a))] for name, a in arrays.items()}
+    return latents.LatentSet(arrays, captions, [0.0] * 4, [1.0] * 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_autoencoder():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latents, "prepare", made_up_latents)
+        yield
+
+
+def final(workdir):
+    return checkpoint.load(workdir / "checkpoints")
+
+
+def same_everywhere(one, two):
+    assert one.keys() == two.keys() == {"params", "ema", "opt/m", "opt/v"}
+    for tree in one:
+        assert one[tree].keys() == two[tree].keys()
+        for path, value in one[tree].items():
+            np.testing.assert_array_equal(value, two[tree][path], err_msg=f"{tree}/{path}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The folder and metrics of four steps in one go."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    return workdir, generator.train(Run(settings(), workdir))
+
+
+def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path):
+    workdir, metrics = unbroken
+
+    class Killed(Exception):
+        pass
+
+    saved = checkpoint.save
+
+    def killed_after_saving(*args, **kwargs):
+        saved(*args, **kwargs)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed_after_saving)
+        with pytest.raises(Killed):
+            generator.train(Run(settings(), tmp_path))
+    assert checkpoint.latest(tmp_path / "checkpoints") == 2
+    resumed = generator.train(Run(settings(), tmp_path))
+    (trees, meta), (expected, expected_meta) = final(tmp_path), final(workdir)
+    same_everywhere(trees, expected)
+    assert meta == expected_meta and resumed == metrics
+    lines = [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(tmp_path)]
+    assert lines == [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(workdir)]
+
+
+def test_what_a_run_leaves(unbroken):
+    workdir, metrics = unbroken
+    trees, meta = final(workdir)
+    assert meta["step"] == 4 and meta["samples_seen"] == 16
+    assert meta["score"] == metrics["heldout_loss"] and checkpoint.best(workdir / "checkpoints") in (2, 4)
+    assert meta["latent_shift"] == [0.0] * 4 and meta["latent_scale"] == [1.0] * 4
+    assert set(metrics) == {"loss", "video_loss", "heldout_loss"} and np.isfinite(list(metrics.values())).all()
+    losses = [line["train/video_loss"] for line in read_metrics(workdir) if "train/video_loss" in line]
+    assert len(losses) == 4 and losses[-1] == metrics["loss"]
+    start = backend.to_numpy(transformer.init(settings().model, settings().seed))
+    for path, value in trees["params"].items():
+        assert not np.array_equal(value, start[path]), path
+        assert not np.array_equal(value, trees["ema"][path]), path
+
+
+def test_a_finished_run_is_not_run_again(unbroken, tmp_path, monkeypatch):
+    workdir, _ = unbroken
+    before = final(workdir)
+    monkeypatch.setattr(transformer, "loss_and_grads", None)
+    generator.train(Run(settings(), workdir))
+    same_everywhere(final(workdir)[0], before[0])
+
+
+def test_gradient_accumulation_is_the_same_batch_in_pieces():
+    config = settings()
+    data = pipeline.open_data(config, "unused")
+    params = transformer.init(config.model, 0)
+    rng = np.random.default_rng(0)  # at the start most gradients are zero
+    params = {
+        p: backend.tensor(v.asnumpy() + 0.1 * rng.standard_normal(v.shape).astype("f")) for p, v in params.items()
+    }
+    whole, grads = generator._loss_and_grads(params, config, data, 3, generator._parts(config, ONE), ONE)
+    pieces = config.copy_and_resolve_references()
+    pieces.optim.accumulate = 2
+    assert generator._parts(pieces, ONE) == [range(0, 2), range(2, 4)]
+    loss, accumulated = generator._loss_and_grads(params, pieces, data, 3, generator._parts(pieces, ONE), ONE)
+    assert loss == pytest.approx(whole, rel=1e-6)
+    assert accumulated.keys() == grads.keys() == params.keys()
+    for path, value in grads.items():
+        value = value.asnumpy()
+        assert abs(value).max() > 0, path
+        np.testing.assert_allclose(accumulated[path].asnumpy(), value, atol=2e-5 * abs(value).max(), err_msg=path)
+
+
+def test_overfitting_one_batch(tmp_path, monkeypatch):
+    batch = pipeline.batch
+    monkeypatch.setattr(pipeline, "batch", lambda data, config, step, part: batch(data, config, 0, part))
+    generator.train(Run(settings(steps=16, checkpoint_every=100, validate_every=100), tmp_path))
+    losses = [line["train/video_loss"] for line in read_metrics(tmp_path) if "train/video_loss" in line]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_the_next_stage_starts_from_the_averaged_weights_with_grown_tables(unbroken, tmp_path):
+    workdir, _ = unbroken
+    config = settings(init_from=str(workdir / "checkpoints"))
+    config.unlock()
+    config.model.position_lengths = (3, 2, 4)
+    state = generator._start(config, tmp_path / "checkpoints", Layout(transformer.shapes(config.model), ONE, 3))[1]
+    params, average = state.params, state.average
+    ema = final(workdir)[0]["ema"]
+    for path, value in ema.items():
+        found = params[path].asnumpy()
+        np.testing.assert_array_equal(average[path].asnumpy(), found)
+        assert average[path] is not params[path]
+        if path in ("position/t", "position/w"):
+            assert len(found) == {"position/t": 3, "position/w": 4}[path]
+            np.testing.assert_allclose(found[[0, -1]], value[[0, -1]], atol=1e-6)
+        else:
+            np.testing.assert_array_equal(found, value)
+    assert not any(v.asnumpy().any() for moment in state.moments.values() for v in moment.values())
+
+
+def test_the_plateau_rule_lowers_the_rate_and_survives_a_resume(tmp_path, monkeypatch):
+    def config(steps):
+        made = settings(steps=steps, validate_every=1, checkpoint_every=1)
+        made.optim.plateau.update(factor=0.5, patience=1, min_delta=100.0, min_learning_rate=3e-3)
+        made.optim.warmup_steps = 0
+        return made
+
+    monkeypatch.setattr(generator, "_validate", lambda *args: 1.0)
+    generator.train(Run(config(2), tmp_path))
+    generator.train(Run(config(4), tmp_path))
+    rates = [line["train/lr"] for line in read_metrics(tmp_path) if "train/lr" in line]
+    # The first validation is better than infinity; each one after it halves the rate, down to the floor.
+    assert rates == pytest.approx([1e-2, 1e-2, 5e-3, 3e-3])
+
+
+def test_weights_follow_adamw_on_the_gradients(unbroken):
+    """The first step by hand: what the job does between a batch and a checkpoint."""
+    config, (workdir, _) = settings(), unbroken
+    params = transformer.init(config.model, config.seed)
+    state, data = optim.init_state(params), pipeline.open_data(config, "unused")
+    for step in range(4):
+        batch = pipeline.batch(data, config, step, range(4))
+        _, grads = transformer.loss_and_grads(params, config.model, *batch)
+        rate = 1e-2 * min(1, (step + 1) / 2)
+        optim.adamw_update(params, grads, state, step, rate, config.optim, optim.global_norm(grads))
+    for path, value in final(workdir)[0]["params"].items():
+        np.testing.assert_array_equal(params[path].asnumpy(), value)
+
+
+def test_the_next_stage_of_another_model_is_refused(unbroken, tmp_path):
+    config = settings(init_from=str(unbroken[0] / "checkpoints"))
+    config.unlock()
+    config.model.ffn_size = 48
+    layout = Layout(transformer.shapes(config.model), ONE, 3)
+    with pytest.raises(DataError, match="its ema is not of this model config: blocks/0/mlp/down"):
+        generator._start(config, tmp_path / "checkpoints", layout)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
+    batch = pipeline.batch
+    monkeypatch.setattr(
+        pipeline, "batch", lambda *args: (made := batch(*args))._replace(noise=np.full_like(made.noise, np.nan))
+    )
+    with pytest.raises(FloatingPointError, match="loss of step 0"):
+        generator.train(Run(settings(), tmp_path))
+    assert checkpoint.latest(tmp_path / "checkpoints") is None

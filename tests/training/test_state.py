@@ -1,0 +1,125 @@
+"""The state of a run on one rank, and how another mesh picks it up; all meshes train alike in tests/distributed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from moviegen.nn import backend
+from moviegen.parallel import sharding
+from moviegen.parallel.mesh import ONE, Group, Mesh
+from moviegen.storage import checkpoint
+from moviegen.training import optim
+from moviegen.training import state as states
+
+SHAPES = {"blocks/0/q": (5, 4), "norm": (3,), "modulation": (6, 2)}
+CONFIG = ConfigDict(
+    dict(
+        optim=dict(betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, no_decay="norm", clip_norm=1.0),
+        ema=dict(decay=0.5),
+        train=dict(keep_checkpoints=2, keep_every=0, keep_best=False),
+    )
+)
+
+
+def trees(seed):
+    rng = np.random.default_rng(seed)
+    return {path: rng.standard_normal(shape).astype(np.float32) for path, shape in SHAPES.items()}
+
+
+@pytest.fixture
+def trained():
+    """Two steps on one rank."""
+    layout = states.Layout(SHAPES, ONE, 3)
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+    for step in range(2):
+        states.update(state, backend.to_tensors(trees(1 + step)), step, 0.1, CONFIG, layout)
+    return layout, state
+
+
+def test_update_is_adamw_and_the_average_follows(trained):
+    _, state = trained
+    params = backend.to_tensors(trees(0))
+    average, moments = backend.to_tensors(trees(0)), optim.init_state(params)
+    for step in range(2):
+        grads = backend.to_tensors(trees(1 + step))
+        optim.adamw_update(params, grads, moments, step, 0.1, CONFIG.optim, optim.global_norm(grads))
+        optim.ema_update(average, params, min(0.5, (1 + step) / (10 + step)))
+    for path in SHAPES:
+        np.testing.assert_array_equal(state.params[path].asnumpy(), params[path].asnumpy())
+        np.testing.assert_array_equal(state.average[path].asnumpy(), average[path].asnumpy())
+
+
+def test_moments_and_average_in_host_memory_change_nothing_else(trained, tmp_path):
+    _, expected = trained
+    layout = states.Layout(SHAPES, ONE, 3, offload=True)
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+    states.update(state, backend.to_tensors(trees(1)), 0, 0.1, CONFIG, layout)
+    states.save(tmp_path, 1, state, {}, CONFIG, layout).result()
+    state, _ = states.restore(tmp_path, 1, layout)
+    states.update(state, backend.to_tensors(trees(2)), 1, 0.1, CONFIG, layout)
+    for path in SHAPES:
+        np.testing.assert_array_equal(state.params[path].asnumpy(), expected.params[path].asnumpy())
+        for mine, other in ((state.average, expected.average), (state.moments["m"], expected.moments["m"])):
+            assert isinstance(mine[path], np.ndarray)
+            np.testing.assert_array_equal(mine[path], other[path].asnumpy())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_any_mesh_picks_up_what_one_rank_saved(trained, tmp_path, size):
+    layout, state = trained
+    states.save(tmp_path, 2, state, {"note": 1}, CONFIG, layout).result()
+    for rank in range(size):
+        group = Group("", size, rank)
+        other = states.Layout(SHAPES, Mesh(zero=size, world=group, shard=group), 3)
+        found, meta = states.restore(tmp_path, 2, other)
+        assert meta == {"note": 1, "step": 2}
+        for mine, whole in (
+            (found.params, state.params),
+            (found.average, state.average),
+            (found.moments["m"], state.moments["m"]),
+            (found.moments["v"], state.moments["v"]),
+        ):
+            assert mine.keys() == SHAPES.keys()
+            for path, value in mine.items():
+                np.testing.assert_array_equal(value.asnumpy(), sharding.cut(whole[path].asnumpy(), group))
+
+
+RESTORE = """
+import re, sys
+from moviegen.nn import backend
+from moviegen.parallel.mesh import Group, Mesh
+from moviegen.training import state
+def peak():  # of this program: what getrusage says begins with the memory of the one that started it
+    return int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+backend.device()
+group = Group("", 2, 0)
+layout = state.Layout({str(i): (1024, 2048) for i in range(24)}, Mesh(zero=2, world=group, shard=group), 3)
+before = peak()
+found, _ = state.restore(sys.argv[1], 1, layout)
+print(peak() - before)
+"""
+
+
+def test_a_restored_state_is_not_in_memory_twice(tmp_path):
+    """4 MB of each of 96 arrays: of that size malloc keeps what a thread frees, and the tensors would come on top."""
+    arrays = {str(i): np.full((1024, 2048), i, np.float32) for i in range(24)}
+    checkpoint.save(tmp_path, 1, {tree: arrays for tree in ("params", "ema", "opt/m", "opt/v")}, {})
+    ended = subprocess.run([sys.executable, "-c", RESTORE, str(tmp_path)], capture_output=True, text=True, check=True)
+    kilobytes = int(ended.stdout.split()[-1])
+    assert 96 * 4096 < kilobytes < 1.3 * 96 * 4096, kilobytes
+
+
+def test_what_is_saved_is_what_was_when_save_returned(trained, tmp_path):
+    """On CPU a tensor's numpy array is its own memory, which the next update changes while the file is written."""
+    layout, state = trained
+    before = {path: value.asnumpy().copy() for path, value in state.params.items()}
+    saving = states.save(tmp_path, 2, state, {}, CONFIG, layout)
+    states.update(state, backend.to_tensors(trees(9)), 2, 0.1, CONFIG, layout)
+    saving.result()
+    found, _ = states.restore(tmp_path, 2, layout)
+    for path, value in found.params.items():
+        np.testing.assert_array_equal(value.asnumpy(), before[path])
+        assert abs(state.params[path].asnumpy() - before[path]).max() > 0
