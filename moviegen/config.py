@@ -85,7 +85,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     unknown key (naming the nearest), a section in place of a key, or a value of another type.
     """
     config = config.copy_and_resolve_references()
-    leaves = dict(_leaves(config))
+    leaves = flat(config)
     for key, value in overrides.items():
         if key not in leaves:
             inside = [leaf for leaf in leaves if leaf.startswith(key + ".")]
@@ -100,12 +100,12 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     return config.lock()
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every key of a config by its dotted name."""
+    found = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return found
 
 
 def _convert(key: str, value: Any, current: Any) -> Any:

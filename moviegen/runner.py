@@ -5,7 +5,7 @@ import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -16,18 +16,33 @@ from moviegen.parallel import mesh as meshes
 from moviegen.parallel.mesh import ONE, Mesh, rank, ranks
 from moviegen.storage import files
 
+if TYPE_CHECKING:
+    from moviegen.storage.writers import Writer
+
 JOBS = Path(__file__).parent / "jobs"
 # Jobs of which every rank would do all of the work.
 ONE_RANK = ("convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights")
 
 
 class Run(NamedTuple):
-    """What a job is given: its settings, the folder for its files, this process's place among the ranks, its stage."""
+    """What a job is given: its settings, the folder for its files, this process's place among the ranks, its stage.
+
+    `writer` is the caller's own metric writer, which `open_writer` adds to ours.
+    """
 
     config: ConfigDict
     workdir: Path
     mesh: Mesh = ONE
     stage: str | None = None
+    writer: Any = None
+
+    def open_writer(self, name: str, resume_step: int | None = None) -> "Writer":
+        """A writer of this run's numbers under `name`, which has the config already."""
+        from moviegen.storage.writers import Writer
+
+        writer = Writer(self.workdir, name, resume_step, self.mesh.world.rank, self.writer)
+        writer.write_hparams(configs.flat(self.config))
+        return writer
 
 
 class Plan(NamedTuple):
@@ -46,11 +61,14 @@ def run(
     workdir: str | Path | None = None,
     mesh: str | None = None,
     stage: str | None = None,
+    writer: Any = None,
 ) -> dict[str, float]:
     """Runs one experiment to its end and returns its final metrics, so that a sweep is a for-loop.
 
     `config` is a ConfigDict or `"experiments/tiny.py:data=clips"`; `job` defaults to `config.job`, `workdir` to
     `runs/<config.name>`, `mesh` to data parallel over all ranks. A workdir that holds an unfinished run is resumed.
+    `writer`, a `clu.metric_writers.MetricWriter` or anything with its methods, gets what training and encode_text write,
+    beside metrics.jsonl and TensorBoard; rank 0 uses it, and nobody closes it.
     Leaves `config.json` and, once finished, `result.json` in the workdir. Raises ConfigError for a wrong setting before
     anything heavy is imported.
     """
@@ -63,7 +81,7 @@ def run(
                 print(f"note: {note}", flush=True)
         start = time.time()
         job = importlib.import_module(f"moviegen.jobs.{plan.job}")
-        metrics = job.run(Run(plan.config, plan.workdir, mesh, plan.stage))
+        metrics = job.run(Run(plan.config, plan.workdir, mesh, plan.stage, writer))
     metrics = {name: float(value) for name, value in metrics.items()}
     if rank() == 0:
         result = {"job": plan.job, "stage": plan.stage, "seconds": round(time.time() - start, 1), "metrics": metrics}

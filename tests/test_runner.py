@@ -1,6 +1,7 @@
 import json
 import sys
 import types
+from unittest import mock
 
 import pytest
 from ml_collections import ConfigDict
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 import moviegen
 from moviegen import runner
 from moviegen.errors import ConfigError
+from moviegen.storage.writers import read_metrics
 
 
 @pytest.fixture
@@ -38,6 +40,25 @@ def test_run_returns_metrics_and_notes_config_and_result(config, calls, tmp_path
     assert json.loads((tmp_path / "run/config.json").read_text())["optim"] == {"learning_rate": 0.5}
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert (result["job"], result["stage"], result["metrics"]) == ("fake", "b", {"loss": 0.25})
+
+
+def test_a_writer_that_is_handed_in_gets_config_and_numbers(config, calls, tmp_path):
+    def run(given):
+        writer = given.open_writer("fake")
+        writer.write_scalars(3, {"fake/loss": 0.5})
+        writer.close()
+        return {}
+
+    sys.modules["moviegen.jobs.fake"].run = run
+    other = mock.Mock()
+    moviegen.run(config, workdir=tmp_path, writer=other)
+    hparams = {"job": "fake", "name": "exp", "seed": 1, "optim.learning_rate": 0.5, "stages": ("a", "b")}
+    assert other.mock_calls == [
+        mock.call.write_hparams(hparams),
+        mock.call.write_scalars(3, {"fake/loss": 0.5}),
+        mock.call.flush(),
+    ]
+    assert [line["fake/loss"] for line in read_metrics(tmp_path)] == [0.5]
 
 
 def test_a_sweep_is_a_loop(config, calls, tmp_path):

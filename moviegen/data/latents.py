@@ -1,6 +1,5 @@
 """Cached latents of the embedded captioned sets: encoded once by the autoencoder, read by every training stage."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,8 @@ from moviegen.errors import ConfigError
 from moviegen.models.tae import weights as tae_weights
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
-from moviegen.storage import fingerprint
+from moviegen.storage import files, fingerprint
+from moviegen.storage.progress import Progress
 
 HELDOUT_SAMPLES = 32
 OTHERS = "latents of something else"
@@ -114,23 +114,19 @@ def _build(folder: Path, splits: dict[str, tuple], weights: Path, config: Any) -
     if not missing:
         return
     from moviegen.models.tae import model as tae
-    from moviegen.storage.writers import Writer
 
-    folder.mkdir(parents=True, exist_ok=True)
-    params, writer = tae_weights.load(weights, config.tae), Writer(folder, "latents")
+    params = tae_weights.load(weights, config.tae)
     for name in missing:
         samples, count = splits[name]
-        made, waiting = [], []
+        made, waiting, progress = [], [], Progress(f"latents, {name}", count)
         for frames, _ in samples():
             waiting.append(video.to_model(frames()))
             if len(waiting) == _BATCH or len(made) + len(waiting) == count:
                 made.extend(tae.encode(params, config.tae, np.stack(waiting))[0].asnumpy())
                 waiting = []
-                writer.progress(f"latents, {name}", len(made), count)
-        aside = folder / f"{name}.tmp.npy"
-        np.save(aside, np.stack(made))
-        os.replace(aside, folder / f"{name}.npy")
-    writer.close()
+                progress.update(len(made))
+        with files.aside(folder / f"{name}.npy") as temporary:
+            np.save(temporary, np.stack(made))
 
 
 def _statistics(latents: np.ndarray) -> tuple[list[float], list[float]]:

@@ -29,6 +29,8 @@ def run(run: Run) -> dict[str, float]:
     config, workdir, stage = run.config, run.workdir, run.stage
     if set(config.stages) != set(STAGES):
         raise ConfigError(f"config.stages has {', '.join(config.stages)}: the demo's stages are {', '.join(STAGES)}")
+    if run.writer is not None:
+        raise ConfigError("the demo takes no writer: its stages are processes of their own, each with a metrics.jsonl")
     clips.real_clips()
     identity, metrics = "", {}
     for number, name in enumerate(STAGES, 1):

@@ -7,6 +7,7 @@ from moviegen.data import captions
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import sync
 from moviegen.runner import Run
+from moviegen.storage.progress import Progress
 from moviegen.storage.writers import Writer
 from moviegen.text import encoders, store, tokenizers
 
@@ -43,7 +44,7 @@ def run(run: Run) -> dict[str, float]:
     _judge(
         config.text.prompts or config.data.csv, rows, list(bad.values()), config.data.max_bad_fraction, mesh.world.rank
     )
-    writer = Writer(run.workdir, "encode_text", rank=mesh.world.rank)
+    writer = run.open_writer("encode_text")
     totals = {"embedded": 0, "kept": 0, "cut": 0}
     for files in looked:
         texts = list(dict.fromkeys(["", *(row.texts[files.name] for row in rows)]))
@@ -86,6 +87,7 @@ def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -
         # With the same number of batches on every rank, as ranks that share weights must all take part: where one has
         # none left it embeds the last again and keeps nothing of it.
         encoder = encoders.load(files, settings.dtype, run.mesh, config.train.zero_stage)
+        progress = Progress(f"encode_text {name}", len(missing), world.rank)
         waiting, begun, saved = [], time.monotonic(), time.monotonic()
         for first in range(0, len(batches), world.size):
             mine = first + world.rank
@@ -98,9 +100,9 @@ def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -
             if waiting and (full or done == len(missing) or time.monotonic() - saved > SHARD_SECONDS):
                 store.write_shard(folder, *zip(*waiting, strict=True))
                 waiting, saved = [], time.monotonic()
-            writer.progress(f"encode_text {name}", done, len(missing))
+            progress.update(done)
     rate = len(missing) / max(time.monotonic() - begun, 1e-9)
-    writer.scalars(0, {f"encode_text/{name}_prompts_per_second": rate if missing else 0.0})
+    writer.write_scalars(0, {f"encode_text/{name}_prompts_per_second": rate if missing else 0.0})
     sync.barrier(world)
     if world.rank == 0:
         print(

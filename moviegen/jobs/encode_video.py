@@ -11,7 +11,7 @@ from moviegen.models.tae import tiles as tae_tiles
 from moviegen.models.tae import weights as tae_weights
 from moviegen.runner import Run
 from moviegen.storage import fingerprint
-from moviegen.storage.writers import Writer
+from moviegen.storage.progress import Progress
 
 
 def run(run: Run) -> dict[str, float]:
@@ -22,7 +22,7 @@ def run(run: Run) -> dict[str, float]:
     so a run that was stopped goes on; several ranks take a share each. Bad files are listed; more than
     `data.max_bad_fraction` of a rank's are refused (DataError). Returns how many were encoded, there before, and bad.
     """
-    config, workdir, world = run.config, run.workdir, run.mesh.world
+    config, world = run.config, run.mesh.world
     data = config.data
     if "latent_folder" not in data:
         raise ConfigError(
@@ -40,7 +40,7 @@ def run(run: Run) -> dict[str, float]:
     bad = files.Bad(len(own), data.max_bad_fraction, data.csv or data.video_folder)
     cached = latent_cache.open_cache(folder)
     missing = [file for file in own if not cached.entry(file.name).is_file()]
-    writer = Writer(workdir, "encode_video", rank=world.rank)
+    progress = Progress("encode_video", len(own), world.rank)
     encoded = 0
     try:
         for file, frames in files.each(missing, bad, lambda file: _read(file, data)):
@@ -48,10 +48,9 @@ def run(run: Run) -> dict[str, float]:
             store.add(file.name, mean[0], np.exp(0.5 * logvar[0]))
             encoded += 1
             done = len(own) - len(missing) + encoded + len(bad.reasons)
-            writer.progress("encode_video", done, len(own), encoded=encoded, bad=len(bad.reasons))
+            progress.update(done, encoded=encoded, bad=len(bad.reasons))
     finally:
         store.flush()  # also of a run that too many bad files end
-    writer.close()
     kept = len(own) - len(missing)
     print(
         f"encode_video: {encoded} encoded, {kept} there before, {len(bad.reasons)} bad; latents in {folder}", flush=True

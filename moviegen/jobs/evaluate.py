@@ -17,7 +17,7 @@ from moviegen.models import lpips
 from moviegen.models.tae import weights as tae_weights
 from moviegen.runner import Run
 from moviegen.storage.files import write_json, write_text
-from moviegen.storage.writers import Writer
+from moviegen.storage.progress import Progress
 from moviegen.streams import Stream
 
 LINEAR_CLIPS = 64  # training clips that the linear baseline is fitted to, where they come from files
@@ -55,7 +55,7 @@ def run(run: Run) -> dict[str, float]:
     if settings.linear_baseline:
         code = _linear_code(config)
         codecs["linear_"] = lambda clip: baselines.linear_roundtrip(code, clip)
-    writer = Writer(workdir, "evaluate")
+    progress = Progress("evaluate", bad.total)
     rows: list[Row] = []
     features: list[tuple[np.ndarray, np.ndarray]] = []
     for clip in given:
@@ -67,7 +67,7 @@ def run(run: Run) -> dict[str, float]:
         rows.append(row)
         if extract:
             features.append((_rows(extract, clip.frames, settings), _rows(extract, made[""], settings)))
-        writer.progress("evaluate", len(rows) + len(bad.reasons), bad.total, psnr=row["psnr"], ssim=row["ssim"])
+        progress.update(len(rows) + len(bad.reasons), psnr=row["psnr"], ssim=row["ssim"])
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if _is_number(key)}
     found = {"clips": len(rows), "bad": len(bad.reasons)} | means
     summary = {"of": _about(config, rows), "mean": found, "clips": rows, "bad": list(bad.reasons.values())}
@@ -75,7 +75,6 @@ def run(run: Run) -> dict[str, float]:
         summary["frechet"] = _frechet(features, settings, config, rows)
         found["frechet"] = summary["frechet"]["value"]
     _save(workdir, summary)
-    writer.close()
     print(f"evaluate: {len(rows)} clips, " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()), flush=True)
     if extract:
         print(f"evaluate: Fréchet distance {found['frechet']:.4g}, {summary['frechet']['of']}", flush=True)

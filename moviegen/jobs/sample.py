@@ -23,7 +23,7 @@ from moviegen.parallel import collectives, sync
 from moviegen.parallel import mesh as meshes
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
-from moviegen.storage.writers import Writer
+from moviegen.storage.progress import Progress
 from moviegen.streams import Stream
 from moviegen.text import online
 from moviegen.training import state as states
@@ -95,7 +95,7 @@ def sample_videos(run: Run) -> Iterator[tuple[int, str, Iterator[np.ndarray]]]:
     params, tae_cfg = _load(config, run.workdir, mine.mesh)
     decoder = tae_weights.load(tae_weights.configured(config), config.tae)
     size = min(settings.batch_size, -(-len(prompts) // mine.parts))
-    writer = Writer(run.workdir, "sample", rank=mine.mesh.world.rank)
+    progress = Progress("sample", len(prompts), mine.mesh.world.rank)
     for start in range(mine.part * size, len(prompts) + mine.part * size, size * mine.parts):
         # A batch is filled up with the last prompt, even from nothing: a smaller one would be compiled anew, and where
         # weights are gathered all ranks must take part.
@@ -109,10 +109,9 @@ def sample_videos(run: Run) -> Iterator[tuple[int, str, Iterator[np.ndarray]]]:
             pieces = (video.to_uint8(piece[0]) for piece in decoded)
             if mine.decoders.rank == 0:
                 yield index, prompts[index], pieces
-                writer.progress("sample", index + 1, len(prompts))
+                progress.update(index + 1)
             for _ in pieces:  # other ranks wait for this one's tiles
                 pass
-    writer.close()
 
 
 def generate(

@@ -19,6 +19,7 @@ from moviegen.nn import backend
 from moviegen.parallel import sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint, safetensors_io
+from moviegen.storage.progress import Progress
 from moviegen.storage.writers import Writer
 from moviegen.streams import Stream
 from moviegen.training import adversary, optim
@@ -42,7 +43,7 @@ def train(run: Run) -> dict[str, float]:
     folder = workdir / "checkpoints"
     source = crops.source(config.data, workdir, mesh.world)
     start, state, opponent = _start(config, folder, layout, rival, source)
-    writer = Writer(workdir, name, resume_step=start, rank=mesh.world.rank)
+    writer, progress = run.open_writer(name, resume_step=start), Progress(name, steps, mesh.world.rank)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))
     metrics: dict[str, float] = {}
     saving = None
@@ -65,16 +66,16 @@ def train(run: Run) -> dict[str, float]:
                     f"the loss of step {step} is {numbers['loss']}; the last checkpoint is in {folder}"
                 )
             numbers["psnr"] = float(10 * np.log10(4 / numbers.pop("mse")))  # the video's range [-1, 1] is 2 wide
-            writer.scalars(
+            writer.write_scalars(
                 done, {f"{name}/{key}": v for key, v in numbers.items()} | {f"{name}/norm": norm, f"{name}/lr": lr}
             )
-            writer.progress(name, done, steps, **numbers)
+            progress.update(done, **numbers)
         if done % config.train.validate_every == 0 or done == steps:
             # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
             average = layout.whole(states.averaged(state, config))
             metrics = reconstruction.evaluate(average, config.tae, heldout(), perceptual)
             score = -metrics["synthetic_psnr"]  # there whatever the run trains on; the best is the lowest
-            writer.scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
+            writer.write_scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
             if mesh.world.rank == 0:
                 print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
                 _show(writer, done, average, config, heldout())
@@ -184,4 +185,4 @@ def _show(writer: Writer, step: int, params: Any, config: Any, clips: dict[str, 
         pair = np.concatenate([clip[:16:5], made[::5]], 1)  # originals above reconstructions
         sheet = np.concatenate(list(pair), 1)
         video.write_png(writer.workdir / "samples" / f"recons-{label}.png", sheet)
-        writer.images(step, {label: sheet})
+        writer.write_images(step, {label: sheet})

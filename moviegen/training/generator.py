@@ -11,7 +11,7 @@ from moviegen.models.transformer import model as transformer
 from moviegen.parallel import sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
-from moviegen.storage.writers import Writer
+from moviegen.storage.progress import Progress
 from moviegen.training import optim
 from moviegen.training import state as states
 
@@ -33,7 +33,7 @@ def train(run: Run) -> dict[str, float]:
     data = pipeline.open_data(config, workdir, mesh.world)
     folder = workdir / "checkpoints"
     start, state, rule = _start(config, folder, layout)
-    writer = Writer(workdir, name, resume_step=start, rank=mesh.world.rank)
+    writer, progress = run.open_writer(name, resume_step=start), Progress(name, steps, mesh.world.rank)
     if rule is not None and "heldout" not in data.samples and mesh.world.rank == 0:
         print("no held-out data (data.validation_csv): no validation, and optim.plateau cannot act", flush=True)
     metrics: dict[str, float] = {}
@@ -52,12 +52,12 @@ def train(run: Run) -> dict[str, float]:
                 raise FloatingPointError(f"the loss of step {step} is {loss}; the last checkpoint is in {folder}")
             kind = "image" if pipeline.is_image_step(config, step) else "video"
             metrics |= {"loss": loss, f"{kind}_loss": loss}
-            writer.scalars(done, {f"{name}/{kind}_loss": loss, f"{name}/norm": norm, f"{name}/lr": lr})
-            writer.progress(name, done, steps, loss=loss)
+            writer.write_scalars(done, {f"{name}/{kind}_loss": loss, f"{name}/norm": norm, f"{name}/lr": lr})
+            progress.update(done, loss=loss)
         if "heldout" in data.samples and (done % config.train.validate_every == 0 or done == steps):
             average = layout.model(states.averaged(state, config))
             score = metrics["heldout_loss"] = _validate(average, config, data, mesh)
-            writer.scalars(done, {f"{name}/heldout_loss": metrics["heldout_loss"]})
+            writer.write_scalars(done, {f"{name}/heldout_loss": metrics["heldout_loss"]})
             if rule is not None:
                 rule = optim.plateau(rule, metrics["heldout_loss"], config.optim.plateau)
         if done % config.train.checkpoint_every == 0 or done == steps:
