@@ -55,7 +55,8 @@ def writes(place: Path, seconds: dict[str, list[float]]) -> tuple[int, int, floa
         with timed("dd write", place, seconds):
             dd(f"/proc/self/fd/{memory}", place / "dd", "conv=fsync", pass_fds=[memory])
         with timed("save", place, seconds):
-            checkpoint.save(place / "c", step, trees, {}, keep=1)
+            checkpoint.save(place / "c", step, trees, {})
+            checkpoint.prune(place / "c", keep=1)
     os.close(memory)
     start = time.perf_counter()
     saving = states.save(place / "c", ROUNDS, state, {}, CONFIG, states.Layout(shapes, ONE, 3))

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from moviegen.errors import DataError
-from moviegen.parallel.mesh import ALONE, Group
 from moviegen.storage import arraystore, manifest, treestore
-from moviegen.storage.files import reason, sync
+from moviegen.storage.files import reason, sync, write_text
 
 PATIENCE = 1800  # seconds that a rank waits for the others' files
 
@@ -36,66 +35,49 @@ def save(
     step: int,
     trees: Mapping[str, Tree],
     meta: Mapping[str, Any],
-    keep: int = 2,
-    keep_every: int = 0,
-    keep_best: bool = False,
-    world: Group = ALONE,
+    rank: int = 0,
+    ranks: int = 1,
     token: str = "",
 ) -> Path:
-    """Write one checkpoint, whole or not at all, and return its folder `<folder>/step-<step>`.
+    """Writes one checkpoint, whole or not at all, and returns its folder `<folder>/step-<step>`.
 
-    `trees` is {"params": {path: array}, "ema": ..., "opt/m": ...}: MindSpore tensors, numpy arrays or numbers, stored
-    in their own shape and dtype, or `arraystore.Part`s where each rank of `world` has a part: every rank then calls this,
-    writes its own parts, and the first commits when all have; `token`, the same on all and new for every save, tells
-    this attempt from one that a kill cut short. `meta` is anything JSON can hold. A checkpoint of the same step is
-    replaced, later ones are dropped (saving step 30 after going back from 40 starts another history). Of the others
-    stay the newest `keep`, with `keep_every` those whose step it divides, with `keep_best` the `best`. Raises DataError
-    when the checkpoint cannot be written (a full disk); what was there before is then untouched.
+    A checkpoint of the same step is replaced, later ones are dropped (saving step 30 after going back from 40 starts
+    another history), all others stay until `prune`.
+
+    Args:
+        trees: {"params": {path: array}, "ema": ..., "opt/m": ...}: MindSpore tensors, numpy arrays or numbers, stored
+            in their own shape and dtype, or `arraystore.Part`s where each of several ranks has a part.
+        meta: anything JSON can hold.
+        rank, ranks: which of how many processes this is. All of them call this, each writes its own parts, and rank 0
+            commits when all have.
+        token: the same on all ranks and new for every save: it tells this attempt from one that a kill cut short.
+
+    Raises: DataError when the checkpoint cannot be written (a full disk); what was there before is then untouched.
     """
-    folder = Path(folder)
-    if step < 0 or keep < 1:
-        raise ValueError(f"checkpoint.save: step={step} must be at least 0 and keep={keep} at least 1")
-    final = folder / f"step-{step:08d}"
-    aside = folder / f"{final.name}.tmp-{token or os.getpid()}"
-    try:
-        if world.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            sync(folder.parent)
-            for leftover in _leftovers(folder):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            aside.mkdir()
-            _write_json(aside / "arrays.json", treestore.create(aside, trees))
-        entries = _wait_for(aside / "arrays.json", aside)
-        _write_json(aside / f"rank-{world.rank}.json", treestore.write(aside, trees, entries))
-        if world.rank == 0:
-            for rank in range(world.size):
-                for tree, name, files in _wait_for(aside / f"rank-{rank}.json", aside):
-                    entries[tree][name]["files"] |= files
-            for path in (aside / "arrays.json", *aside.glob("rank-*.json")):
-                path.unlink()
+    if step < 0:
+        raise ValueError(f"checkpoint.save: step={step} must be at least 0")
+    final = Path(folder) / f"step-{step:08d}"
+    aside = final.with_name(f"{final.name}.tmp-{token or os.getpid()}")
+    with _undone_on_failure(final, aside, rank, ranks):
+        entries = _write(aside, trees, rank, ranks)
+        if rank == 0:
             manifest.write(aside, {"step": step, "meta": dict(meta), "trees": entries})
-            for path, folders, files in os.walk(aside):
-                if folders or "manifest.json" in files:  # tensorstore itself syncs the folders that hold its files
+            for path, folders, names in os.walk(aside):
+                if folders or "manifest.json" in names:  # tensorstore itself syncs the folders that hold its files
                     sync(Path(path))
-            _commit(folder, aside, final, step)
-    except BaseException as error:
-        if world.size > 1:
-            with contextlib.suppress(OSError):
-                aside.with_name(f"{aside.name}.failed").touch()
-        if world.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError | ValueError):
-            previous = latest(folder)
-            kept = "there is no earlier one" if previous is None else f"step {previous} is still there, untouched"
-            raise DataError(f"{final}: cannot write the checkpoint ({reason(error)}); {kept}") from error
-        raise
-    if world.rank == 0:
-        committed = _committed(folder)
-        kept = {*sorted(committed)[-keep:], best(folder) if keep_best else None}
-        for old, path in committed.items():
-            if old not in kept and not (keep_every and old % keep_every == 0):
-                _discard(path)
+            _commit(final, aside, step)
     return final
+
+
+def prune(folder: str | Path, keep: int = 2, keep_every: int = 0, keep_best: bool = False) -> None:
+    """Removes all checkpoints but the newest `keep`, those whose step `keep_every` divides, and the `best` if asked to."""
+    if keep < 1:
+        raise ValueError(f"checkpoint.prune: keep={keep} must be at least 1")
+    committed = _committed(Path(folder))
+    kept = {*sorted(committed)[-keep:], best(folder) if keep_best else None}
+    for step, path in committed.items():
+        if step not in kept and not (keep_every and step % keep_every == 0):
+            _discard(path)
 
 
 @functools.cache
@@ -103,17 +85,17 @@ def _background() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
 
-def save_in_background(*args: Any, **kwargs: Any) -> Future:
-    """`save` while the caller goes on: its result() waits for the end and raises what went wrong.
+def in_background(work: Callable[[], Any]) -> Future:
+    """Runs `work`, which saves, while the caller goes on: result() waits for the end and raises what went wrong.
 
     One save at a time, in order. The arrays must be copies: a MindSpore tensor's numpy array on CPU is the tensor itself,
     which the next optimizer step changes. A process that ends waits for its saves.
     """
-    return _background().submit(save, *args, **kwargs)
+    return _background().submit(work)
 
 
 def latest(folder: str | Path) -> int | None:
-    """Step of the newest committed checkpoint in `folder`, or None. Half-written ones never count.
+    """Returns the step of the newest committed checkpoint in `folder`, or None. Half-written ones never count.
 
     `folder` may also be one checkpoint itself, `.../step-00000042`, here and in `load`.
     """
@@ -125,9 +107,9 @@ def latest(folder: str | Path) -> int | None:
 
 
 def best(folder: str | Path) -> int | None:
-    """Step of the checkpoint with the lowest meta["score"], such as a held-out loss; None where none has a score.
+    """Returns the step of the checkpoint with the lowest meta["score"], such as a held-out loss; None where none has a score.
 
-    The earliest of equals. One whose manifest is damaged, and which cannot be loaded therefore, has no score.
+    Of equals it is the earliest. One with a damaged manifest, which cannot be loaded, has no score.
     """
     scores: dict[int, float | None] = {}
     for step, path in sorted(_committed(Path(folder)).items()):
@@ -144,7 +126,7 @@ def load(
     dtype: str | None = None,
     where: Callable[[tuple[int, ...]], tuple[slice, ...]] | None = None,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-    """Read a checkpoint (the newest unless `step` is given) as ({tree: {path: numpy array}}, meta with its "step").
+    """Reads a checkpoint (the newest unless `step` is given) as ({tree: {path: numpy array}}, meta with its "step").
 
     `select` is a regular expression searched in "<tree>/<path>", such as "^ema/": nothing else is read. `dtype` casts
     floating-point arrays. `where` gives for an array's shape the slice to read of it (sharding.bounds): any mesh reads
@@ -177,20 +159,20 @@ def lazy(
 
 
 def shapes(folder: str | Path, step: int | None = None) -> dict[str, dict[str, tuple[int, ...]]]:
-    """{tree: {path: shape}} of a checkpoint, the newest unless `step` is given; reads its manifest alone."""
+    """Returns {tree: {path: shape}} of a checkpoint, the newest unless `step` is given; reads its manifest alone."""
     trees = lazy(folder, step)[0]
     return {tree: {name: array.shape for name, array in arrays.items()} for tree, arrays in trees.items()}
 
 
 def _place(folder: str | Path) -> tuple[Path, int | None]:
-    """The folder of checkpoints, and the step if the path names one of them."""
+    """Returns the folder of checkpoints, and the step if the path names one of them."""
     folder = Path(folder)
     named = re.fullmatch(r"step-(\d{8,})", folder.name)
     return (folder.parent, int(named[1])) if named else (folder, None)
 
 
 def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
-    """All checkpoints there are, and the step of the one that is asked for."""
+    """Returns all checkpoints there are, and the step of the one that is asked for."""
     folder, named = _place(folder)
     committed = _committed(folder)
     if not committed:
@@ -202,7 +184,7 @@ def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
 
 
 def _describe(path: Path, step: int, select: str | None) -> tuple[dict[str, dict], dict[str, Any]]:
-    """What the manifest says of the arrays that are asked for, and the meta."""
+    """Returns what the manifest says of the arrays that are asked for, and the meta."""
     found = manifest.read(path)
     trees = found["trees"] if select is None else _select(path, found["trees"], select)
     return trees, {**found["meta"], "step": step}
@@ -210,14 +192,75 @@ def _describe(path: Path, step: int, select: str | None) -> tuple[dict[str, dict
 
 @contextlib.contextmanager
 def _naming_the_way_back(committed: Mapping[int, Path], step: int) -> Iterator[None]:
+    """Turns damage into a DataError that names the newest whole checkpoint."""
     try:
         yield
     except (OSError, ValueError) as error:
         raise DataError(f"{committed[step]}: {reason(error)}. {_way_back(committed, step)}") from error
 
 
-def _commit(folder: Path, aside: Path, final: Path, step: int) -> None:
-    for number, path in _committed(folder).items():
+@contextlib.contextmanager
+def _undone_on_failure(final: Path, aside: Path, rank: int, ranks: int) -> Iterator[None]:
+    """Removes what a save that fails has written, tells the other ranks, and says what is still there."""
+    try:
+        yield
+    except BaseException as error:
+        if ranks > 1:
+            with contextlib.suppress(OSError):
+                _failed(aside).touch()
+        if rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError | ValueError):
+            previous = latest(final.parent)
+            kept = "there is no earlier one" if previous is None else f"step {previous} is still there, untouched"
+            raise DataError(f"{final}: cannot write the checkpoint ({reason(error)}); {kept}") from error
+        raise
+
+
+def _write(aside: Path, trees: Mapping[str, Tree], rank: int, ranks: int) -> dict[str, dict]:
+    """Writes this rank's parts to the folder `aside`; on rank 0, returns what the manifest says of all arrays.
+
+    The ranks talk through files in that folder: rank 0 prepares the arrays and notes them in arrays.json, then each
+    writes its parts and notes the files in rank-<rank>.json, and rank 0 collects those.
+    """
+    if rank == 0:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        sync(aside.parent.parent)
+        for leftover in _leftovers(aside.parent):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        aside.mkdir()
+        write_text(json.dumps(treestore.create(aside, trees)), aside / "arrays.json")
+    entries = _wait_for(aside / "arrays.json", aside)
+    write_text(json.dumps(treestore.write(aside, trees, entries)), aside / f"rank-{rank}.json")
+    if rank == 0:
+        for other in range(ranks):
+            for tree, name, written in _wait_for(aside / f"rank-{other}.json", aside):
+                entries[tree][name]["files"] |= written
+        for path in (aside / "arrays.json", *aside.glob("rank-*.json")):
+            path.unlink()
+    return entries
+
+
+def _wait_for(path: Path, aside: Path) -> Any:
+    """Returns the contents of a JSON file that another rank renames into place when it is whole."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.is_file():
+        if _failed(aside).exists():
+            raise OSError("another rank could not write its part")
+        if time.monotonic() > deadline:
+            raise OSError(f"{path.name} of another rank did not come within {PATIENCE} s")
+        time.sleep(0.02)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _failed(aside: Path) -> Path:
+    """The file that tells the other ranks that one has failed."""
+    return aside.with_name(f"{aside.name}.failed")
+
+
+def _commit(final: Path, aside: Path, step: int) -> None:
+    """Gives the folder `aside`, which is whole, the name of a checkpoint."""
+    for number, path in _committed(final.parent).items():
         if number > step:
             _discard(path)
     old = final.with_name(final.name + ".old")
@@ -227,7 +270,7 @@ def _commit(folder: Path, aside: Path, final: Path, step: int) -> None:
             _discard(old)
         os.rename(final, old)
     os.rename(aside, final)
-    sync(folder)
+    sync(final.parent)
     if old.exists():
         _discard(old)
 
@@ -240,7 +283,7 @@ def _discard(path: Path) -> None:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """What kills left behind: half-written or half-removed folders, and replaced ones whose replacement is there."""
+    """Returns what kills left behind: half-written or half-removed folders, and replaced ones whose replacement is there."""
     replaced = [path for path in folder.glob("step-*.old") if path.with_suffix("").exists()]
     return [*folder.glob("step-*.tmp-*"), *replaced]
 
@@ -252,24 +295,6 @@ def _committed(folder: Path) -> dict[int, Path]:
         if match and path.is_dir():
             found.setdefault(int(match[1]), path)
     return found
-
-
-def _wait_for(path: Path, aside: Path) -> Any:
-    """Contents of a JSON file that another rank renames into place when it is whole."""
-    deadline = time.monotonic() + PATIENCE
-    while not path.is_file():
-        if aside.with_name(f"{aside.name}.failed").exists():
-            raise OSError("another rank could not write its part")
-        if time.monotonic() > deadline:
-            raise OSError(f"{path.name} of another rank did not come within {PATIENCE} s")
-        time.sleep(0.02)
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _select(path: Path, trees: Mapping[str, Mapping[str, dict]], pattern: str) -> dict[str, dict]:

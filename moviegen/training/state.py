@@ -147,4 +147,10 @@ def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout:
 
     parts = {tree: {path: part(path, value) for path, value in values.items()} for tree, values in trees.items()}
     keep = config.train.keep_checkpoints, config.train.keep_every, config.train.keep_best
-    return checkpoint.save_in_background(folder, step, parts, meta, *keep, layout.shard, str(token))
+
+    def work() -> None:
+        checkpoint.save(folder, step, parts, meta, layout.shard.rank, layout.shard.size, str(token))
+        if layout.shard.rank == 0:
+            checkpoint.prune(folder, *keep)
+
+    return checkpoint.in_background(work)

@@ -1,4 +1,4 @@
-"""The processes that tests/test_checkpoint.py kills while they save.
+"""The processes that tests/storage/test_checkpoint.py kills while they save.
 
 `python checkpoint_saver.py FOLDER` saves every step twice, as a resumed run may, for ever, from the latest step on.
 `python checkpoint_saver.py FOLDER everywhere` makes `FOLDER/FUNCTION-N` for every call of the functions in FATAL that two
@@ -29,7 +29,9 @@ def trees_of(step):
 
 
 def save(folder, step, keep=9):
-    return checkpoint.save(folder, step, trees_of(step), {"samples_seen": 8 * step}, keep=keep)
+    path = checkpoint.save(folder, step, trees_of(step), {"samples_seen": 8 * step})
+    checkpoint.prune(folder, keep)
+    return path
 
 
 FATAL = {"rename": os, "replace": os, "unlink": os, "fsync": os, "rmtree": shutil, "dump": json}
@@ -42,8 +44,8 @@ def one_array(step):
 
 def save_scored(folder, step):
     """Keeps the newest, every third and the best: 2, 3 and 4 after step 4; 3 and 5 after step 5."""
-    meta = {"score": SCORES[step]}
-    return checkpoint.save(folder, step, {"params": one_array(step)}, meta, keep=1, keep_every=3, keep_best=True)
+    checkpoint.save(folder, step, {"params": one_array(step)}, {"score": SCORES[step]})
+    checkpoint.prune(folder, keep=1, keep_every=3, keep_best=True)
 
 
 def die_before(function, calls):

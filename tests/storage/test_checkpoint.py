@@ -124,7 +124,8 @@ def test_every_so_many_steps_one_stays_and_so_does_the_best(tmp_path):
     scores = {10: 5.0, 20: 3.0, 30: None, 40: 4.0, 50: float("nan"), 60: 3.0, 70: 2.0, 80: 9.0}
     kept = {}
     for step, score in scores.items():
-        checkpoint.save(tmp_path, step, trees_of(step), {"score": score}, keep=1, keep_every=40, keep_best=True)
+        checkpoint.save(tmp_path, step, trees_of(step), {"score": score})
+        checkpoint.prune(tmp_path, keep=1, keep_every=40, keep_best=True)
         kept[step] = [int(name.removeprefix("step-")) for name in steps_in(tmp_path)]
         assert checkpoint.best(tmp_path) == min(
             (n for n in scores if n <= step and scores[n] in (2.0, 3.0, 5.0)), key=scores.get
@@ -145,7 +146,7 @@ def test_every_so_many_steps_one_stays_and_so_does_the_best(tmp_path):
 def test_the_best_is_known_from_the_disk_alone_and_can_be_read(tmp_path):
     assert checkpoint.best(tmp_path / "nothing") is None
     for step, score in ((1, 2.0), (2, 1.0), (3, 3.0)):
-        checkpoint.save(tmp_path, step, trees_of(step), {"score": score}, keep=3)
+        checkpoint.save(tmp_path, step, trees_of(step), {"score": score})
     assert checkpoint.best(tmp_path) == 2
     (tmp_path / "step-00000002" / "manifest.json").write_text("{}")
     assert checkpoint.best(tmp_path) == 1
@@ -282,7 +283,7 @@ def save_as_ranks(folder, step, trees, size, token, fails=None):
         }
         if r == fails:
             mine["params"] = dict.fromkeys(mine["params"])  # None cannot be written
-        checkpoint.save(folder, step, mine, {"samples_seen": step}, world=group, token=token)
+        checkpoint.save(folder, step, mine, {"samples_seen": step}, rank=r, ranks=size, token=token)
 
     with ThreadPoolExecutor(size) as pool:
         return [future.exception() for future in [pool.submit(rank, r) for r in range(size)]]
@@ -322,10 +323,11 @@ def test_a_rank_that_cannot_write_its_part_leaves_the_last_checkpoint(tmp_path, 
 
 
 def test_a_save_in_the_background_says_what_went_wrong(tmp_path):
-    assert checkpoint.save_in_background(tmp_path, 1, trees_of(1), {}).result() == tmp_path / "step-00000001"
+    future = checkpoint.in_background(lambda: save(tmp_path, 1))
+    assert future.result() == tmp_path / "step-00000001"
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write the checkpoint"):
-        checkpoint.save_in_background(tmp_path / "file", 1, trees_of(1), {}).result()
+        checkpoint.in_background(lambda: save(tmp_path / "file", 1)).result()
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):
@@ -407,7 +409,7 @@ from moviegen.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 trees = {"params": {f"small/{i}": np.ones(5, np.float32) for i in range(99)} | {"large": np.ones(9999, np.float32)}}
 try:
-    checkpoint.save(sys.argv[1], 2, trees, {}, keep=1)
+    checkpoint.save(sys.argv[1], 2, trees, {})
 except DataError as error:
     print(error)
 """
