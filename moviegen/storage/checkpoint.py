@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from moviegen.errors import DataError
-from moviegen.storage import arraystore, manifest, treestore
+from moviegen.storage import arraystore, manifest, step_folders, treestore
 from moviegen.storage.files import reason, sync, write_text
 
 PATIENCE = 1800  # seconds that a rank waits for the others' files
@@ -65,7 +65,7 @@ def save(
             for path, folders, names in os.walk(aside):
                 if folders or "manifest.json" in names:  # tensorstore itself syncs the folders that hold its files
                     sync(Path(path))
-            _commit(final, aside, step)
+            step_folders.commit(aside, final)
     return final
 
 
@@ -73,11 +73,11 @@ def prune(folder: str | Path, keep: int = 2, keep_every: int = 0, keep_best: boo
     """Removes all checkpoints but the newest `keep`, those whose step `keep_every` divides, and the `best` if asked to."""
     if keep < 1:
         raise ValueError(f"checkpoint.prune: keep={keep} must be at least 1")
-    committed = _committed(Path(folder))
+    committed = step_folders.committed(Path(folder))
     kept = {*sorted(committed)[-keep:], best(folder) if keep_best else None}
     for step, path in committed.items():
         if step not in kept and not (keep_every and step % keep_every == 0):
-            _discard(path)
+            step_folders.discard(path)
 
 
 @functools.cache
@@ -99,8 +99,8 @@ def latest(folder: str | Path) -> int | None:
 
     `folder` may also be one checkpoint itself, `.../step-00000042`, here and in `load`.
     """
-    folder, named = _place(folder)
-    committed = _committed(folder)
+    folder, named = step_folders.place(folder)
+    committed = step_folders.committed(folder)
     if named is None:
         return max(committed, default=None)
     return named if named in committed else None
@@ -112,7 +112,7 @@ def best(folder: str | Path) -> int | None:
     Of equals it is the earliest. One with a damaged manifest, which cannot be loaded, has no score.
     """
     scores: dict[int, float | None] = {}
-    for step, path in sorted(_committed(Path(folder)).items()):
+    for step, path in sorted(step_folders.committed(Path(folder)).items()):
         with contextlib.suppress(OSError, ValueError):
             scores[step] = manifest.read(path)["meta"].get("score")
     scored = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
@@ -164,17 +164,10 @@ def shapes(folder: str | Path, step: int | None = None) -> dict[str, dict[str, t
     return {tree: {name: array.shape for name, array in arrays.items()} for tree, arrays in trees.items()}
 
 
-def _place(folder: str | Path) -> tuple[Path, int | None]:
-    """Returns the folder of checkpoints, and the step if the path names one of them."""
-    folder = Path(folder)
-    named = re.fullmatch(r"step-(\d{8,})", folder.name)
-    return (folder.parent, int(named[1])) if named else (folder, None)
-
-
 def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
     """Returns all checkpoints there are, and the step of the one that is asked for."""
-    folder, named = _place(folder)
-    committed = _committed(folder)
+    folder, named = step_folders.place(folder)
+    committed = step_folders.committed(folder)
     if not committed:
         raise DataError(f"{folder}: no checkpoint here, expected a folder named step-<number>")
     step = next(n for n in (step, named, max(committed)) if n is not None)
@@ -226,7 +219,7 @@ def _write(aside: Path, trees: Mapping[str, Tree], rank: int, ranks: int) -> dic
     if rank == 0:
         aside.parent.mkdir(parents=True, exist_ok=True)
         sync(aside.parent.parent)
-        for leftover in _leftovers(aside.parent):
+        for leftover in step_folders.leftovers(aside.parent):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         aside.mkdir()
         write_text(json.dumps(treestore.create(aside, trees)), aside / "arrays.json")
@@ -256,45 +249,6 @@ def _wait_for(path: Path, aside: Path) -> Any:
 def _failed(aside: Path) -> Path:
     """The file that tells the other ranks that one has failed."""
     return aside.with_name(f"{aside.name}.failed")
-
-
-def _commit(final: Path, aside: Path, step: int) -> None:
-    """Gives the folder `aside`, which is whole, the name of a checkpoint."""
-    for number, path in _committed(final.parent).items():
-        if number > step:
-            _discard(path)
-    old = final.with_name(final.name + ".old")
-    if final.exists():
-        # Two renames, since a rename cannot replace a folder with files in it: between them `.old` is the checkpoint.
-        if old.exists():
-            _discard(old)
-        os.rename(final, old)
-    os.rename(aside, final)
-    sync(final.parent)
-    if old.exists():
-        _discard(old)
-
-
-def _discard(path: Path) -> None:
-    # A kill in the middle of rmtree must not leave half a checkpoint under a committed name.
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    os.rename(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _leftovers(folder: Path) -> list[Path]:
-    """Returns what kills left behind: half-written or half-removed folders, and replaced ones whose replacement is there."""
-    replaced = [path for path in folder.glob("step-*.old") if path.with_suffix("").exists()]
-    return [*folder.glob("step-*.tmp-*"), *replaced]
-
-
-def _committed(folder: Path) -> dict[int, Path]:
-    found: dict[int, Path] = {}
-    for path in sorted(folder.glob("step-*")):  # `step-N` sorts before `step-N.old` and so wins
-        match = re.fullmatch(r"step-(\d{8,})(\.old)?", path.name)
-        if match and path.is_dir():
-            found.setdefault(int(match[1]), path)
-    return found
 
 
 def _select(path: Path, trees: Mapping[str, Mapping[str, dict]], pattern: str) -> dict[str, dict]:

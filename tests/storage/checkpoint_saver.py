@@ -1,4 +1,4 @@
-"""The processes that tests/storage/test_checkpoint.py kills while they save.
+"""The processes that tests/storage/test_step_folders.py kills while they save, and what tests of checkpoints share.
 
 `python checkpoint_saver.py FOLDER` saves every step twice, as a resumed run may, for ever, from the latest step on.
 `python checkpoint_saver.py FOLDER everywhere` makes `FOLDER/FUNCTION-N` for every call of the functions in FATAL that two
@@ -26,6 +26,20 @@ def trees_of(step):
     params["final/bias"] = np.zeros(3, np.float32)
     ema = {name: value.astype(ml_dtypes.bfloat16) for name, value in params.items()}
     return {"params": params, "ema": ema, "opt/m": {}, "opt": {"step": np.int64(step), "scale": np.float32(0.5)}}
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for tree in expected:
+        assert got[tree].keys() == expected[tree].keys()
+        for name, value in expected[tree].items():
+            value, back = np.asarray(value), got[tree][name]
+            assert back.dtype == value.dtype and back.shape == value.shape, (tree, name)
+            assert back.tobytes() == value.tobytes(), (tree, name)
+
+
+def steps_in(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def save(folder, step, keep=9):
