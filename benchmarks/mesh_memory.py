@@ -43,6 +43,7 @@ def measure(axis: str, size: int) -> float:
     from experiments import common
     from moviegen.models.transformer import model as transformer
     from moviegen.nn import backend
+    from moviegen.parallel import comm
     from moviegen.parallel import mesh as meshes
     from moviegen.training import state as states
 
@@ -64,8 +65,10 @@ def measure(axis: str, size: int) -> float:
     latents, noise = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
     text = {name: (rng.standard_normal((1, 32, d), dtype=np.float32), None) for name, d in cfg.text_dims.items()}
 
+    exchange = comm.make(mesh, 3, transformer.shapes(cfg))
+
     def step():
-        transformer.loss_and_grads(state.params, cfg, latents, noise, np.full(1, 0.5), text, mesh, 3)[0].asnumpy()
+        transformer.loss_and_grads(state.params, cfg, latents, noise, np.full(1, 0.5), text, exchange)[0].asnumpy()
 
     step()
     # What compiling took is given back, and forgotten as a peak.

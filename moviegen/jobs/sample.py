@@ -19,7 +19,7 @@ from moviegen.models.tae import weights as tae_weights
 from moviegen.models.text import toy as toy_text
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
-from moviegen.parallel import collectives, sync
+from moviegen.parallel import collectives, comm, sync
 from moviegen.parallel import mesh as meshes
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
@@ -139,10 +139,14 @@ def generate(
         text = {name: tuple(half[count:] for half in _with_empty(*text[name], *empty_text[name])) for name in text}
     text = {name: (backend.tensor(values), mask) for name, (values, mask) in text.items()}
 
+    cfg = config.model
+    shapes, dtype = transformer.shapes(cfg), cfg.get("compute_dtype", "float32")
+    exchange = comm.make(by.mesh, config.train.zero_stage, shapes, dtype)
+
     def velocity(x: ms.Tensor, t: float) -> ms.Tensor:
         x = ms.ops.concat([x, x]) if both else x
         times = np.full(x.shape[0], t, np.float32)
-        out = transformer.apply(params, config.model, x, times, text, by.mesh, config.train.zero_stage)
+        out = transformer.apply(params, cfg, x, times, text, exchange)
         if by.branch is not None:
             return collectives.all_reduce(by.mesh.copies)(out * (1 - scale if by.branch else scale))
         return flow.guide(out[:count], out[count:], scale) if both else out

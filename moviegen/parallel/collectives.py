@@ -18,21 +18,21 @@ ON_ASCEND = backend.device() == "Ascend"
 Collective = Callable[[ms.Tensor], ms.Tensor]
 
 
-def _identity(x):
+def identity(x: ms.Tensor) -> ms.Tensor:
     return x
 
 
 @functools.cache
 def all_reduce(group: Group) -> Collective:
     """Sum over the group of x, on every rank."""
-    return _identity if group.size == 1 else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+    return identity if group.size == 1 else ops.AllReduce(ops.ReduceOp.SUM, group.name)
 
 
 @functools.cache
 def all_gather(group: Group, axis: int = 0) -> Collective:
     """Every rank's x side by side along `axis`, in order of rank, on every rank. All have one shape."""
     if group.size == 1:
-        return _identity
+        return identity
     before, after = group.rank, group.size - 1 - group.rank
     if ON_ASCEND:
         native = ops.AllGather(group.name)
@@ -56,7 +56,7 @@ def all_gather(group: Group, axis: int = 0) -> Collective:
 def reduce_scatter(group: Group, axis: int = 0) -> Collective:
     """This rank's piece, of group.size equal ones along `axis`, of the sum over the group of x."""
     if group.size == 1:
-        return _identity
+        return identity
     size, rank = group.size, group.rank
     if ON_ASCEND:
         native = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
@@ -82,7 +82,7 @@ def all_to_all(group: Group, split: int, concat: int) -> Collective:
     Going back is `all_to_all(group, concat, split)`.
     """
     if group.size == 1:
-        return _identity
+        return identity
     if ON_ASCEND:
         return ops.AlltoAll(group.size, split, concat, group.name)
     return _Exchange(group, split, concat)
@@ -92,7 +92,7 @@ def all_to_all(group: Group, split: int, concat: int) -> Collective:
 def broadcast(group: Group) -> Collective:
     """The first rank's x on every rank; all must have its shape."""
     if group.size == 1:
-        return _identity
+        return identity
     reduce, mine = all_reduce(group), float(group.rank == 0)
 
     def from_first(x):

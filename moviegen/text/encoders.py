@@ -11,7 +11,7 @@ from moviegen.convert import huggingface
 from moviegen.errors import ConfigError
 from moviegen.models.text import clip, t5
 from moviegen.nn import backend
-from moviegen.parallel import sharding
+from moviegen.parallel import comm, sharding
 from moviegen.parallel.mesh import ONE, Mesh
 from moviegen.storage import arraystore, fingerprint, safetensors_io
 from moviegen.text import tokenizers
@@ -37,8 +37,7 @@ class Encoder(NamedTuple):
     kind: str
     cfg: Any
     params: dict
-    mesh: Mesh
-    zero_stage: int
+    comm: comm.Comm
 
 
 def look(config: Any, name: str) -> Files:
@@ -98,7 +97,9 @@ def load(files: Files, dtype: str, mesh: Mesh = ONE, zero_stage: int = 0) -> Enc
 
     convert = huggingface.clip_text if KINDS[files.name] == "clip" else huggingface.t5
     params = convert(files.arrays, files.cfg, dtype, place)
-    return Encoder(KINDS[files.name], files.cfg, params, mesh, zero_stage if sharded else 0)
+    kind, cfg = KINDS[files.name], files.cfg
+    shapes = (clip if kind == "clip" else t5).shapes(cfg)
+    return Encoder(kind, cfg, params, comm.make(mesh, zero_stage, shapes, cfg.compute_dtype))
 
 
 def embed(encoder: Encoder, tokens: Sequence[list[int]], dtype: str = "float32") -> list[np.ndarray]:
@@ -109,7 +110,7 @@ def embed(encoder: Encoder, tokens: Sequence[list[int]], dtype: str = "float32")
     limit = encoder.cfg.positions if encoder.kind == "clip" else max(map(len, tokens)) + LENGTH_STEP
     ids, mask = tokenizers.pad(tokens, padded_length(max(map(len, tokens)), limit))
     run = clip.apply if encoder.kind == "clip" else t5.apply
-    found = run(encoder.params, encoder.cfg, ids, mask, encoder.mesh, encoder.zero_stage)
+    found = run(encoder.params, encoder.cfg, ids, mask, encoder.comm)
     found = (found[0] if encoder.kind == "clip" else found).asnumpy()
     return [
         np.array(arraystore.cast(row[: len(own)], dtype), copy=True) for row, own in zip(found, tokens, strict=True)

@@ -4,6 +4,7 @@ from typing import Any
 
 from moviegen.models.tae import discriminator
 from moviegen.nn import backend
+from moviegen.parallel import comm
 from moviegen.parallel.mesh import Mesh
 from moviegen.training import state as states
 from moviegen.training.state import Layout, State
@@ -64,15 +65,17 @@ class Turn:
     """One step's part of the opponent: called with a reconstruction it answers the generator, and notes its own lesson."""
 
     def __init__(self, config: Any, own: State, video: Any, mesh: Mesh):
-        self.config, self.own, self.video, self.mesh = config, own, backend.tensor(video), mesh
+        self.config, self.own, self.video = config, own, backend.tensor(video)
+        cfg = config.loss.adversarial
+        self.comm = comm.make(mesh, config.train.zero_stage, discriminator.shapes(cfg))
         self.losses: dict[str, Any] = {}
         self.grads: dict[str, Any] = {}
 
     def __call__(self, fake: Any) -> tuple[Any, Any]:
         """The generator's loss and its gradient with respect to fake (b 3 t h w)."""
-        cfg, stage = self.config.loss.adversarial, self.config.train.zero_stage
-        self.losses, self.grads = discriminator.loss_and_grads(self.own.params, cfg, self.video, fake, self.mesh, stage)
-        return discriminator.deceive(self.own.params, cfg, fake, self.mesh, stage)
+        cfg = self.config.loss.adversarial
+        self.losses, self.grads = discriminator.loss_and_grads(self.own.params, cfg, self.video, fake, self.comm)
+        return discriminator.deceive(self.own.params, cfg, fake, self.comm)
 
 
 def update(own: State, grads: dict[str, Any], step: int, lr: float, config: Any, layout: Layout) -> None:

@@ -16,7 +16,7 @@ from moviegen.models.tae import model as tae
 from moviegen.models.tae import step as tae_step
 from moviegen.models.tae import weights as tae_weights
 from moviegen.nn import backend
-from moviegen.parallel import sync
+from moviegen.parallel import comm, sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint, safetensors_io
 from moviegen.storage.progress import Progress
@@ -117,8 +117,7 @@ def _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual):
             clips[own],
             noise[own],
             weights,
-            mesh,
-            config.train.zero_stage,
+            comm.make(mesh, config.train.zero_stage, tae.shapes(config.tae)),
             perceptual,
             turn,
             config.train.get("recompute_levels", ()),

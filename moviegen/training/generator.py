@@ -8,7 +8,7 @@ import numpy as np
 
 from moviegen.data import pipeline
 from moviegen.models.transformer import model as transformer
-from moviegen.parallel import sync
+from moviegen.parallel import comm, sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.progress import Progress
@@ -89,12 +89,17 @@ def _loss_and_grads(
     total, grads = 0.0, None
     for part in parts:
         batch = pipeline.batch(data, config, step, part)
-        loss, more = transformer.loss_and_grads(params, config.model, *batch, mesh, config.train.zero_stage)
+        loss, more = transformer.loss_and_grads(params, config.model, *batch, _comm(config, mesh))
         total += float(loss.asnumpy()) / len(parts)
         grads = more if grads is None else {path: grads[path] + g for path, g in more.items()}
     if len(parts) > 1:
         grads = {path: g / len(parts) for path, g in grads.items()}
     return total, grads
+
+
+def _comm(config: Any, mesh: Any) -> comm.Comm:
+    cfg = config.model
+    return comm.make(mesh, config.train.zero_stage, transformer.shapes(cfg), cfg.get("compute_dtype", "float32"))
 
 
 def _validate(params: Any, config: Any, data: Any, mesh: Any) -> float:
@@ -105,9 +110,7 @@ def _validate(params: Any, config: Any, data: Any, mesh: Any) -> float:
     losses = []
     for batch in pipeline.heldout_batches(data, config, VALIDATION_TIMES, size):
         noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
-        velocity = transformer.apply(
-            params, config.model, noisy, batch.t, batch.text, mesh, config.train.zero_stage
-        ).asnumpy()
+        velocity = transformer.apply(params, config.model, noisy, batch.t, batch.text, _comm(config, mesh)).asnumpy()
         losses.append(float(np.mean((velocity - flow.target(batch.latents, batch.noise)) ** 2)))
     return float(np.mean(losses))
 

@@ -19,7 +19,6 @@ from moviegen.data import latents  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
 from moviegen.models.transformer import model as transformer  # noqa: E402
 from moviegen.nn import backend
-from moviegen.parallel import collectives  # noqa: E402
 from moviegen.parallel import mesh as meshes  # noqa: E402
 from moviegen.runner import Run
 
@@ -41,8 +40,8 @@ def made_up_latents(config, workdir, world):
     return latents.LatentSet(arrays, {name: [f"number {i}" for i in range(6)] for name in arrays}, [0.0] * 4, [1.0] * 4)
 
 
-def loss_and_grads(params, cfg, latents, noise, t, text, mesh, zero_stage):
-    loss = collectives.all_reduce(mesh.world)(backend.tensor(np.float32([(latents * noise).mean()])))
+def loss_and_grads(params, cfg, latents, noise, t, text, comm):
+    loss = comm.all_reduce(backend.tensor(np.float32([(latents * noise).mean()])))
     return loss, {path: value * loss for path, value in params.items()}
 
 

@@ -49,7 +49,7 @@ def generate(config, texts, empty, indices, by=ALONE):
 def answer_with(monkeypatch, velocity):
     """Puts velocity(x, t, number of the text), all numpy (b ...), in the transformer's place."""
 
-    def apply(params, cfg, x, t, text, mesh, zero_stage):
+    def apply(params, cfg, x, t, text, comm):
         number = text["ul2"][0].asnumpy()[:, :1, :1, None, None]
         return backend.tensor(velocity(x.asnumpy(), np.reshape(t, (-1, 1, 1, 1, 1)), number).astype(np.float32))
 

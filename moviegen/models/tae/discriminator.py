@@ -19,8 +19,7 @@ from moviegen.errors import ConfigError
 from moviegen.nn import backend, layerwise
 from moviegen.nn.convolution import halving_conv, spatial_conv, temporal_conv
 from moviegen.nn.group_norm import group_norm_silu
-from moviegen.parallel import collectives, zero
-from moviegen.parallel.mesh import ONE, Mesh
+from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.streams import Stream
 
 LEVELS = 3  # halvings
@@ -113,36 +112,31 @@ def _make_hinge(share: float):
 
 
 def loss_and_grads(
-    params: Mapping[str, Any], cfg: Any, real: Any, fake: Any, mesh: Mesh = ONE, zero_stage: int = 0
+    params: Mapping[str, Any], cfg: Any, real: Any, fake: Any, comm: Comm = LOCAL
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
     """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and the gradient of every parameter.
 
-    On a mesh all are those of the whole batch, as in `tae_step.loss_and_grads`.
+    All are those of the batch of all ranks, as in `tae_step.loss_and_grads`.
     """
-    fetch = zero.fetcher(mesh, zero_stage, shapes(cfg))
-    verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, fetch)
-    verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, fetch)
-    hinge = _make_hinge(1.0 / mesh.batch.size)
+    verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, comm.all_gather)
+    verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, comm.all_gather)
+    hinge = _make_hinge(1.0 / comm.batches)
     (loss, up, down), _, (dreal, dfake) = layerwise.value_and_grad(
         hinge, {}, verdict_real, verdict_fake, wrt=2, aux=True
     )
     grads, more = pull_real(dreal)[0], pull_fake(dfake)[0]
-    grads = zero.reducer(mesh, zero_stage)({path: g + more[path] for path, g in grads.items()}, last=True)
-    total = collectives.all_reduce(mesh.world)
-    losses = {"discriminator": total(loss), "verdict_real": total(up), "verdict_fake": total(down)}
-    return losses, grads
+    grads = comm.reducer()({path: g + more[path] for path, g in grads.items()}, last=True)
+    losses = {"discriminator": loss, "verdict_real": up, "verdict_fake": down}
+    return {name: comm.all_reduce(value) for name, value in losses.items()}, grads
 
 
-def deceive(
-    params: Mapping[str, Any], cfg: Any, fake: Any, mesh: Mesh = ONE, zero_stage: int = 0
-) -> tuple[ms.Tensor, ms.Tensor]:
+def deceive(params: Mapping[str, Any], cfg: Any, fake: Any, comm: Comm = LOCAL) -> tuple[ms.Tensor, ms.Tensor]:
     """The generator's loss, minus the mean verdict on fake (b 3 t h w), and its gradient with respect to fake.
 
     Both are this rank's share of those of the whole batch.
     """
-    fetch = zero.fetcher(mesh, zero_stage, shapes(cfg))
-    verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, fetch)
-    share = -1.0 / (mesh.batch.size * math.prod(verdict.shape))
+    verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, comm.all_gather)
+    share = -1.0 / (comm.batches * math.prod(verdict.shape))
     slope = pull(ops.full(verdict.shape, share, dtype=ms.float32))[1]
     if cfg.dims == 2:
         b, c, t, h, w = fake.shape

@@ -12,8 +12,7 @@ from moviegen.models import lpips
 from moviegen.models.tae import losses as tae_losses
 from moviegen.models.tae import model as tae
 from moviegen.nn import backend, layerwise
-from moviegen.parallel import collectives, zero
-from moviegen.parallel.mesh import ONE, Mesh
+from moviegen.parallel.comm import LOCAL, Comm
 
 Params = Mapping[str, Any]
 
@@ -24,8 +23,7 @@ def loss_and_grads(
     video: Any,
     noise: Any,
     weights: Mapping[str, float],
-    mesh: Mesh = ONE,
-    zero_stage: int = 0,
+    comm: Comm = LOCAL,
     perceptual: Params | None = None,
     adversary: Callable[[Any], tuple[Any, Any]] | None = None,
     recompute: Sequence[int] = (),
@@ -38,15 +36,14 @@ def loss_and_grads(
     that both pull equally on the decoder's last convolution (Esser et al. 2021, adaptive weight).
 
     Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the first
-    block's alone. Returns ({"loss", "mse", "kl", ...}, grads). On a mesh, whose ranks are given a part of the batch each,
-    both are those of the whole batch; params are shards at zero_stage 3, gradients at 2 and 3.
+    block's alone. Returns ({"loss", "mse", "kl", ...}, grads), both of the batch of all ranks; params are shards at ZeRO
+    stage 3, gradients at 2 and 3.
     """
     tae.check_video(video, cfg)
     _check_levels(recompute, cfg)
-    video, share = backend.tensor(video), 1.0 / mesh.batch.size
-    fetch, reduce = zero.fetcher(mesh, zero_stage, tae.shapes(cfg)), zero.reducer(mesh, zero_stage)
-    exchange = dict(fetch=fetch, reduce=reduce)
-    total = collectives.all_reduce(mesh.world)
+    video, share = backend.tensor(video), 1.0 / comm.batches
+    reduce, total = comm.reducer(), comm.all_reduce
+    exchange = dict(fetch=comm.all_gather, reduce=reduce)
     kl_weight = float(weights["kl"])
     reconstruction = tae_losses.make_reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
     sample = tae_losses.make_sample_and_kl(cfg.latent_channels, share)
@@ -68,7 +65,7 @@ def loss_and_grads(
     if adversary:
         value, slope = adversary(shown)
         slope = _with_spurious(slope, decoded)
-        pulls = [_pull_on_head(params, head, fetch, before_head, d, total) for d in (dout, slope)]
+        pulls = [_pull_on_head(params, head, comm.all_gather, before_head, d, total) for d in (dout, slope)]
         factor = float(weights["adversarial"]) * min(pulls[0] / (pulls[1] + 1e-4), 1e4)
         dout = dout + slope * factor
         loss, losses["adversarial"] = loss + factor * value, value

@@ -17,7 +17,7 @@ from moviegen.models.text.t5 import MASKED, attend, check_tokens, linear, lookup
 from moviegen.nn import backend, layers, layerwise, tree
 from moviegen.nn.positions import resize_table
 from moviegen.parallel import zero
-from moviegen.parallel.mesh import ONE, Mesh
+from moviegen.parallel.comm import LOCAL, Comm
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 KEPT_POSITIONS = 20  # the first rows of a position table, which training on short captions has shaped most
@@ -58,8 +58,7 @@ def apply(
     cfg: Any,
     input_ids: Any,
     attention_mask: Any,
-    mesh: Mesh = ONE,
-    zero_stage: int = 0,
+    comm: Comm = LOCAL,
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """(last_hidden_state (b l width), text_embeds (b projection_width)), float32, of token ids (b l).
 
@@ -72,7 +71,7 @@ def apply(
         raise ConfigError(f"input_ids have {ids.shape[1]} tokens, the model {cfg.positions} positions: cut the text")
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, zero.fetcher(mesh, zero_stage, table, dtype), ["", *blocks, "final"])
+    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final"])
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)
     for _ in blocks:

@@ -17,7 +17,7 @@ from mindspore import ops
 from moviegen.errors import ConfigError
 from moviegen.nn import backend, layers, layerwise, tree
 from moviegen.parallel import zero
-from moviegen.parallel.mesh import ONE, Mesh
+from moviegen.parallel.comm import LOCAL, Comm
 
 Params = dict[str, ms.Tensor]
 ACTIVATIONS = ("gelu", "silu")  # of the gate; gelu in its tanh form
@@ -42,19 +42,18 @@ def apply(
     cfg: Any,
     input_ids: Any,
     attention_mask: Any,
-    mesh: Mesh = ONE,
-    zero_stage: int = 0,
+    comm: Comm = LOCAL,
 ) -> ms.Tensor:
     """Embeddings float32 (b l width) of token ids (b l); attention_mask (b l), 1 = token. Nothing attends to the rest.
 
-    At zero_stage 3 params are shards over the mesh, put together a block at a time: its ranks must call this equally
-    often, each with texts of its own. Raises ConfigError for parameters or ids that do not fit the config.
+    Where comm.sharded, params are shards, put together a block at a time: the ranks must call this equally often,
+    each with texts of its own. Raises ConfigError for parameters or ids that do not fit the config.
     """
     table = shapes(cfg)
     ids, mask = check_tokens(params, table, cfg.vocab_size, input_ids, attention_mask)
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, zero.fetcher(mesh, zero_stage, table, dtype), ["", *blocks, "final"])
+    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final"])
     buckets = distance_buckets(ids.shape[1], cfg.distance_buckets, cfg.max_distance)
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask, buckets)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)

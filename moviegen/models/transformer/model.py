@@ -19,8 +19,8 @@ from moviegen.errors import ConfigError
 from moviegen.models.transformer import stages
 from moviegen.nn import backend, layerwise, tree
 from moviegen.nn.positions import resize_table
-from moviegen.parallel import collectives, zero
-from moviegen.parallel.mesh import ONE, Mesh
+from moviegen.parallel import zero
+from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.streams import Stream
 
 Params = dict[str, ms.Tensor]
@@ -90,19 +90,17 @@ def interpolate_positions(params: Mapping[str, Any], cfg: Any) -> Params:
     return grown
 
 
-def apply(
-    params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, mesh: Mesh = ONE, zero_stage: int = 0
-) -> ms.Tensor:
+def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> ms.Tensor:
     """Velocity (b c t h w) of latents (b c t h w) at flow times t (b,), 0 = noise.
 
     text: {encoder: (embeddings (b l width), mask (b l) with 1 = token, or None = all are)}; the tokens of all encoders
-    are packed, and nothing attends to padding. On a mesh the ranks of a sequence are given the same inputs and share the
-    work; at zero_stage 3 params are shards. Raises ConfigError for inputs that do not fit the config.
+    are packed, and nothing attends to padding. The ranks of comm.sequence are given the same inputs and share the work;
+    where comm.sharded, params are shards. Raises ConfigError for inputs that do not fit the config.
     """
-    params, latents, t, text, mask = _check(params, cfg, latents, t, text, zero_stage == 3 and mesh.shard.size > 1)
-    model = _stages(cfg, latents.shape, bool(mask), mesh)
-    fetch, blocks = _fetcher(cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, fetch, ["", *blocks, "final"])
+    params, latents, t, text, mask = _check(params, cfg, latents, t, text, comm.sharded)
+    model = _stages(cfg, latents.shape, bool(mask), comm)
+    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final"])
     x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), latents, t, *text, *mask)
     for _ in blocks:
         x = layerwise.run(model.block, weights(), x, pos, modulation, context, *mask[:1])
@@ -116,25 +114,24 @@ def loss_and_grads(
     noise: Any,
     t: Any,
     text: Text,
-    mesh: Mesh = ONE,
-    zero_stage: int = 0,
+    comm: Comm = LOCAL,
 ) -> tuple[ms.Tensor, Params]:
     """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
 
     latents and noise (b c t h w), t (b,), text as in `apply`: this rank's part of the batch. Only the blocks' inputs are
-    kept for the way back. On a mesh both results are those of the whole batch; the gradients are whole at zero_stage 0
-    and 1, shards at 2 and 3.
+    kept for the way back. Both results are those of the batch of all ranks; the gradients are whole at ZeRO stage 0 and 1,
+    shards at 2 and 3.
     """
-    params, latents, t, text, mask = _check(params, cfg, latents, t, text, zero_stage == 3 and mesh.shard.size > 1)
+    params, latents, t, text, mask = _check(params, cfg, latents, t, text, comm.sharded)
     noise = backend.tensor(noise)
     if noise.shape != latents.shape:
         raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
-    model = _stages(cfg, latents.shape, bool(mask), mesh)
-    reduce = zero.reducer(mesh, zero_stage)
+    model = _stages(cfg, latents.shape, bool(mask), comm)
+    reduce = comm.reducer()
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
-    fetch, blocks = _fetcher(cfg, mesh, zero_stage), [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, fetch, ["", *blocks, "final", *reversed(blocks), ""])
+    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final", *reversed(blocks), ""])
     given = (noisy, t, *text, *mask)
     x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), *given)
     inputs = []
@@ -151,11 +148,7 @@ def loss_and_grads(
         shared = [total + part for total, part in zip(shared, dshared, strict=True)]
     dpos, dmodulation, dcontext = shared
     douter, _ = layerwise.pull(model.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
-    return collectives.all_reduce(mesh.world)(loss), grads | reduce(douter, last=True)
-
-
-def _fetcher(cfg: Any, mesh: Mesh, zero_stage: int) -> Callable[[Params], Params]:
-    return zero.fetcher(mesh, zero_stage, shapes(cfg), cfg.get("compute_dtype", "float32"))
+    return comm.all_reduce(loss), grads | reduce(douter, last=True)
 
 
 def _encoders(cfg: Any) -> tuple[str, ...]:
@@ -169,18 +162,18 @@ class _Stages(NamedTuple):
     loss: Any
 
 
-def _stages(cfg: Any, shape: tuple[int, ...], masked: bool, mesh: Mesh) -> _Stages:
+def _stages(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> _Stages:
     """The stages for latents of `shape`."""
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     eps, patch = cfg.norm_eps, tuple(cfg.patch_size)
-    part = stages.Part(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), mesh.sequence)
+    part = stages.Part(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), comm.sequence)
     return _Stages(
         stages.make_prologue(
             patch, part, tuple(cfg.position_lengths), _encoders(cfg), cfg.text_norm, eps, masked, dtype
         ),
         stages.make_block(cfg.num_heads, part, eps, cfg.cross_attention_norm, masked, dtype),
         stages.make_epilogue(patch, part, eps, dtype),
-        stages.make_loss(patch, part, mesh.batch.size, eps, dtype),
+        stages.make_loss(patch, part, comm.batches, eps, dtype),
     )
 
 

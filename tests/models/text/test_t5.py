@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from moviegen.errors import ConfigError
 from moviegen.models.text import t5
 from moviegen.nn import layerwise
-from moviegen.parallel import sharding
+from moviegen.parallel import comm, sharding, zero
 from moviegen.parallel.mesh import Group, Mesh
 
 
@@ -116,9 +116,9 @@ def test_shards_are_put_together_a_block_at_a_time(monkeypatch):
             assert tuple(shapes[path]) == params[path].shape
         return {path: params[path] for path in given}
 
-    monkeypatch.setattr(t5.zero, "whole", whole)
+    monkeypatch.setattr(zero, "whole", whole)
     mesh = Mesh(zero=2, world=group, shard=group)
-    found = t5.apply(shards, cfg, IDS, MASK, mesh, 3).asnumpy()
+    found = t5.apply(shards, cfg, IDS, MASK, comm.make(mesh, 3, t5.shapes(cfg))).asnumpy()
     monkeypatch.undo()
     np.testing.assert_array_equal(found, t5.apply(params, cfg, IDS, MASK).asnumpy())
     assert asked == [2, 9, 9, 9, 1]

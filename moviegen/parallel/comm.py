@@ -1,0 +1,44 @@
+"""What a model's step exchanges with other ranks, in one object that is the identity on one rank."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import mindspore as ms
+
+from moviegen.parallel import collectives, zero
+from moviegen.parallel.mesh import ALONE, Group, Mesh
+from moviegen.parallel.sharding import Shape
+
+Tree = dict[str, ms.Tensor]
+
+
+def _kept() -> Callable[..., Tree]:
+    return lambda grads, last=False: grads
+
+
+class Comm(NamedTuple):
+    """The exchanges of one model on one mesh; without arguments, those of a single rank."""
+
+    sequence: Group = ALONE  # ranks that share each sequence of tokens
+    batches: int = 1  # pieces that the global batch is in; every loss is a mean over all of them
+    sharded: bool = False  # whether the parameters that a model is given are shards (ZeRO stage 3)
+    all_gather: Callable[[Mapping[str, Any]], Tree] = dict  # some of the parameters as given -> whole tensors
+    reducer: Callable[[], Callable[..., Tree]] = _kept  # -> reduce(grads, last=False) of one step, see zero.reducer
+    all_reduce: Callable[[Any], Any] = collectives.identity  # the sum of a tensor over all ranks
+
+
+LOCAL = Comm()
+
+
+def make(mesh: Mesh, zero_stage: int, shapes: Mapping[str, Shape], dtype: str = "float32") -> Comm:
+    """The exchanges on `mesh` of a model with parameters of these whole shapes and products in `dtype`."""
+    if mesh.world.size == 1:
+        return LOCAL
+    return Comm(
+        mesh.sequence,
+        mesh.batch.size,
+        zero_stage == 3 and mesh.shard.size > 1,
+        zero.fetcher(mesh, zero_stage, shapes, dtype),
+        lambda: zero.reducer(mesh, zero_stage),
+        lambda x: collectives.all_reduce(mesh.world)(x),  # when first asked: a group must have been created by then
+    )

@@ -1,0 +1,31 @@
+import numpy as np
+
+from moviegen.nn import backend
+from moviegen.parallel import comm
+from moviegen.parallel.mesh import ONE, Group, Mesh
+
+PAIR = Group("pair", 2, 1)
+
+
+def test_one_rank_exchanges_nothing():
+    local = comm.make(ONE, 3, {"w": (2,)})
+    assert local is comm.LOCAL
+    x = {"w": backend.tensor(np.float32([1, 2]))}
+    reduce = local.reducer()
+    assert local.all_gather(x) == x and reduce(x) == x and reduce({}, last=True) == {}
+    assert local.all_reduce(x["w"]) is x["w"]
+
+
+def test_parameters_are_shards_at_stage_3_alone():
+    mesh = Mesh(zero=2, world=PAIR, shard=PAIR)
+    assert [comm.make(mesh, stage, {}).sharded for stage in range(4)] == [False, False, False, True]
+    assert not comm.make(Mesh(data=2, world=PAIR), 3, {}).sharded
+    assert comm.make(mesh, 0, {}).batches == 2
+
+
+def test_shards_are_gathered_by_their_whole_shapes_and_dtype(monkeypatch):
+    asked = []
+    monkeypatch.setattr(comm.zero, "whole", lambda *args: asked.append(args) or {})
+    found = comm.make(Mesh(zero=2, world=PAIR, shard=PAIR), 3, {"v": (3,), "w": (5,)}, "bfloat16")
+    found.all_gather({"w": "a shard"})
+    assert asked == [(PAIR, {"w": "a shard"}, {"w": (5,)}, "bfloat16")]
