@@ -7,6 +7,7 @@ after another and then the storages. The pickle is read by torch_pickle.py.
 import functools
 import json
 import math
+import mmap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,8 @@ def _zip(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
         inner = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(inner) != 1:
             raise ValueError(f"it has {len(inner)} data.pkl")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is compressed, which torch never does: a small file may fill the memory")
         root = inner[0].removesuffix("data.pkl")
         if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
             raise ValueError("its numbers are big-endian, which this reader does not know")
@@ -83,20 +86,20 @@ def _zip(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
 def _old(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
     """The same of a file of torch before 1.6: each storage is its count in 8 bytes and its numbers."""
     storages: dict[str, Storage] = {}
-    with open(path, "rb") as stream:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         if torch_pickle.interpret(stream) != _OLD:
             raise ValueError("it is no file of torch.save")
         _, system = torch_pickle.interpret(stream), torch_pickle.interpret(stream)
         if not system["little_endian"]:
             raise ValueError("its numbers are big-endian, which this reader does not know")
         tensors = torch_pickle.tensors(torch_pickle.interpret(stream, storages))
-        places, held, size = {}, {}, path.stat().st_size
+        places, held, size = {}, {}, len(stream)
         for key in torch_pickle.interpret(stream):
             stream.seek(8, 1)
             places[key] = stream.tell()
             length = storages[key].count * dtypes.numpy_dtype(storages[key].dtype).itemsize
             held[key] = max(0, min(length, size - places[key]))
-            stream.seek(length, 1)
+            stream.seek(held[key], 1)
 
     def load(storage: Storage) -> bytes:
         with open(path, "rb") as stream:
@@ -113,15 +116,19 @@ def _check(path: Path, name: str, tensor: Tensor, held: int | None) -> None:
     last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     if 0 not in tensor.shape and last >= storage.count:
         raise DataError(f"{path}: {name} reaches beyond its storage")
+    if math.prod(tensor.shape) > storage.count:
+        raise DataError(
+            f"{path}: {name} {tensor.shape} repeats the {storage.count} numbers of its storage: save a copy"
+        )
 
 
 def _read(path: Path, load: Callable[[Storage], Any], tensor: Tensor) -> np.ndarray:
     try:
         raw = np.frombuffer(load(tensor.storage), dtypes.numpy_dtype(tensor.storage.dtype))
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, raw.dtype)
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{path}: storage {tensor.storage.key} cannot be read ({error})") from error
-    if math.prod(tensor.shape) == 0:
-        return np.zeros(tensor.shape, raw.dtype)
     strides = tuple(stride * raw.itemsize for stride in tensor.strides)
     part = np.lib.stride_tricks.as_strided(raw[tensor.offset :], tensor.shape, strides)
     return np.ascontiguousarray(part).reshape(tensor.shape)

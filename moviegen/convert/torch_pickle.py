@@ -1,29 +1,31 @@
-"""The pickle in a file of torch.save, read as a description of tensors and run by nobody.
+"""The pickle in a file of torch.save as descriptions of tensors, by the standard library's restricted unpickler.
 
-A pickle is a program for a machine with a stack. Python's own machine calls whatever that program names. This one is a
-reader: it knows the few instructions and names that a plain dictionary of tensors is made of, builds descriptions of
-tensors, and refuses everything else.
+`find_class` and `persistent_load` hand out the stand-ins below and refuse every other name, so that nothing a file names
+is looked up or called. Three things they do not restrict are refused by a look at the instructions before any is
+followed (`_program`): an extension code, which is resolved without `find_class`; a memo index that makes the unpickler
+allocate 64 GB; and nested tuples, whose hash as a key overflows the C stack. Source: docs.python.org/3/library/pickle.html,
+"Restricting Globals".
 """
 
+import io
+import pickle
 import pickletools
 from typing import Any, BinaryIO, NamedTuple
 
 _STORAGES = {"Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Double": "float64", "Bool": "bool"}
 _STORAGES |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"}
-_STORAGES = {f"torch {kind}Storage": dtype for kind, dtype in _STORAGES.items()}
-_ORDERED, _PARAMETER = "collections OrderedDict", "torch._utils _rebuild_parameter"
-_TENSOR = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
-_PUSH = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"}
-_PUSH |= {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MARK = object()
+_STORAGES = {f"torch.{kind}Storage": dtype for kind, dtype in _STORAGES.items()}
+_ORDERED, _PARAMETER = "collections.OrderedDict", "torch._utils._rebuild_parameter"
+_TENSOR = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 
-
-class Name(NamedTuple):
-    """A function or class that the pickle names: never looked up, only compared."""
-
-    name: str
+_PUTS, _TUPLES = {"BINPUT", "LONG_BINPUT"}, {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_INSTRUCTIONS = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING", "BINFLOAT"}
+_INSTRUCTIONS |= {"BININT", "BININT1", "BININT2", "LONG1", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", *_TUPLES}
+_INSTRUCTIONS |= {"EMPTY_DICT", "EMPTY_LIST", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "PROTO", "FRAME", "MARK"}
+_INSTRUCTIONS |= {"MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD", "STOP"}
+_INSTRUCTIONS |= _PUTS
+_MOST_TUPLES = 1 << 15  # 8192 tensors have as many; hashing 100 000 nested ones still fits a stack of 8 MB
+_MOST_AXES = 32  # numpy's limit
 
 
 class Storage(NamedTuple):
@@ -43,116 +45,95 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class StandIn(NamedTuple):
+    """Stands for a function or class that the pickle names, which is never looked up."""
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the pickle's call describes. Raises ValueError unless it is one that a plain tensor needs."""
+        match arguments:
+            case () if self.name == _ORDERED:
+                return _Ordered()
+            case (list(pairs),) if self.name == _ORDERED:  # as Python 2 wrote it
+                found = _Ordered(pairs)
+                pairs.clear()  # one list that many calls name would fill the memory
+                return found
+            case (Tensor() as tensor, *_) if self.name == _PARAMETER:
+                return tensor
+            case (Storage() as storage, offset, tuple(shape), tuple(strides), *_) if self.name in _TENSOR:
+                fits = len(shape) == len(strides) <= _MOST_AXES
+                if fits and all(map(_whole, (offset, *shape, *strides))):
+                    return Tensor(storage, offset, shape, strides)
+        raise ValueError(f"it calls {self.name} as no plain tensor does")
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("it sets attributes")
+
+
+class _Ordered(dict):
+    def __setstate__(self, state: Any) -> None:
+        """Drops the attribute in which torch notes versions of modules."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, program: bytes, storages: dict[str, Storage]):
+        super().__init__(io.BytesIO(program))
+        self.storages = storages
+
+    def find_class(self, module: str, name: str) -> StandIn:
+        full = f"{module}.{name}"
+        if full not in (_ORDERED, _PARAMETER, *_TENSOR, *_STORAGES):
+            raise ValueError(f"it names {full}, which no plain tensor needs")
+        return StandIn(full)
+
+    def persistent_load(self, pid: Any) -> Storage:
+        match pid:
+            case ("storage", StandIn(kind), str(key), _, count, *_) if kind in _STORAGES and _whole(count):
+                self.storages[key] = Storage(_STORAGES[kind], key, count)
+                return self.storages[key]
+        raise ValueError("a storage is not described as torch does")
+
+
 def interpret(program: bytes | BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-    """What one pickle describes; ValueError at the first thing that a dictionary of tensors does not need.
+    """What one pickle describes. Raises ValueError at the first thing that a dictionary of tensors does not need.
 
     A stream is read up to the pickle's end. `storages` is given every storage that is mentioned, by key.
     """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-
-    def since_mark() -> list:
-        at = max(i for i, value in enumerate(stack) if value is _MARK)
-        values = stack[at + 1 :]
-        del stack[at:]
-        return values
-
-    for op, arg, _ in pickletools.genops(program):
-        name = op.name
-        if name in _PUSH:
-            stack.append(arg)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name == "MARK":
-            stack.append(_MARK)
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[arg] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[arg])
-        elif name == "TUPLE":
-            stack.append(tuple(since_mark()))
-        elif name in _TUPLES:
-            values = tuple(stack[-_TUPLES[name] :])
-            del stack[-_TUPLES[name] :]
-            stack.append(values)
-        elif name == "GLOBAL":
-            stack.append(_known(arg))
-        elif name == "STACK_GLOBAL":
-            inside, module = stack.pop(), stack.pop()
-            stack.append(_known(f"{module} {inside}"))
-        elif name == "BINPERSID":
-            stack.append(_storage(stack.pop()))
-            if storages is not None:
-                storages[stack[-1].key] = stack[-1]
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(function, arguments))
-        elif name in ("SETITEM", "SETITEMS"):
-            values = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            _put(stack[-1], values)
-        elif name in ("APPEND", "APPENDS"):
-            values = since_mark() if name == "APPENDS" else [stack.pop()]
-            if not isinstance(stack[-1], list):
-                raise ValueError("it appends to something that is no list")
-            stack[-1].extend(values)
-        elif name == "BUILD":
-            stack.pop()  # torch notes versions of modules as an attribute of the dictionary
-            if not isinstance(stack[-1], dict):
-                raise ValueError("it sets attributes")
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise ValueError(f"it has the instruction {name}")
-    (found,) = stack
-    return found
+    program = _program(io.BytesIO(program) if isinstance(program, bytes) else program)
+    try:
+        return _Unpickler(program, {} if storages is None else storages).load()
+    except Exception as error:  # the unpickler promises no particular ones
+        raise ValueError(str(error)) from error
 
 
 def tensors(found: Any) -> dict[str, Tensor]:
-    """`found` if it is a dictionary of tensors alone. Raises ValueError otherwise."""
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        other = (
-            [key for key, value in found.items() if not isinstance(value, Tensor)] if isinstance(found, dict) else ""
-        )
-        raise ValueError(f"it is not a dictionary of tensors alone{f': {other[0]} is none' if other else ''}")
+    """`found` if it is a dictionary of tensors by name and of nothing else. Raises ValueError otherwise."""
+    if not isinstance(found, dict):
+        raise ValueError("it is not a dictionary of tensors alone")
+    if not all(isinstance(key, str) for key in found):
+        raise ValueError("it is not a dictionary of tensors alone: a key is no name")
+    for key, value in found.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"it is not a dictionary of tensors alone: {key} is none")
     return found
 
 
-def _put(target: Any, values: list) -> None:
-    if not isinstance(target, dict) or not isinstance(values, list) or not all(isinstance(k, str) for k in values[::2]):
-        raise ValueError("it sets items of something that is no dictionary of names")
-    target.update(zip(values[::2], values[1::2], strict=True))
-
-
-def _known(name: str) -> Name:
-    if name not in (_ORDERED, _PARAMETER, *_TENSOR, *_STORAGES):
-        raise ValueError(f"it names {name.replace(' ', '.')}, which no plain tensor needs")
-    return Name(name)
-
-
-def _storage(described: Any) -> Storage:
-    kind, storage, key, _, count, *_ = described
-    if kind != "storage" or not isinstance(storage, Name) or not isinstance(key, str) or not _whole(count):
-        raise ValueError("a storage is not described as torch does")
-    return Storage(_STORAGES[storage.name], key, count)
-
-
-def _call(function: Any, arguments: tuple) -> Any:
-    name = function.name
-    if name == _ORDERED and len(arguments) < 2:
-        found: dict[str, Any] = {}
-        for pair in arguments[0] if arguments else []:  # as Python 2 wrote it
-            _put(found, pair)
-        return found
-    if name == _PARAMETER and isinstance(arguments[0], Tensor):
-        return arguments[0]
-    if name in _TENSOR and isinstance(arguments[0], Storage):
-        storage, offset, shape, strides = arguments[:4]
-        if len(shape) == len(strides) and all(map(_whole, (offset, *shape, *strides))):
-            return Tensor(storage, offset, tuple(shape), tuple(strides))
-    raise ValueError(f"it calls {name.replace(' ', '.')} as no plain tensor does")
+def _program(stream: BinaryIO) -> bytes:
+    """The bytes of one pickle, every instruction of which is known to be harmless."""
+    start, tuples = stream.tell(), 0
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
+        tuples += instruction.name in _TUPLES
+        if instruction.name not in _INSTRUCTIONS:
+            raise ValueError(f"it has the instruction {instruction.name}")
+        if instruction.name in _PUTS and argument > count:
+            raise ValueError(f"it puts value {argument} of {count} into the memo")
+        if tuples > _MOST_TUPLES:
+            raise ValueError(f"it has more than {_MOST_TUPLES} tuples")
+    end = stream.tell()
+    stream.seek(start)
+    return stream.read(end - start)
 
 
 def _whole(n: Any) -> bool:
-    return isinstance(n, int) and not isinstance(n, bool) and n >= 0
+    return isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 63

@@ -123,6 +123,22 @@ def test_a_tensor_must_lie_in_its_storage(tmp_path):
     tensor = Tensor(Storage("float32", "0", 24), 5, (4, 6), (6, 1))
     with pytest.raises(DataError, match="w reaches beyond its storage"):
         torch_bin._check(path, "w", tensor, 96)
+    with pytest.raises(DataError, match=r"w \(1000000000000,\) repeats the 24 numbers of its storage"):
+        torch_bin._check(path, "w", tensor._replace(shape=(10**12,), strides=(0,)), 96)
+
+
+def test_a_compressed_file_is_refused(tmp_path):
+    """A thousandth of its size would be enough to fill the memory."""
+    repack(tmp_path / "x.bin", lambda content, root: None)
+    with (
+        zipfile.ZipFile(tmp_path / "x.bin") as archive,
+        zipfile.ZipFile(tmp_path / "y.bin", "w", zipfile.ZIP_DEFLATED) as y,
+    ):
+        for name in archive.namelist():
+            y.writestr(name, archive.read(name))
+    assert torch_bin.lazy(tmp_path / "x.bin")
+    with pytest.raises(DataError, match="y.bin: .*it is compressed"):
+        torch_bin.lazy(tmp_path / "y.bin")
 
 
 @pytest.mark.parametrize("name", ["zip", "legacy"])
