@@ -31,7 +31,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no case named {', '.join(unknown)}; there are: {', '.join(CASES)}")
     if args.measure:
-        print(json.dumps(measure_case(args.cases[0], Path(args.measure))))
+        print(json.dumps(measure_case(CASES[args.cases[0]], Path(args.measure))))
         return
     python = torch_python()
     if python is None:

@@ -21,20 +21,23 @@ class Work(NamedTuple):
 
 
 class Case(NamedTuple):
+    """The step of `build(**sizes)` is called `1 + repeats` times."""
+
     about: str
-    build: Callable[[], Work]
+    build: Callable[..., Work]
+    sizes: dict[str, Any]
     repeats: int
 
 
-def measure_case(name: str, exchange: Path) -> dict[str, float]:
+def measure_case(case: Case, exchange: Path) -> dict[str, float]:
     """Seconds of the first call and the median of the others, peak resident memory of this process, loss, norm.
 
     Leaves the case's arrays and settings in `exchange` for the torch peer.
     """
-    work = CASES[name].build()
+    work = case.build(**case.sizes)
     result = {"before_mb": peak_mb()}
     seconds, loss, grads = [], None, {}
-    for _ in range(1 + CASES[name].repeats):
+    for _ in range(1 + case.repeats):
         loss, grads = None, {}  # those of one step are not there in the next one, as in training
         start = time.perf_counter()
         loss, grads = work.step()
@@ -43,19 +46,9 @@ def measure_case(name: str, exchange: Path) -> dict[str, float]:
     result |= {"first_seconds": seconds[0], "seconds": statistics.median(seconds[1:]), "peak_mb": peak_mb()}
     if loss is not None:
         result["loss"] = float(loss.asnumpy())
-    result["gradient_norm"] = float(
-        np.sqrt(
-            sum(
-                np.vdot(
-                    g,
-                    g,
-                )
-                for g in grads.values()
-            )
-        )
-    )
+    result["gradient_norm"] = float(np.sqrt(sum(np.vdot(g, g) for g in grads.values())))
     np.savez(exchange / "arrays.npz", **work.arrays)
-    settings = work.settings | {"repeats": CASES[name].repeats}
+    settings = work.settings | {"repeats": case.repeats}
     (exchange / "settings.json").write_text(json.dumps(settings))
     return result
 
@@ -77,14 +70,14 @@ def transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, **size
     return Work(step, inputs | {f"params/{path}": v.asnumpy() for path, v in params.items()}, json.loads(cfg.to_json()))
 
 
-def transformer_training_step() -> Work:
-    """What a run does each step: loss, gradients, clipping, AdamW, average of the weights."""
+def transformer_training_step(batch: int, grid: tuple[int, int, int], text_tokens: int, **sizes: Any) -> Work:
+    """What a run does each step: loss, gradients, clipping, AdamW, EMA of the weights."""
     from ml_collections import ConfigDict
 
     from moviegen.models.transformer import model
     from moviegen.training import optim
 
-    cfg, params, inputs = _transformer(4, (2, 4, 4), 16, {"size": "tiny"})
+    cfg, params, inputs = _transformer(batch, grid, text_tokens, sizes)
     latents, noise, t, text = _tensors(inputs, cfg)
     arrays = inputs | {f"params/{path}": v.asnumpy().copy() for path, v in params.items()}
     settings = ConfigDict(dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, no_decay="norm", clip_norm=1.0))
@@ -117,12 +110,13 @@ def attention(batch: int, heads: int, tokens: int, width: int) -> Work:
     return Work(step, arrays, {})
 
 
-def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...] = ()) -> Work:
+def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...] = (), **sizes: Any) -> Work:
     """Loss and gradients of the autoencoder on batch x frames x side x side noise, some levels recomputed."""
     from experiments import common
     from moviegen.models.tae import model
+    from moviegen.models.tae import step as tae_step
 
-    cfg = common.tae(size)
+    cfg = common.tae(size, **sizes)
     params = model.init(cfg, 0)
     rng = np.random.default_rng(0)
     video = np.tanh(rng.standard_normal((batch, 3, frames, side, side), dtype=np.float32))
@@ -130,21 +124,21 @@ def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...
     weights = {"l1": 1.0, "mse": 1.0, "kl": 1e-6}
 
     def step():
-        losses, grads = model.loss_and_grads(params, cfg, video, noise, weights, recompute=recompute)
+        losses, grads = tae_step.loss_and_grads(params, cfg, video, noise, weights, recompute=recompute)
         return losses["loss"], grads
 
     arrays = {"video": video, "noise": noise} | {f"params/{path}": v.asnumpy() for path, v in params.items()}
     return Work(step, arrays, json.loads(cfg.to_json()) | {"weights": weights})
 
 
-def tae_decode(size: str, frames: int, side: int) -> Work:
+def tae_decode(size: str, frames: int, side: int, **sizes: Any) -> Work:
     """Decoding of random latents, in tiles of 32 frames, a few frames at a time as a video is written."""
     from experiments import common
     from moviegen.models.tae import model
     from moviegen.models.tae import tiles as tae_tiles
     from moviegen.nn import backend
 
-    cfg = common.tae(size)
+    cfg = common.tae(size, **sizes)
     params = model.init(cfg, 0)
     shape = (1, cfg.latent_channels, frames // 8, side // 8, side // 8)
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -157,14 +151,13 @@ def tae_decode(size: str, frames: int, side: int) -> Work:
     return Work(step, {}, {})
 
 
-def byt5_small(batch: int, tokens: int) -> Work:
-    """ByT5-small's encoder, forward only, on texts of half to all of `tokens` bytes; random weights."""
+def byt5(batch: int, tokens: int, **sizes: int) -> Work:
+    """ByT5's encoder, forward only, on texts of half to all of `tokens` bytes; random weights."""
     from moviegen.convert import huggingface
     from moviegen.models.text import t5
     from moviegen.nn import backend
 
-    sizes = dict(vocab_size=384, d_model=1472, d_kv=64, d_ff=3584, num_layers=12, num_heads=6)
-    cfg = huggingface.t5_config(sizes | dict(feed_forward_proj="gated-gelu"))
+    cfg = huggingface.t5_config(sizes | dict(vocab_size=384, feed_forward_proj="gated-gelu"))
     rng = np.random.default_rng(0)
     params = {}
     for path, shape in t5.shapes(cfg).items():
@@ -209,41 +202,56 @@ def _tensors(inputs: dict[str, np.ndarray], cfg: Any) -> tuple[Any, Any, Any, di
 
 def _compile(layers: int) -> Case:
     sizes = dict(hidden_size=64, num_heads=4, ffn_size=128, num_layers=layers)
-    return Case(
-        f"{layers} layers of width 64: the first call is mostly compilation",
-        lambda: transformer(1, (2, 4, 4), 8, **sizes),
-        3,
-    )
+    about = f"{layers} layers of width 64: the first call is mostly compilation"
+    return Case(about, transformer, dict(batch=1, grid=(2, 4, 4), text_tokens=8, **sizes), 3)
 
+
+_SMALL = dict(size="small", batch=1, frames=16, side=128)
 
 CASES = {
     "transformer_tiny": Case(
-        "whole training step of the demo's transformer, 4 x 32 tokens", transformer_training_step, 10
+        "whole training step of the demo's transformer, 4 x 32 tokens",
+        transformer_training_step,
+        dict(size="tiny", batch=4, grid=(2, 4, 4), text_tokens=16),
+        10,
     ),
     "transformer_4x256": Case(
         "loss and gradients, 4 layers of width 256, 2 x 512 latent and 192 text tokens",
-        lambda: transformer(2, (2, 16, 16), 64, hidden_size=256, num_heads=4, ffn_size=1024, num_layers=4),
+        transformer,
+        dict(batch=2, grid=(2, 16, 16), text_tokens=64, hidden_size=256, num_heads=4, ffn_size=1024, num_layers=4),
         7,
     ),
     "attention_14336": Case(
         "attention forward, 14 336 tokens (256 frames at 256x448), 16 heads of 96",
-        lambda: attention(1, 16, 14336, 96),
+        attention,
+        dict(batch=1, heads=16, tokens=14336, width=96),
         1,
     ),
-    "tae_small": Case("the full layout at a quarter of its width, 16 x 128 x 128", lambda: tae("small", 1, 16, 128), 2),
+    "tae_small": Case("the full layout at a quarter of its width, 16 x 128 x 128", tae, _SMALL, 2),
     "tae_small_recomputed": Case(
-        "the same, keeping one tensor of each level", lambda: tae("small", 1, 16, 128, (0, 1, 2, 3)), 2
+        "the same, keeping one tensor of each level", tae, _SMALL | dict(recompute=(0, 1, 2, 3)), 2
     ),
     "tae_decode": Case(
         "64 frames of 256x256 decoded; the full autoencoder's layout at a quarter of its width",
-        lambda: tae_decode("small", 64, 256),
+        tae_decode,
+        dict(size="small", frames=64, side=256),
         2,
     ),
     "byt5_small": Case(
-        "ByT5-small's encoder (217 M weights), 16 texts of 48 to 96 bytes", lambda: byt5_small(16, 96), 5
+        "ByT5-small's encoder (217 M weights), 16 texts of 48 to 96 bytes",
+        byt5,
+        dict(batch=16, tokens=96, d_model=1472, d_kv=64, d_ff=3584, num_layers=12, num_heads=6),
+        5,
     ),
-    "tae_tiny": Case("loss and gradients of the demo's TAE, 4 clips of 8 x 32 x 32", lambda: tae("tiny", 4, 8, 32), 7),
-    "tae_full": Case("loss and gradients, 119 M weights, 16 frames of 64x64", lambda: tae("full", 1, 16, 64), 1),
+    "tae_tiny": Case(
+        "loss and gradients of the demo's TAE, 4 clips of 8 x 32 x 32",
+        tae,
+        dict(size="tiny", batch=4, frames=8, side=32),
+        7,
+    ),
+    "tae_full": Case(
+        "loss and gradients, 119 M weights, 16 frames of 64x64", tae, dict(size="full", batch=1, frames=16, side=64), 1
+    ),
     "compile_8": _compile(8),
     "compile_24": _compile(24),
     "compile_48": _compile(48),

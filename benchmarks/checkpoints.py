@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 ROUNDS = 5
+MODEL = dict(size="1b", num_layers=3)
 CONFIG = ConfigDict({"ema": {"decay": 0.9}, "train": {"keep_checkpoints": 1, "keep_every": 0, "keep_best": False}})
 
 
@@ -93,13 +94,13 @@ def timed(name: str, place: Path, seconds: dict[str, list[float]]) -> Iterator[N
 
 
 def make_state():
-    """Three layers of the 1B model as a run holds them, with random bits; and the shapes."""
+    """The state of MODEL, three layers of the 1B model, as a run holds it, with random bits; and the shapes."""
     from experiments import common
     from moviegen.models.transformer import model as transformer
     from moviegen.nn import backend
     from moviegen.training.state import State
 
-    shapes = transformer.shapes(common.transformer("1b", num_layers=3))
+    shapes = transformer.shapes(common.transformer(**MODEL))
     rng = np.random.default_rng(0)
 
     def tree():
