@@ -125,8 +125,8 @@ def _build(folder: Path, splits: dict[str, tuple], weights: Path, config: Any) -
                 made.extend(tae.encode(params, config.tae, np.stack(waiting))[0].asnumpy())
                 waiting = []
                 progress.update(len(made))
-        with files.aside(folder / f"{name}.npy") as temporary:
-            np.save(temporary, np.stack(made))
+        with files.aside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, np.stack(made))
 
 
 def _statistics(latents: np.ndarray) -> tuple[list[float], list[float]]:

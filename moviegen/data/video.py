@@ -7,7 +7,6 @@ import contextlib
 import functools
 import itertools
 import math
-import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen.errors import DataError
+from moviegen.storage import files
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -143,7 +143,7 @@ def write_mp4(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: 
         raise ValueError(f"{path}: H.264 yuv420p needs an even height and width, got {height}x{width}")
     if not fps > 0:
         raise ValueError(f"{path}: frames per second must be above 0, got {fps}")
-    with _aside(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+    with files.aside(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         rate = Fraction(float(fps)).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -159,7 +159,7 @@ def write_png(path: str | Path, frame: np.ndarray) -> None:
     from PIL import Image
 
     image = Image.fromarray(_checked(frame[None])[0])
-    with _aside(path) as temporary:
+    with files.aside(path) as temporary:
         image.save(temporary, format="PNG")
 
 
@@ -284,16 +284,3 @@ def _to_array(frame, box: Box | None) -> np.ndarray:
     height, width = box.size
     top, left = (int(where * (have - want)) for where, have, want in zip(box.at, array.shape, box.size, strict=False))
     return array[top : top + height, left : left + width]
-
-
-@contextlib.contextmanager
-def _aside(path: str | Path):
-    """Yields a temporary name in the same folder and renames it on success, so that no half-written file is seen."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        yield str(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moviegen.parallel.mesh import rank, ranks
+from moviegen.storage import files
 
 OVER = "over.json"
 GRACE = 60  # seconds
@@ -76,9 +77,7 @@ def _watch(folder: Path, timeout: float, before: int | None, done: threading.Eve
 def _tell(folder: Path, before: int | None, which: int, why: str) -> None:
     """Says that the run is over, unless another rank was first: what fails then only follows from it."""
     if _changed(folder / OVER) == before:
-        aside = folder / f"{OVER}.{os.getpid()}"
-        aside.write_text(json.dumps({"rank": which, "why": why}))
-        os.replace(aside, folder / OVER)
+        files.write_json({"rank": which, "why": why}, folder / OVER)
 
 
 def _end(reason: dict) -> None:

@@ -13,17 +13,23 @@ from moviegen.errors import DataError
 
 
 @contextlib.contextmanager
-def aside(path: str | Path) -> Iterator[Path]:
+def aside(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary name beside `path`, which takes its place when the block ends well and is removed if not.
 
-    The folder is made where there is none. The suffix is kept, since libraries tell formats by it.
+    The folder is made where there is none. The temporary name has another suffix, so that no listing takes for whole
+    what a kill left behind: libraries that tell the format by the suffix must be told it. With `durable` the content is
+    on the disk before the name is, and the name when this ends: not even a power cut leaves half a file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,10 +19,11 @@ from moviegen.errors import DataError
 from moviegen.nn import dtypes
 from moviegen.storage import arraystore
 from moviegen.storage.arraystore import Lazy
-from moviegen.storage.files import reason, sync
+from moviegen.storage.files import aside, reason, sync
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
-_OURS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.tmp)?"
+# What an export consists of, and the temporary files that a killed one left.
+_OURS = r"\.?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.\d+\.tmp)?"
 _NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 _NAMES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES = {short: name for name, short in _NAMES.items()}
@@ -39,11 +39,8 @@ def write(
     `metadata` is anything JSON can hold. A DataError or a kill leaves the file that was there before.
     """
     path = Path(path)
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with _nothing_left_aside(path, [aside]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_file(aside, _readable(arrays), dtype, metadata or {})
-        os.replace(aside, path)
+    with _explained(path), aside(path, durable=True) as temporary:
+        _write_file(temporary, _readable(arrays), dtype, metadata or {})
     return path
 
 
@@ -62,14 +59,11 @@ def write_shards(
     files = [
         folder / (WHOLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors") for i in range(1, count + 1)
     ]
-    asides = [file.with_name(f"{file.name}.tmp") for file in files]
-    with _nothing_left_aside(folder, asides):
-        folder.mkdir(parents=True, exist_ok=True)
-        for shard, aside in zip(shards, asides, strict=True):
-            _write_file(aside, shard, dtype, metadata)
-        (folder / INDEX).unlink(missing_ok=True)
-        for aside, file in zip(asides, files, strict=True):
-            os.replace(aside, file)
+    with _explained(folder):
+        with contextlib.ExitStack() as renames:  # all files at its end, when all are written
+            for shard, file in zip(shards, files, strict=True):
+                _write_file(renames.enter_context(aside(file, durable=True)), shard, dtype, metadata)
+            (folder / INDEX).unlink(missing_ok=True)
         if count > 1:
             _write_index(folder, {file.name: shard for file, shard in zip(files, shards, strict=True)}, dtype)
         written = {*files, folder / INDEX} if count > 1 else {*files}
@@ -142,28 +136,22 @@ def _write_file(path: Path, arrays: Arrays, dtype: str | None, metadata: Mapping
         for array in arrays.values():
             array = np.asarray(arraystore.cast(np.asarray(array), dtype), order="C")
             f.write(array.reshape(-1).view(np.uint8))  # bfloat16 by itself is no buffer
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def _write_index(folder: Path, shards: Mapping[str, Arrays], dtype: str | None) -> None:
     total = sum(_bytes(array, dtype) for shard in shards.values() for array in shard.values())
     weight_map = {name: file for file, shard in shards.items() for name in shard}
-    aside = folder / f"{INDEX}.tmp"
-    aside.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
-    sync(aside)
-    os.replace(aside, folder / INDEX)
+    with aside(folder / INDEX, durable=True) as temporary:
+        temporary.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def _nothing_left_aside(path: Path, asides: list[Path]) -> Iterator[None]:
+def _explained(path: Path) -> Iterator[None]:
+    """Makes a DataError of a disk's refusal."""
     try:
         yield
     except OSError as error:
         raise DataError(f"{path}: cannot write the safetensors file ({reason(error)})") from error
-    finally:
-        for aside in asides:
-            aside.unlink(missing_ok=True)
 
 
 def _places(path: Path) -> dict[Path, set[str]]:

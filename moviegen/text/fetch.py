@@ -56,9 +56,8 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
     arrays = {array: arrays[array] for array in _names(name, paths["config.json"].parent, arrays).values()}
     written = safetensors_io.write_shards(arrays, folder, None, SHARD_BYTES, {})
     for file in (file for file in wanted if not _is_weights(file)):
-        aside = folder / f"{file}.tmp"
-        shutil.copyfile(paths[file], aside)
-        os.replace(aside, folder / file)
+        with files.aside(folder / file) as temporary:
+            shutil.copyfile(paths[file], temporary)
         written.append(folder / file)
     made = {path.name: _sha256(path) for path in sorted({*written, *folder.glob("*.json")}) if path.name != NOTE}
     note = {"repository": repository, "revision": source.revision, "read": sums, "written": made}

@@ -232,7 +232,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(tmp_path, mon
         video.write_mp4(path, moving_square(3), 0)
     with pytest.raises(ValueError, match="float32"):
         video.write_mp4(path, moving_square(3).astype(np.float32), 10)
-    monkeypatch.setattr(video.os, "replace", lambda *a: 1 / 0)
+    monkeypatch.setattr(video.files.os, "replace", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         video.write_mp4(path, moving_square(5), 10)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.mp4"]
