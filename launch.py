@@ -26,7 +26,7 @@ from moviegen.parallel import launcher
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "Experiment: FILE.py, or FILE.py:name,name=value with arguments that it takes.")
 flags.DEFINE_string("job", None, "What to do with it (default: the config's own job): a module of moviegen/jobs.")
-flags.DEFINE_string("stage", None, "Only this stage of an experiment that has several (default: all in order).")
+flags.DEFINE_string("stage", None, "Only this stage, with --job=demo (default: all in order).")
 flags.DEFINE_string("mesh", None, "How the ranks are arranged, data=D,zero=Z,sp=S (default: data=all of them).")
 flags.DEFINE_string("workdir", None, "Folder of this run's files (default: runs/ and the experiment's name).")
 flags.DEFINE_integer("workers", 1, "Ranks to start on this machine, each a process.", lower_bound=1)

@@ -2,6 +2,9 @@
 
 `load("experiments/tiny.py:data=clips")` calls `get_config(data="clips")`: the signature of `get_config` is the list of
 arguments that an experiment takes, its defaults give their types, and a bare `:tiny` means `tiny=True`.
+
+ml_collections.config_flags is not used for it: it gives `get_config` one text, checks no type inside a tuple, wants quotes
+around a prompt, and has nothing that a sweep from Python could call.
 """
 
 import ast

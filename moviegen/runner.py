@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moviegen.storage.writers import Writer
 
 JOBS = Path(__file__).parent / "jobs"
+WITH_STAGES = ("demo",)
 # Jobs of which every rank would do all of the work.
 ONE_RANK = ("convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights")
 
@@ -105,8 +106,12 @@ def prepare(
     if ranks > 1 and job in ONE_RANK:
         raise ConfigError(f"job {job!r} runs on one rank, there are {ranks}: leave --workers out")
     stages = list(config.get("stages", ()))
+    if stage and job not in WITH_STAGES:
+        raise ConfigError(
+            f"stage {stage!r}: job {job!r} has no stages (those with: {', '.join(WITH_STAGES)}): leave --stage out"
+        )
     if stage and stage not in stages:
-        known = f"stages: {', '.join(stages)}" if stages else "this experiment has no stages"
+        known = f"stages: {', '.join(stages)}" if stages else "this experiment has no stages: leave --stage out"
         raise ConfigError(f"stage {stage!r} does not exist{configs.nearest(stage, stages)}; {known}")
     if not workdir and not config.get("name"):
         raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")

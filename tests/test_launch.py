@@ -36,6 +36,7 @@ def run(given):
     return {"loss": config.rate * 2}
 
 runner.jobs = lambda: ["fake"]
+runner.WITH_STAGES = ("fake",)
 module = types.ModuleType("moviegen.jobs.fake")
 module.run = run
 sys.modules["moviegen.jobs.fake"] = module
@@ -137,6 +138,7 @@ def test_interrupt_says_how_to_continue(here):
 def test_workers_start_this_script_again_without_workers(here, monkeypatch):
     seen = {}
     monkeypatch.setattr(launch.runner, "jobs", lambda: ["fake"])
+    monkeypatch.setattr(launch.runner, "WITH_STAGES", ("fake",))
     monkeypatch.setattr(launcher, "run", lambda *args: seen.update(args=args) or 5)
     with flagsaver.flagsaver():
         assert launch.main(["launch.py", "--config=e.py", "--workers=2", "--config.rate=1", "--stage=one"]) == 5
@@ -148,11 +150,12 @@ def test_workers_start_this_script_again_without_workers(here, monkeypatch):
 def test_a_sweep_gives_its_runs_their_workers(here, monkeypatch):
     seen = {}
     monkeypatch.setattr(launch.runner, "jobs", lambda: ["fake"])
+    monkeypatch.setattr(launch.runner, "WITH_STAGES", ("fake",))
     monkeypatch.setattr(sweep, "run", lambda *args: seen.update(args=args) or 0)
     with flagsaver.flagsaver():
-        launch.main(["launch.py", "--config=e.py", "--workers=2", "--sweep=s.py", "--workdir=w"])
+        launch.main(["launch.py", "--config=e.py", "--workers=2", "--stage=one", "--sweep=s.py", "--workdir=w"])
     file, _, workdir, command = seen["args"]
-    assert (file, workdir) == ("s.py", "w") and command[1:] == ["--config=e.py", "--workers=2"]
+    assert (file, workdir) == ("s.py", "w") and command[1:] == ["--config=e.py", "--stage=one", "--workers=2"]
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ def calls(monkeypatch):
     module.run = run
     monkeypatch.setitem(sys.modules, "moviegen.jobs.fake", module)
     monkeypatch.setattr(runner, "jobs", lambda: ["fake", "sample"])
+    monkeypatch.setattr(runner, "WITH_STAGES", ("fake",))
     return calls
 
 
@@ -102,6 +103,7 @@ def test_a_failed_run_leaves_no_result(config, calls, tmp_path):
     [
         ({"job": "fak"}, "job 'fak' does not exist.*'fake'.*fake, sample"),
         ({"stage": "c"}, "stage 'c' does not exist.*stages: a, b"),
+        ({"stage": "a", "job": "sample"}, "stage 'a': job 'sample' has no stages.*fake.*leave --stage out"),
         ({"mesh": "data=3"}, "3 ranks"),
     ],
 )
@@ -109,6 +111,16 @@ def test_wrong_settings_leave_no_trace(config, calls, tmp_path, settings, words)
     with pytest.raises(ConfigError, match=words):
         moviegen.run(config, workdir=tmp_path / "run", **settings)
     assert calls == [] and not (tmp_path / "run").exists()
+
+
+def test_a_stage_of_an_experiment_without_stages_is_refused(config, calls, tmp_path):
+    del config["stages"]
+    with pytest.raises(ConfigError, match="stage 'a' does not exist; this experiment has no stages: leave --stage out"):
+        moviegen.run(config, workdir=tmp_path, stage="a")
+
+
+def test_the_job_with_stages_is_there():
+    assert set(runner.WITH_STAGES) <= set(runner.jobs())
 
 
 def test_no_workdir_without_a_name(config, calls):
