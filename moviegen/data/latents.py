@@ -38,13 +38,13 @@ def prepare(config: Any, workdir: str | Path, world: Group = ALONE) -> LatentSet
     weights, splits = tae_weights.configured(config), _splits(config)
 
     def build():
-        made_of = {
+        found = {
             "weights": tae_weights.digest(weights),
             "tae": configs.to_plain(config.tae),
             **{key: config.data[key] for key in ("source", "height", "width", "num_frames", "num_samples")},
             "seed": config.seed,
         }
-        fingerprint.claim(folder / "manifest.json", made_of, OTHERS, "data.latent_cache")
+        fingerprint.check(folder / "manifest.json", found, OTHERS, "data.latent_cache")
         _build(folder, splits, weights, config)
 
     sync.first_rank_alone(world, build, Path(workdir) / "ranks" / "latents.done")

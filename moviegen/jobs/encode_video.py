@@ -33,8 +33,8 @@ def run(run: Run) -> dict[str, float]:
     listed = files.listed(data.csv, data.video_folder)
     weights, folder = tae_weights.configured(config), Path(data.latent_folder)
     store = latent_cache.Writer(folder, data.latent_dtype, world.rank)
-    made_of = latent_cache.manifest(config, weights)
-    fingerprint.claim(folder / "manifest.json", made_of, latents.OTHERS, "data.latent_folder")
+    manifest = latent_cache.manifest(config, weights)
+    fingerprint.check(folder / "manifest.json", manifest, latents.OTHERS, "data.latent_folder")
     params = tae_weights.load(weights, config.tae)
     own = listed[world.rank :: world.size]
     bad = files.Bad(len(own), data.max_bad_fraction, data.csv or data.video_folder)

@@ -1,4 +1,4 @@
-"""What a folder of made things, latents or embeddings, was made of: noted in it before the first, compared ever after."""
+"""Fingerprints: what the contents of a folder, latents or embeddings, depend on, noted in it and compared ever after."""
 
 import hashlib
 import json
@@ -11,29 +11,30 @@ from moviegen.errors import ConfigError
 from moviegen.storage import files
 
 
-def claim(path: Path, made_of: dict, what: str, key: str) -> None:
-    """Note in the file `path` what lies beside it is made of, before the first is: what a kill leaves behind is then known.
+def check(path: Path, fingerprint: dict, what: str, key: str) -> None:
+    """Compares a fingerprint with the one in the file `path`, and writes it there if there is none yet.
 
-    Raises ConfigError, naming the config key and what differs, when the folder already holds `what`, another making.
+    To be called before the first of the contents is written, so that they are known even after a kill. Raises
+    ConfigError, naming the config key and what differs, when the folder holds `what`, something else.
     """
-    made_of = json.loads(json.dumps(made_of))  # as it is read back
+    fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back
     if not path.is_file():
-        files.write_json(made_of, path)
+        files.write_json(fingerprint, path)
         return
-    differs = configs.changes(json.loads(path.read_text()), made_of)
+    differs = configs.changes(json.loads(path.read_text()), fingerprint)
     if differs:
         raise ConfigError(f"{path.parent} holds {what} ({'; '.join(differs)}): delete it or change {key}")
 
 
 def digest(files: Iterable[Path]) -> str:
-    """A short checksum of the content of some files."""
+    """Returns a short checksum of the contents of some files."""
     return hexdigest(files, hashlib.sha256())[:16]
 
 
-def hexdigest(files: Iterable[Path], found: Any) -> str:
-    """Files through the hash `found`, a part at a time: they may be larger than memory."""
+def hexdigest(files: Iterable[Path], hasher: Any) -> str:
+    """Returns what the hash object `hasher` makes of some files, read in pieces: they may be larger than memory."""
     for file in files:
         with open(file, "rb") as f:
             while block := f.read(1 << 24):
-                found.update(block)
-    return found.hexdigest()
+                hasher.update(block)
+    return hasher.hexdigest()

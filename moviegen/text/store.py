@@ -55,7 +55,7 @@ def claim(folder: Path, made_of: dict, key: str) -> None:
     """
     if not is_store(folder) and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no embeddings of ours: name another folder as {key}")
-    fingerprint.claim(folder / MANIFEST, made_of, "embeddings of another making", key)
+    fingerprint.check(folder / MANIFEST, made_of, "embeddings of another making", key)
 
 
 def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]], embeddings: Sequence[Any]) -> Path:

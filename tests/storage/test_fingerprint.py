@@ -7,17 +7,17 @@ from moviegen.errors import ConfigError
 from moviegen.storage import fingerprint
 
 
-def test_a_folder_is_claimed_once(tmp_path):
+def test_a_fingerprint_is_noted_once_and_compared_ever_after(tmp_path):
     path = tmp_path / "made" / "manifest.json"
-    fingerprint.claim(path, {"size": (8, 8), "weights": "a"}, "other latents", "data.latent_folder")
+    fingerprint.check(path, {"size": (8, 8), "weights": "a"}, "other latents", "data.latent_folder")
     assert json.loads(path.read_text()) == {"size": [8, 8], "weights": "a"}
     before = path.stat()
-    fingerprint.claim(path, {"size": (8, 8), "weights": "a"}, "other latents", "data.latent_folder")
+    fingerprint.check(path, {"size": (8, 8), "weights": "a"}, "other latents", "data.latent_folder")
     assert path.stat() == before
     with pytest.raises(
         ConfigError, match=r'made holds other latents \(weights: "a" -> "b"\): delete it or change data\.l'
     ):
-        fingerprint.claim(path, {"size": (8, 8), "weights": "b"}, "other latents", "data.latent_folder")
+        fingerprint.check(path, {"size": (8, 8), "weights": "b"}, "other latents", "data.latent_folder")
 
 
 def test_digest_is_of_the_content_in_order(tmp_path):
