@@ -2,7 +2,7 @@
 
     python launch.py --config=experiments/tiny.py --workdir=runs/tiny
     python launch.py --config=experiments/1b_stage1.py:tiny --config.optim.learning_rate=3e-4
-    python launch.py --config=experiments/tiny.py --workers=2
+    python launch.py --config=experiments/1b_stage1.py:tiny --workers=2
     python launch.py --config=experiments/1b_stage1.py:tiny --sweep=my_sweep.py
 
 --config.KEY=VALUE sets one key of the experiment; keys cannot be invented, and a value must have the key's type.
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def _command(overrides: dict[str, str], *names: str) -> list[str]:
-    """This script with the same config and overrides and with the flags of these names that were given."""
+    """Returns the command of this script with the same config and overrides, and those of the named flags that were given."""
     given = [f"--{name}={FLAGS[name].value}" for name in names if FLAGS[name].present]
     values = [f"--config.{key}={value}" for key, value in overrides.items()]
     return [os.path.abspath(__file__), f"--config={FLAGS.config}", *values, *given]

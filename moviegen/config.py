@@ -25,7 +25,7 @@ from moviegen.errors import ConfigError
 
 
 def load(spec: str) -> ConfigDict:
-    """Config of an experiment file, locked.
+    """Returns the config of an experiment file, locked.
 
     `spec` is `FILE.py` or `FILE.py:name,name=value`. The config gets a key `name`, the file's stem with its arguments,
     after which the default workdir is called. Raises ConfigError when the file or an argument does not exist, or when
@@ -82,7 +82,7 @@ def _arguments(fn: Callable, text: str, path: str) -> dict[str, Any]:
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """Copy of `config`, locked, with dotted keys set: `{"optim.learning_rate": "3e-4"}`.
+    """Returns a copy of `config`, locked, with dotted keys set: `{"optim.learning_rate": "3e-4"}`.
 
     A value is text, read as the type that the key has now, or a Python value of that type. Raises ConfigError for an
     unknown key (naming the nearest), a section in place of a key, or a value of another type.
@@ -104,7 +104,7 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Every key of a config by its dotted name."""
+    """Returns {dotted key: value} of a config."""
     found = {}
     for key, value in config.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
@@ -112,7 +112,7 @@ def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def _convert(key: str, value: Any, current: Any) -> Any:
-    """`value` as the type of `current`; text is parsed."""
+    """Returns `value` in the type of `current`; text is parsed."""
     kind = type(current)
     if isinstance(value, kind) and not isinstance(current, tuple) and not (kind is int and isinstance(value, bool)):
         return value
@@ -165,7 +165,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` or the empty string; for a dotted name the last part alone may match as well."""
+    """Returns `" (did you mean 'x'?)"` or an empty text; of a dotted name the last piece alone may match as well."""
     candidates = list(candidates)
     found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
     if not found:
@@ -175,12 +175,12 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def to_plain(config: ConfigDict) -> dict:
-    """The config as JSON holds it: nested dicts, tuples as lists."""
+    """Returns the config as JSON holds it: nested dicts, tuples as lists."""
     return json.loads(config.to_json())
 
 
 def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """What differs between two plain configs, one `key: old -> new` each."""
+    """Returns what differs between two plain configs, one `key: old -> new` for each key."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)

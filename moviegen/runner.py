@@ -1,4 +1,4 @@
-"""One run of one experiment: check every setting, note the config in the workdir, call the job, note its result."""
+"""One run of one experiment: settings are checked, the config is noted in the workdir, the job runs, its result is noted."""
 
 import importlib
 import json
@@ -26,9 +26,14 @@ ONE_RANK = ("convert", "demo", "evaluate", "export", "fetch_text_encoder", "impo
 
 
 class Run(NamedTuple):
-    """What a job is given: its settings, the folder for its files, this process's place among the ranks, its stage.
+    """What a job is given.
 
-    `writer` is the caller's own metric writer, which `open_writer` adds to ours.
+    Args:
+        config: its settings, locked.
+        workdir: folder for its files.
+        mesh: this process's place among the ranks.
+        stage: the one to run, of a job that has several; a name for the numbers in training.
+        writer: the caller's own metric writer, which `open_writer` adds to ours.
     """
 
     config: ConfigDict
@@ -38,7 +43,7 @@ class Run(NamedTuple):
     writer: Any = None
 
     def open_writer(self, name: str, resume_step: int | None = None) -> "Writer":
-        """A writer of this run's numbers under `name`, which has the config already."""
+        """Opens a writer for this run's numbers under `name`, and sends it the config."""
         from moviegen.storage.writers import Writer
 
         writer = Writer(self.workdir, name, resume_step, self.mesh.world.rank, self.writer)
@@ -47,7 +52,7 @@ class Run(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Settings of a run, checked."""
+    """The settings of a run after they were checked."""
 
     config: ConfigDict
     job: str
@@ -69,7 +74,7 @@ def run(
     `config` is a ConfigDict or `"experiments/tiny.py:data=clips"`; `job` defaults to `config.job`, `workdir` to
     `runs/<config.name>`, `mesh` to data parallel over all ranks. A workdir that holds an unfinished run is resumed.
     `writer`, a `clu.metric_writers.MetricWriter` or anything with its methods, gets what training and encode_text write,
-    beside metrics.jsonl and TensorBoard; rank 0 uses it, and nobody closes it.
+    beside metrics.jsonl and TensorBoard, on rank 0; it is flushed and not closed.
     Leaves `config.json` and, once finished, `result.json` in the workdir. Raises ConfigError for a wrong setting before
     anything heavy is imported.
     """
@@ -123,12 +128,12 @@ def prepare(
 
 
 def jobs() -> list[str]:
-    """Names of the jobs there are, without importing any."""
+    """Returns the names of the jobs there are, without importing any."""
     return sorted(path.stem for path in JOBS.glob("*.py") if not path.stem.startswith("_"))
 
 
 def _note_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json, telling first what differs from the run that was here before."""
+    """Writes config.json, and before that prints what differs from the run that was here before."""
     path = workdir / "config.json"
     if path.is_file():
         for line in configs.changes(json.loads(path.read_text()), configs.to_plain(config)):

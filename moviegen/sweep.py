@@ -52,7 +52,7 @@ def run(file: str, plan: Plan, workdir: str | None, command: list[str]) -> int:
 
 
 def _call(command: list[str]) -> int:
-    """Exit code of a process that is given time to tidy up when this one is interrupted."""
+    """Runs a process and returns its exit code; when this one is interrupted, it is given time to tidy up."""
     process = subprocess.Popen(command)
     try:
         return process.wait()
@@ -69,7 +69,7 @@ def _call(command: list[str]) -> int:
 
 
 def _runs(file: str) -> dict[str, dict[str, Any]]:
-    """Folder name -> overrides."""
+    """Returns {folder name: overrides}."""
     if not Path(file).is_file():
         raise ConfigError(f"sweep file {file} does not exist")
     overrides = configs.call_in_file(Path(file), "sweep", lambda fn: fn())
@@ -85,7 +85,7 @@ def _runs(file: str) -> dict[str, dict[str, Any]]:
 
 
 def _result(where: Path, config: dict, plan: Plan) -> dict | None:
-    """The result of a run that is finished with this config, job and stage."""
+    """Returns the result of a run that is finished with this config, job and stage, else None."""
     try:
         result = json.loads((where / "result.json").read_text())
         same = json.loads((where / "config.json").read_text()) == config
@@ -95,7 +95,7 @@ def _result(where: Path, config: dict, plan: Plan) -> dict | None:
 
 
 def table(rows: list[dict]) -> str:
-    """One line for each run: overrides, status, seconds and the first few metrics."""
+    """Returns a table with a line for each run: overrides, status, seconds and the first few metrics."""
     keys = list(dict.fromkeys(k for row in rows for k in row["overrides"]))
     metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))[:TABLE_METRICS]
     lines = [[*keys, "status", "seconds", *metrics]]

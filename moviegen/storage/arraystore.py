@@ -1,6 +1,6 @@
-"""One array in one folder of the disk: zarr3, written and synced by tensorstore, read and checked here.
+"""One array in one folder: zarr3, written and synced by tensorstore, read and checked here.
 
-tensorstore reads as well, but gets new memory for every byte twice: a load took twice the processor time of this one.
+tensorstore can read as well, but copies every byte into new memory twice: a load took twice the processor time.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Lazy(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What this process has of an array of `shape`: the slice `where`, one of equal ones of `length` along `axis`."""
+    """A part of an array of `shape` that this process has: the slice `where`, one of equal ones of `length` along `axis`."""
 
     array: np.ndarray | Lazy
     shape: tuple[int, ...]
@@ -46,12 +46,12 @@ class Part(NamedTuple):
 
 
 def whole(array: np.ndarray | Lazy) -> Part:
-    """An array that this process has all of."""
+    """Returns the part that is all of an array."""
     return Part(array, array.shape, tuple(slice(0, n) for n in array.shape), 0, array.shape[0] if array.shape else 0)
 
 
 def create(folder: Path, part: Part) -> dict[str, Any]:
-    """Prepare the array that `part` is of in `folder`; returns what a manifest says of it, still without its files."""
+    """Creates the array that `part` belongs to, and returns its entry for a manifest, still without files."""
     import tensorstore as ts
 
     chunk = [max(1, n) for n in part.shape]
@@ -68,7 +68,7 @@ def create(folder: Path, part: Part) -> dict[str, Any]:
 
 
 def write(folder: Path, entry: dict[str, Any], part: Part) -> dict[str, list]:
-    """Store a part in the array that `create` prepared and return the signatures of its files."""
+    """Writes a part of an array that `create` made, and returns the signatures of its files."""
     import tensorstore as ts
 
     if 0 in part.array.shape:
@@ -80,7 +80,7 @@ def write(folder: Path, entry: dict[str, Any], part: Part) -> dict[str, list]:
 
 
 def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = None) -> np.ndarray:
-    """Read an array, or its slice `where`, back: only the files that it lies in.
+    """Reads an array, or its slice `where`; only the files that hold it are read.
 
     Raises OSError or ValueError unless every byte of those is what `write` noted in `entry`.
     """
@@ -102,19 +102,19 @@ def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = 
 
 
 def folder_name(name: str) -> str:
-    """A path whose parts keep their letters and are safe as folder names; `..` and empty parts cannot climb out."""
-    return "/".join(_part(part) for part in name.split("/"))
+    """Returns a name as a relative path that is safe on any disk: letters stay, `..` and empty segments are escaped."""
+    return "/".join(map(_segment, name.split("/")))
 
 
 def cast(array: np.ndarray | Lazy, dtype: str | None) -> np.ndarray | Lazy:
-    """Floating-point arrays in `dtype` (None: as they are), whole numbers untouched."""
+    """Casts a floating-point array to `dtype` (None: as it is); arrays of whole numbers stay."""
     if isinstance(array, Lazy):
         return Lazy(array.shape, cast_dtype(array.dtype, dtype), lambda: cast(array.read(), dtype))
     return array.astype(cast_dtype(array.dtype, dtype), copy=False)
 
 
 def cast_dtype(own: np.dtype, dtype: str | None) -> np.dtype:
-    """What `cast` makes of an array of dtype `own`."""
+    """Returns the dtype that `cast` gives an array of dtype `own`."""
     floating = own.kind == "f" or own == numpy_dtype("bfloat16")
     return own if dtype is None or not floating else numpy_dtype(dtype)
 
@@ -139,7 +139,7 @@ def _box(low: Iterable[int], high: Iterable[int]) -> tuple[slice, ...]:
 
 
 def _touched(where: tuple[slice, ...], chunk: list[int]) -> Iterator[tuple[int, ...]]:
-    """Indices of the chunks that hold a slice of an array."""
+    """Yields the indices of the chunks that hold a slice of an array."""
     return itertools.product(
         *(range(s.start // n, -(-s.stop // n) if s.stop > s.start else 0) for s, n in zip(where, chunk, strict=True))
     )
@@ -150,7 +150,7 @@ def _file(index: tuple[int, ...]) -> str:
 
 
 def _signature(file: Path) -> list:
-    """[size in bytes, crc32c in hex]: the codec put the checksum of a chunk into its last four bytes."""
+    """Returns [size in bytes, crc32c in hex]; the codec writes a chunk's checksum into its last four bytes."""
     with open(file, "rb") as f:
         size = f.seek(0, os.SEEK_END)
         f.seek(max(0, size - 4))
@@ -158,7 +158,7 @@ def _signature(file: Path) -> list:
 
 
 def _content(file: Path, signature: list | None) -> np.ndarray:
-    """What a chunk's file holds, as bytes. ValueError unless it is what had this signature."""
+    """Returns the bytes of a chunk. ValueError unless its file has this signature and the checksum is right."""
     from crc32c import crc32c
 
     if _signature(file) == signature:
@@ -177,7 +177,7 @@ def _content(file: Path, signature: list | None) -> np.ndarray:
 
 
 def _memory(shape: Sequence[int] | np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array whose bytes go back to the system when it goes: what malloc gave a thread stays with the process."""
+    """Returns a new array whose memory the system gets back with it; what malloc gives a thread the process keeps."""
     size = int(np.prod(shape)) * dtype.itemsize
     pages = mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(AttributeError, OSError):  # not every system has them
@@ -185,7 +185,7 @@ def _memory(shape: Sequence[int] | np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
 
 
-def _part(part: str) -> str:
-    if part.strip(".") == "":
-        return part.replace(".", "%2E") or "%00"
-    return quote(part, safe=" ()[],=+@")
+def _segment(text: str) -> str:
+    if text.strip(".") == "":
+        return text.replace(".", "%2E") or "%00"
+    return quote(text, safe=" ()[],=+@")

@@ -247,7 +247,7 @@ def _wait_for(path: Path, aside: Path) -> Any:
 
 
 def _failed(aside: Path) -> Path:
-    """The file that tells the other ranks that one has failed."""
+    """Returns the path of the file that tells the other ranks that one has failed."""
     return aside.with_name(f"{aside.name}.failed")
 
 

@@ -1,4 +1,4 @@
-"""Files written aside and renamed, so that a reader never sees half of one, and small readers of what others wrote."""
+"""Writing files aside and renaming them, so that a reader never sees half of one, and a few small readers."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ def reason(error: Exception) -> str:
 
 
 def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Returns these arrays of an npz file. DataError where it is damaged or lacks one."""
+    """Reads these arrays of an npz file. DataError where it is damaged or lacks one."""
     import numpy as np
 
     try:

@@ -1,4 +1,4 @@
-"""manifest.json of a checkpoint: what is in the folder, with a checksum of its own."""
+"""The manifest.json of a checkpoint, which lists what is in its folder and carries a checksum of itself."""
 
 import json
 import os
@@ -12,7 +12,7 @@ FORMAT = 1
 
 
 def write(folder: Path, content: dict) -> None:
-    """Write `content`, anything that JSON can hold, and bring it to the disk. TypeError names what JSON cannot hold."""
+    """Writes `content`, anything that JSON can hold, and syncs it. TypeError names what JSON cannot hold."""
     content = {"format": FORMAT, **content}
     with open(folder / "manifest.json", "w", encoding="utf-8") as f:
         json.dump({**content, "checksum": _checksum(content)}, f, indent=1, default=_json_number)
@@ -21,7 +21,7 @@ def write(folder: Path, content: dict) -> None:
 
 
 def read(folder: Path) -> dict:
-    """What was written. ValueError or OSError when that is not what is there, or not in this version's format."""
+    """Reads what `write` wrote. ValueError or OSError if the file is missing, damaged or of another version's format."""
     try:
         content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         intact = content.pop("checksum") == _checksum(content)

@@ -1,4 +1,4 @@
-"""Progress on the terminal: how far, how fast, how long still."""
+"""Progress lines on the terminal."""
 
 import math
 import time
@@ -17,7 +17,7 @@ class Progress:
         self._begun, self._first, self._printed = 0.0, None, -math.inf
 
     def update(self, done: int, **numbers: float) -> None:
-        """Tells that `done` of `total` are done, with numbers to show beside it."""
+        """Notes that `done` of `total` are done; `numbers` are shown beside it."""
         if self._silent:
             return
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Trees of arrays as safetensors files, one or several with Hugging Face's index, an array at a time both ways.
+"""Trees of arrays in safetensors files, one or several with Hugging Face's index, read and written an array at a time.
 
 Such a file is a length, a JSON header and the arrays one after another, so it is written here as its arrays come: the
 library's writer wants all of them at once. Nothing in one is ever executed (no pickle).
@@ -34,7 +34,7 @@ Arrays = Mapping[str, Any]
 def write(
     arrays: Arrays, path: str | Path, dtype: str | None = "float32", metadata: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write tensors, arrays or `Lazy` arrays by name to one file, floating-point ones in `dtype` (None: as they are).
+    """Writes tensors, arrays or `Lazy` arrays by name to one file, floating-point ones in `dtype` (None: as they are).
 
     `metadata` is anything JSON can hold. A DataError or a kill leaves the file that was there before.
     """
@@ -47,7 +47,7 @@ def write(
 def write_shards(
     arrays: Arrays, folder: str | Path, dtype: str | None, shard_bytes: int, metadata: Mapping[str, Any]
 ) -> list[Path]:
-    """Write arrays as `write` does, to files of at most `shard_bytes` (or of one larger array), and return the files.
+    """Writes arrays as `write` does, to files of at most `shard_bytes` (or of one larger array), and returns the files.
 
     Several are `model-00001-of-00003.safetensors` and so on with Hugging Face's index, one is `model.safetensors`. They
     take the place of an earlier export when all are written: killed before, the earlier one is whole; killed in between,
@@ -75,12 +75,12 @@ def write_shards(
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, or of a folder that `write_shards` filled, by name."""
+    """Reads all arrays of a file, or of a folder that `write_shards` filled, by name."""
     return {name: np.asarray(array) for name, array in lazy(path)[0].items()}
 
 
 def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
-    """The arrays by name, each read when it is needed, and the metadata ({} in a file of others).
+    """Returns the arrays by name, each read when it is needed, and the metadata ({} in a file of others).
 
     DataError names a file that is missing, cut short or without an array that the index says it holds.
     """
@@ -101,7 +101,7 @@ def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
 
 
 def _readable(arrays: Arrays) -> Arrays:
-    """With shape and numpy dtype, without reading what is `Lazy`."""
+    """Returns arrays with a shape and a numpy dtype, without reading those that are `Lazy`."""
     return {name: a if isinstance(a, Lazy) else dtypes.to_numpy(name, a) for name, a in arrays.items()}
 
 
@@ -147,7 +147,7 @@ def _write_index(folder: Path, shards: Mapping[str, Arrays], dtype: str | None) 
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Makes a DataError of a disk's refusal."""
+    """Turns what the disk refuses into a DataError."""
     try:
         yield
     except OSError as error:
@@ -155,7 +155,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _places(path: Path) -> dict[Path, set[str]]:
-    """The names to take from each file; nothing named means all."""
+    """Returns the names to take from each file; an empty set stands for all."""
     if not path.is_dir():
         return {path: set()}
     index = path / INDEX

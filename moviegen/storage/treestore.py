@@ -1,4 +1,4 @@
-"""Trees of arrays in one folder of the disk, all arrays at the same time, this process's parts of them alone."""
+"""Trees of arrays in one folder; several arrays are read or written at a time, and only this process's parts."""
 
 import functools
 from collections import deque
@@ -19,7 +19,7 @@ Tree = Mapping[str, Any]
 
 
 def create(folder: Path, trees: Mapping[str, Tree]) -> dict[str, dict]:
-    """Prepare every array; returns {tree: {name: what a manifest says of it}}, still without files."""
+    """Creates every array and returns {tree: {name: entry for a manifest}}, still without files."""
 
     def one(tree, name, value):
         place = folder / arraystore.folder_name(tree) / arraystore.folder_name(name)
@@ -31,7 +31,7 @@ def create(folder: Path, trees: Mapping[str, Tree]) -> dict[str, dict]:
 
 
 def write(folder: Path, trees: Mapping[str, Tree], entries: Mapping[str, dict]) -> list[tuple[str, str, dict]]:
-    """[(tree, name, signatures of the files written)] of what this rank has."""
+    """Writes the parts that this rank has and returns [(tree, name, signatures of its files)]."""
     written: list[tuple[str, str, dict]] = []
     pending: deque = deque()
 
@@ -59,7 +59,7 @@ def _part(name: str, value: Any) -> arraystore.Part:
 def read(
     path: Path, trees: Mapping[str, Mapping[str, dict]], dtype: str | None = None, where: Any = None
 ) -> dict[str, dict]:
-    """Read {tree: {name: array}}, of each array the slice `where(shape)` (None: all). ValueError names a damaged one."""
+    """Reads {tree: {name: array}}, of each array the slice `where(shape)` (None: all). ValueError names a damaged one."""
 
     def one(key: tuple[str, str]) -> np.ndarray:
         tree, name = key
@@ -73,7 +73,7 @@ def read(
 
 
 def lazy(path: Path, trees: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[str, arraystore.Lazy]]:
-    """{tree: {name: array that is read later}}."""
+    """Returns {tree: {name: array that is read when it is needed}}."""
 
     def one(tree: str, name: str, entry: dict) -> arraystore.Lazy:
         dtype = dtypes.numpy_dtype(entry["dtype"])

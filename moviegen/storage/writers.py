@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard events and, beside them, a writer of the caller's own."""
+"""The writer of a run's numbers: metrics.jsonl, TensorBoard events and, beside them, a writer of the caller's own."""
 
 import io
 import json
@@ -84,7 +84,7 @@ class Writer:
             writer.write_texts(step, texts)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Sends settings, {dotted key: value}, to TensorBoard as a text; once a run, at its start."""
+        """Sends settings, {dotted key: value}, to TensorBoard as a text."""
         if self.silent:
             return
         lines = "".join(f"    {key} = {value!r}\n" for key, value in hparams.items())  # indented is code in Markdown
@@ -93,7 +93,7 @@ class Writer:
             writer.write_hparams(hparams)
 
     def flush(self) -> None:
-        """Brings what was written so far to the files."""
+        """Writes out what is still buffered."""
         for writer in [self._file, self._board, *self._others]:
             if writer is not None and not self.silent:
                 writer.flush()
