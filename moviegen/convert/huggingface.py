@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from moviegen.convert.names import by_layers
 from moviegen.errors import ConfigError
 from moviegen.models.text import clip as clip_model
 from moviegen.models.text import t5 as t5_model
@@ -122,15 +123,16 @@ def t5_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
 
     Raises ConfigError naming every missing, extra or wrongly shaped parameter.
     """
-    names, unknown = _sort(arrays, _T5_OTHERS, r"encoder\.block\.(\d+)\.layer\.(.+)", _T5_BLOCK, _T5_REST)
+    own = [name for name in arrays if not re.match(_T5_OTHERS, name)]
+    names, unknown = by_layers(own, r"encoder\.block\.(\d+)\.layer\.(.+)", _T5_BLOCK, _T5_REST)
     match({path: arrays[name] for path, name in names.items()}, unknown, t5_model.shapes(cfg), "")
     return names
 
 
 def clip_text_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
     """The same for CLIP's text tower, whose position table may have fewer rows than cfg.positions."""
-    pattern = r"text_model\.encoder\.layers\.(\d+)\.(.+)"
-    names, unknown = _sort(arrays, _CLIP_OTHERS, pattern, _CLIP_BLOCK, _CLIP_REST)
+    own = [name for name in arrays if not re.match(_CLIP_OTHERS, name)]
+    names, unknown = by_layers(own, r"text_model\.encoder\.layers\.(\d+)\.(.+)", _CLIP_BLOCK, _CLIP_REST)
     wanted = clip_model.shapes(cfg)
     table = arrays[names["position/token"]].shape if "position/token" in names else ()
     if len(table) == 2 and 2 <= table[0] < cfg.positions:
@@ -158,24 +160,6 @@ def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place
         return clip_model.stretch_positions(array, cfg.positions) if path == "position/token" else array
 
     return _read(arrays, clip_text_names(arrays, cfg), dtype, place, change)
-
-
-def _sort(
-    arrays: Mapping[str, Any], others: str, pattern: str, block: dict[str, str], rest: dict[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """({our path: name}, names that no encoder has), leaving out `others`."""
-    names, unknown = {}, []
-    for name in sorted(arrays):
-        if re.match(others, name):
-            continue
-        layer = re.fullmatch(pattern, name)
-        if layer and layer[2] in block:
-            names[f"blocks/{layer[1]}/{block[layer[2]]}"] = name
-        elif name in rest:
-            names[rest[name]] = name
-        else:
-            unknown.append(name)
-    return names, unknown
 
 
 def _read(arrays: Mapping[str, Any], names: dict[str, str], dtype: str, place: Place | None, change: Callable) -> dict:

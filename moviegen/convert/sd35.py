@@ -6,12 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from moviegen.convert.names import rename
 from moviegen.models.tae import model
 from moviegen.nn import backend
 from moviegen.nn.tree import match
 
-LEAVES = {"weight": "w", "bias": "b"}
-NORMS = {"weight": "scale", "bias": "bias"}
+# Applied in order to a name without its last component; the levels of the decoder are counted from the other end.
+_MODULES = (
+    (r"\.down_blocks\.", ".down."),
+    (r"\.resnets\.", ".block."),
+    (r"\.(down|up)samplers\.0\.conv$", r".\1sample"),
+    (r"\.mid_block\.block\.", ".mid.block."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.spatial_attention."),
+    (r"attention\.group_norm$", "attention.norm"),
+    (r"attention\.to_([qkv])$", r"attention.\1"),
+    (r"attention\.to_out\.0$", "attention.out"),
+    (r"\.conv_shortcut", ".shortcut"),
+    (r"\.conv_norm_out$", ".head.norm"),
+    (r"\.conv_out$", ".head.conv"),
+)
+_LEAVES = {"weight": "w", "bias": "b"}
+_NORMS = {"weight": "scale", "bias": "bias"}
 
 
 def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
@@ -39,20 +54,9 @@ def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
 
 def _path(name: str, levels: int) -> str:
     module, _, leaf = name.rpartition(".")
-    module = re.sub(r"^encoder\.down_blocks\.(\d+)\.resnets", r"encoder.down.\1.block", module)
-    module = re.sub(r"^encoder\.down_blocks\.(\d+)\.downsamplers\.0\.conv", r"encoder.down.\1.downsample", module)
-    module = re.sub(r"^decoder\.up_blocks\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", module)
-    module = module.replace(".resnets.", ".block.").replace(".upsamplers.0.conv", ".upsample")
-    module = module.replace("mid_block.block.", "mid.block.")
-    module = re.sub(r"mid_block\.attentions\.0", "mid.spatial_attention", module)
-    module = re.sub(r"attention\.group_norm$", "attention.norm", module)
-    module = re.sub(r"attention\.to_([qkv])$", r"attention.\1", module)
-    module = re.sub(r"attention\.to_out\.0$", "attention.out", module)
-    module = module.replace("conv_shortcut", "shortcut")
-    module = re.sub(r"\.conv_norm_out$", ".head.norm", module)
-    module = re.sub(r"\.conv_out$", ".head.conv", module)
-    last = module.rsplit(".", 1)[-1]
-    if last.startswith("norm"):
-        return f"{module}.{NORMS.get(leaf, leaf)}".replace(".", "/")
+    module = rename(module, _MODULES)
+    module = re.sub(r"\.up_blocks\.(\d+)\.", lambda m: f".up.{levels - 1 - int(m[1])}.", module)
+    if module.rpartition(".")[2].startswith("norm"):
+        return f"{module}.{_NORMS.get(leaf, leaf)}".replace(".", "/")
     kernel = "" if "attention." in module else "spatial/"
-    return f"{module}/{kernel}{LEAVES.get(leaf, leaf)}".replace(".", "/")
+    return f"{module}/{kernel}{_LEAVES.get(leaf, leaf)}".replace(".", "/")

@@ -1,17 +1,19 @@
 """Checkpoints of the MindSpore Movie Gen example (mindone, examples/moviegen) as parameters of our models."""
 
-import re
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from moviegen.errors import ConfigError
+from moviegen.convert.names import by_layers, rename, strip_prefixes
 from moviegen.models.tae import model as tae_model
 from moviegen.models.transformer import model as transformer_model
 from moviegen.nn import backend
 from moviegen.nn.positions import resize_table
 from moviegen.nn.tree import match
+from moviegen.storage.arraystore import Lazy
 
 # Our path of every parameter outside the layers, by the seed's name.
 GLOBAL = {
@@ -38,58 +40,47 @@ LAYER = {
 }
 
 
-def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]:
-    """Names without any leading run of the components ("ema|network|model"), as training wrappers put before them.
-
-    Raises ConfigError where two names fall together: the file then holds several sets of weights, say EMA beside plain.
-    """
-    origin: dict[str, str] = {}
-    stripped = {}
-    for name, value in arrays.items():
-        short = re.sub(rf"^(?:(?:{components})\.)+", "", name)
-        if short in origin:
-            raise ConfigError(
-                f"{origin[short]!r} and {name!r} are the same parameter of two sets of weights: pass the arrays of one "
-                "of the two prefixes alone"
-            )
-        origin[short] = name
-        stripped[short] = value
-    return stripped
-
-
 def transformer(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
-    """Parameters of our transformer from the seed's arrays by name, in float32.
+    """Parameters of our transformer, tensors in float32, from the seed's arrays by name.
+
+    Raises ConfigError as `lazy_transformer` does.
+    """
+    return backend.moved({path: np.asarray(array) for path, array in lazy_transformer(arrays, cfg).items()})
+
+
+def lazy_transformer(arrays: Mapping[str, np.ndarray | Lazy], cfg: Any) -> dict[str, Lazy]:
+    """The same as float32 arrays that are read one by one when they are needed, which the largest model asks for.
 
     Takes any run of the prefixes `ema.`, `network.`, `model.`; a linear or a convolutional patch embedder; position
     tables of another length, which are interpolated. Raises ConfigError naming every missing, extra or wrongly shaped
-    parameter.
+    parameter, before the first is read.
     """
     wanted = transformer_model.shapes(cfg)
-    found, unknown = {}, []
-    for name, value in strip_prefixes(arrays, "ema|network|model").items():
-        path = _path(name)
-        if path is None:
-            unknown.append(name)
-            continue
-        value = np.asarray(value).astype(np.float32)
-        if path.endswith("/modulation") and path.startswith("blocks/") and value.shape[:1] == (1,):
-            value = value[0]
-        elif path == "patch" and value.ndim == 5:
-            value = value.reshape(len(value), -1)
-        elif path.startswith("position/") and value.ndim == 2 and len(value) and path in wanted:
-            value = resize_table(value, wanted[path][0])
-        found[path] = value
+    arrays = strip_prefixes(arrays, "ema|network|model")
+    names, unknown = by_layers(arrays, r"layers\.(\d+)\.(.+)", LAYER, GLOBAL)
+    found = {}
+    for path, name in names.items():
+        shape = _shape(path, arrays[name].shape, wanted)
+        found[path] = Lazy(shape, np.dtype(np.float32), functools.partial(_read, path, arrays[name], shape))
     ours = any(path.endswith(("cross/norm", "/norm_bias")) for path in wanted.keys() - found.keys())
     match(found, unknown, wanted, "; the seed's weights need a config with compat='seed'" if ours else "")
-    return backend.to_tensors(found)
+    return found
 
 
-def _path(name: str) -> str | None:
-    """Our path of the seed's (unprefixed) name, or None."""
-    layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-    if layer is None:
-        return GLOBAL.get(name)
-    return f"blocks/{layer[1]}/{LAYER[layer[2]]}" if layer[2] in LAYER else None
+def _shape(path: str, shape: tuple[int, ...], wanted: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that we have of the seed's array of a shape."""
+    if path.startswith("blocks/") and path.endswith("/modulation") and shape[:1] == (1,):
+        return shape[1:]
+    if path == "patch" and len(shape) == 5:
+        return shape[0], math.prod(shape[1:])
+    if path.startswith("position/") and len(shape) == 2 and shape[0] and path in wanted:
+        return wanted[path][0], shape[1]
+    return shape
+
+
+def _read(path: str, array: np.ndarray | Lazy, shape: tuple[int, ...]) -> np.ndarray:
+    value = np.asarray(array).astype(np.float32)
+    return resize_table(value, shape[0]) if path.startswith("position/") else value.reshape(shape)
 
 
 # Path of the seed's autoencoder below its encoder or decoder -> ours; the last component of a name follows TAE_LEAVES.
@@ -121,8 +112,7 @@ def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
         if ".temb_proj." in name:
             continue  # never read by the seed's model either
         module, _, leaf = name.rpartition(".")
-        for pattern, replacement in TAE_MODULES:
-            module = re.sub(pattern, replacement, module)
+        module = rename(module, TAE_MODULES)
         path = f"{module}/{TAE_LEAVES.get(leaf, leaf)}".replace(".", "/")
         found[path] = _tae_array(path, np.asarray(value).astype(np.float32))
     match(found, [], tae_model.shapes(cfg), "")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from moviegen.convert.names import rename
 from moviegen.nn import backend
 
 NAMINGS = ("moviegen", "seed", "diffusers")
@@ -58,8 +59,7 @@ def export(params: Mapping[str, Any], cfg: Any, naming: str) -> dict[str, np.nda
 
 def _name(path: str, naming: str, levels: int) -> str:
     module, _, leaf = path.replace("/", ".").rpartition(".")
-    for pattern, replacement in _SEED if naming == "seed" else _DIFFUSERS:
-        module = re.sub(pattern, replacement, module)
+    module = rename(module, _SEED if naming == "seed" else _DIFFUSERS)
     if naming == "diffusers":
         module = re.sub(r"\.up\.(\d+)\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.", module)
     return f"{module}.{_LEAVES.get(leaf) or _NORMS[naming][leaf]}"

@@ -1,0 +1,53 @@
+"""Names of others' arrays as our paths, by rules."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from moviegen.errors import ConfigError
+
+Rules = Iterable[tuple[str, str | Callable[[re.Match], str]]]
+
+
+def rename(name: str, rules: Rules) -> str:
+    """The name after every rule (pattern, replacement of `re.sub`), in order."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]:
+    """Names without any leading run of the components ("ema|network|model"), as training wrappers put before them.
+
+    Raises ConfigError where two names fall together: the file then holds several sets of weights, say EMA beside plain.
+    """
+    origin: dict[str, str] = {}
+    for name in arrays:
+        short = re.sub(rf"^(?:(?:{components})\.)+", "", name)
+        if short in origin:
+            raise ConfigError(
+                f"{origin[short]!r} and {name!r} are the same parameter of two sets of weights: pass the arrays of one "
+                "of the two prefixes alone"
+            )
+        origin[short] = name
+    return {short: arrays[name] for short, name in origin.items()}
+
+
+def by_layers(
+    names: Iterable[str], pattern: str, layer: Mapping[str, str], rest: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """({our path: name}, names that are neither).
+
+    `pattern` finds a layer's number and the rest of the name, which `layer` gives our path of below `blocks/NUMBER/`;
+    `rest` has the names outside the layers.
+    """
+    paths, unknown = {}, []
+    for name in sorted(names):
+        found = re.fullmatch(pattern, name)
+        if found and found[2] in layer:
+            paths[f"blocks/{found[1]}/{layer[found[2]]}"] = name
+        elif name in rest:
+            paths[rest[name]] = name
+        else:
+            unknown.append(name)
+    return paths, unknown
