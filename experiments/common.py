@@ -184,16 +184,19 @@ STAGES = {
 }
 
 
-def stage(size: str, number: int) -> ConfigDict:
-    """The experiment of one training stage; `train.init_from` takes the checkpoint folder of the stage before."""
+def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
+    """The experiment of one training stage; `train.init_from` takes the checkpoint folder of the stage before.
+
+    compat="seed" has the arithmetic of the seed's checkpoints, of generator and autoencoder: docs/models.md.
+    """
     s = STAGES[number]
     height, width = s["size"]
     return ConfigDict(
         dict(
             job="train",
             seed=42,
-            model=transformer(size, position_lengths=s["positions"]),
-            tae=tae(),
+            model=transformer(size, compat, position_lengths=s["positions"]),
+            tae=tae(compat=compat),
             text=text(),
             data=dict(
                 source="csv",
@@ -264,6 +267,7 @@ def stage(size: str, number: int) -> ConfigDict:
             ),
             # --job=export: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
             export=dict(checkpoint="", weights="ema", dtype="float32", shard_bytes=5_000_000_000),
+            convert=dict(kind="transformer", source="", target=""),  # --job=convert: the seed's weights; docs/models.md
             import_weights=dict(path=""),  # --job=import_weights: a safetensors file, or a folder with an index
         )
     )

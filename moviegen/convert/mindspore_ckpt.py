@@ -1,6 +1,8 @@
 """Reads MindSpore's `.ckpt` files: protocol buffers, so nothing in one is executed.
 
-By hand, since the library holds no message above 2 GB, and MindSpore cuts its files into several. The format is
+`mindspore.load_checkpoint` (2.10) does not unpickle either, but it trusts the shape that a file states: with more content
+it writes beyond the tensor's memory, with less it returns whatever lay behind. It also takes the last of two parameters
+of one name, needs the file in memory several times, and protocol buffers hold no message above 2 GB. The format is
     Checkpoint { repeated Value value = 1; }   Value { string tag = 1; Tensor tensor = 2; }
     Tensor { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3; }
 A parameter above 512 MB is several values of the same tag. `crc_num` and ten bytes may follow.
@@ -31,13 +33,8 @@ def lazy(path: str | Path) -> dict[str, Lazy]:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _arrays(path, data)
-    except (OSError, ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise DataError(f"{path}: not a readable MindSpore checkpoint ({error})") from error
-
-
-def read(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays by name."""
-    return {name: np.asarray(array) for name, array in lazy(path).items()}
 
 
 def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
@@ -55,6 +52,8 @@ def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
         name, dims, kind, content = _value(data, start, stop)
         if kind == "str":  # a note that training left
             continue
+        if kind not in _DTYPES:
+            raise ValueError(f"{name} is {kind}, expected one of {', '.join(_DTYPES)}")
         if name in shapes and (shapes[name], dtypes[name]) != (dims, numpy_dtype(_DTYPES[kind])):
             raise ValueError(f"{name} is there twice, and differs")
         shapes[name], dtypes[name] = dims, numpy_dtype(_DTYPES[kind])
@@ -92,6 +91,8 @@ def _value(data: mmap.mmap, start: int, stop: int) -> tuple[str, tuple[int, ...]
             raise ValueError(f"{name or 'a parameter'} is no plain tensor (field {number})")
     if not name or not kind:
         raise ValueError("a value without a name or a type")
+    if len(dims) > 32:
+        raise ValueError(f"{name} has {len(dims)} axes")
     scalar = dims == [0] and content[0] < content[1]  # so MindSpore writes one
     return name, () if scalar else tuple(dims), kind, content
 

@@ -4,65 +4,76 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from moviegen import config as configs
 from moviegen.convert import lpips, mindspore_ckpt, sd35, seed, tae_names, torch_bin
 from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import weights as tae_weights
 from moviegen.runner import Run
 from moviegen.storage import safetensors_io
-
-KINDS = ("tae", "lpips")
+from moviegen.storage.arraystore import Lazy
 
 
 def run(run: Run) -> dict[str, float]:
     """Read `convert.source`, write `convert.target` (safetensors, float32), and return how many arrays it holds.
 
-    kind "tae": an image autoencoder in diffusers' names, which is inflated; the seed's autoencoder, a MindSpore .ckpt or
-    safetensors; or ours, a file or a folder of checkpoints. Whose it is, its names say. Written in `convert.naming`:
-    "moviegen", "seed" or "diffusers". kind "lpips": torchvision's VGG16, with the channel weights in `convert.heads`.
-    Files of torch (.pth, .pt, .bin) and MindSpore are read without unpickling. Raises ConfigError or DataError.
+    kind "transformer", of a generator's experiment: the seed's generator, a MindSpore .ckpt or safetensors, an array in
+    memory at a time. Of the autoencoder's experiments, kind "tae": an image autoencoder in diffusers' names, which is
+    inflated; the seed's autoencoder; or ours, a file or a folder of checkpoints. Whose it is, its names say. Written in
+    `convert.naming`: "moviegen", "seed" or "diffusers". kind "lpips": torchvision's VGG16, with the channel weights in
+    `convert.heads`. Nothing in a file is executed. Raises ConfigError or DataError.
     """
     config = run.config
-    if "convert" not in config:
-        raise ConfigError("this experiment has no section `convert`: take one with it, such as experiments/tae.py")
-    settings = config.convert
-    for key, known in (("kind", KINDS), ("naming", tae_names.NAMINGS)):
-        if settings[key] not in known:
-            raise ConfigError(f"convert.{key} is {settings[key]!r}, expected one of {', '.join(known)}")
-    if not settings.target.endswith(".safetensors"):
-        raise ConfigError(
-            f"convert.target is {settings.target!r}, expected the name of a file that ends in .safetensors"
-        )
+    settings, metadata = _settings(config), {}
     source = _existing("source", settings.source)
-    if settings.kind == "lpips":
-        arrays = lpips.vgg(read(source), read(_existing("heads", settings.heads)))
+    if settings.kind == "transformer":
+        arrays, origin = seed.lazy_transformer(lazy(source), config.model), "the seed's generator"
+        metadata["model"] = configs.to_plain(config.model)  # what --job=import_weights compares with
+    elif settings.kind == "lpips":
+        arrays = lpips.vgg(lazy(source), lazy(_existing("heads", settings.heads)))
         origin = "VGG16 and LPIPS's channel weights"
     else:
         params, origin = _tae(source, config.tae)
         arrays = tae_names.export(params, config.tae, settings.naming)
-    safetensors_io.write(arrays, settings.target)
+    safetensors_io.write(arrays, settings.target, metadata=metadata)
     print(f"convert: {origin} in {source}; {len(arrays)} arrays written to {settings.target}", flush=True)
     return {"arrays": len(arrays)}
 
 
-def read(path: Path) -> Mapping[str, np.ndarray]:
-    """The arrays of a file by name, of whichever format its suffix says. Nothing in it is executed."""
-    readers = {".safetensors": safetensors_io.read, ".ckpt": mindspore_ckpt.read}
-    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_torch)
+def lazy(path: Path) -> Mapping[str, Lazy]:
+    """The arrays of a file by name, of whichever format its suffix says, each read when it is needed."""
+    readers = {".safetensors": lambda path: safetensors_io.lazy(path)[0], ".ckpt": mindspore_ckpt.lazy}
+    readers |= dict.fromkeys((".pth", ".pt", ".bin"), torch_bin.lazy)
     if path.suffix not in readers:
         raise DataError(f"{path}: expected a file that ends in {', '.join(readers)}")
     return readers[path.suffix](path)
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array) for name, array in torch_bin.lazy(path).items()}
+def _settings(config: Any) -> Any:
+    if "convert" not in config:
+        raise ConfigError(
+            "this experiment has no section `convert`: take one with it, experiments/tae.py for the autoencoder and "
+            "LPIPS, a stage such as experiments/1b_stage1.py for the generator"
+        )
+    settings = config.convert
+    kinds = ("transformer",) if "model" in config else ("tae", "lpips")
+    if settings.kind not in kinds:
+        raise ConfigError(
+            f"convert.kind is {settings.kind!r}, expected one of {', '.join(kinds)} in this experiment: the autoencoder "
+            "and LPIPS are in experiments/tae.py, the generator in a stage such as experiments/1b_stage1.py"
+        )
+    if settings.kind == "tae" and settings.naming not in tae_names.NAMINGS:
+        raise ConfigError(f"convert.naming is {settings.naming!r}, expected one of {', '.join(tae_names.NAMINGS)}")
+    if not settings.target.endswith(".safetensors"):
+        raise ConfigError(
+            f"convert.target is {settings.target!r}, expected the name of a file that ends in .safetensors"
+        )
+    return settings
 
 
 def _tae(source: Path, cfg: Any) -> tuple[dict, str]:
     if source.is_dir():
         return tae_weights.load(source, cfg), "an autoencoder of ours"
-    arrays = read(source)
+    arrays = lazy(source)
     if any(name.startswith("encoder/") for name in arrays):
         return tae_weights.load(source, cfg), "an autoencoder of ours"
     if any("down_blocks." in name for name in arrays):

@@ -24,7 +24,7 @@ def test_loads_and_is_locked(path):
         config.new_key = 1
 
 
-@pytest.mark.parametrize("argument", ["", ":tiny"])
+@pytest.mark.parametrize("argument", ["", ":tiny", ":compat=seed"])
 @pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
 def test_a_stage_fits_together(path, argument):
     config = configs.load(f"{path}{argument}")
@@ -61,3 +61,10 @@ def test_tiny_is_the_same_experiment(path):
         assert key.split(".")[0] in ("name", "model", "tae", "data", "train", "sample") or key == "optim.warmup_steps"
     assert "model.text_norm" not in changed and "data.image_fraction" not in changed
     assert tiny.train.steps == 3
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_the_seeds_arithmetic(path):
+    paper, seed = configs.load(str(path)), configs.load(f"{path}:compat=seed")
+    changed = {line.split(":")[0] for line in configs.changes(configs.to_plain(paper), configs.to_plain(seed))}
+    assert changed == {"name", "model.cross_attention_norm", "model.text_norm", "tae.temporal_upsample_padding"}

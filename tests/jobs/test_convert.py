@@ -7,14 +7,16 @@ import pytest
 
 from moviegen import config as configs
 from moviegen.convert import lpips as convert_lpips
+from moviegen.convert import seed
 from moviegen.errors import ConfigError, DataError
-from moviegen.jobs import convert
+from moviegen.jobs import convert, import_weights, sample
 from moviegen.models import lpips
 from moviegen.models.tae import model as tae
 from moviegen.models.tae import weights as tae_weights
+from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
 from moviegen.runner import Run
-from moviegen.storage import safetensors_io
+from moviegen.storage import checkpoint, safetensors_io
 from tests.golden.recipe import golden_array
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -100,6 +102,11 @@ def test_lpips_from_its_two_files(tmp_path):
     [
         (dict(source="gone.ckpt"), ConfigError, "convert.source is 'gone.ckpt', which does not exist"),
         (dict(kind="clip"), ConfigError, "convert.kind is 'clip', expected one of tae, lpips"),
+        (
+            dict(kind="transformer"),
+            ConfigError,
+            "one of tae, lpips in this .*generator in a stage such as",
+        ),
         (dict(naming="torch"), ConfigError, "convert.naming is 'torch', expected one of moviegen, seed, diffusers"),
         (dict(target="x.ckpt"), ConfigError, "convert.target is 'x.ckpt', expected .* ends in .safetensors"),
         (dict(source=__file__), DataError, r"test_convert.py: expected a file that ends in .safetensors, .ckpt, .pth"),
@@ -119,3 +126,51 @@ def test_wrong_settings_are_named(tmp_path, values, error, message):
 def test_an_experiment_without_the_section_is_told(tmp_path):
     with pytest.raises(ConfigError, match="no section `convert`"):
         convert.run(Run(configs.load("experiments/tiny.py"), tmp_path))
+
+
+def seed_s_generator(cfg):
+    """Arrays under the seed's names, and the same as our parameters."""
+    names = {path: name for name, path in seed.GLOBAL.items()}
+    layers = {path: name for name, path in seed.LAYER.items()}
+    arrays, ours = {}, {}
+    for path, shape in transformer.shapes(cfg).items():
+        layer = re.fullmatch(r"blocks/(\d+)/(.+)", path)
+        name = f"layers.{layer[1]}.{layers[layer[2]]}" if layer else names[path]
+        ours[path] = golden_array(name, shape)
+        arrays[name] = ours[path][None] if path.startswith("blocks/") and path.endswith("/modulation") else ours[path]
+    return arrays, ours
+
+
+def generator_settings(tmp_path, arguments=",compat=seed"):
+    config = configs.load(f"experiments/1b_stage1.py:tiny{arguments}").unlock()
+    config.convert.update(source=str(tmp_path / "seed.ckpt"), target=str(tmp_path / "seed.safetensors"))
+    config.import_weights.path = config.convert.target
+    config.sample.update(checkpoint=str(tmp_path / "imported"), steps=1, height=32, width=32)
+    return config
+
+
+def test_from_the_seed_s_generator_to_a_sample(tmp_path, capsys):
+    config = generator_settings(tmp_path)
+    arrays, ours = seed_s_generator(config.model)
+    listed = [{"name": f"network.model.{name}", "data": ms.Tensor(value)} for name, value in arrays.items()]
+    ms.save_checkpoint(listed, str(tmp_path / "seed.ckpt"))
+    assert convert.run(Run(config, tmp_path)) == import_weights.run(Run(config, tmp_path)) == {"arrays": len(ours)}
+    assert "the seed's generator in" in capsys.readouterr().out
+    found = checkpoint.load(tmp_path / "imported")[0]["ema"]
+    assert found.keys() == ours.keys()
+    for path, value in ours.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    sample.run(Run(config, tmp_path))
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00-a-red-circle-moves-left.png"]
+    with pytest.raises(ConfigError, match="exported with another model: num_heads"):
+        config.model.num_heads = 3
+        import_weights.run(Run(config, tmp_path))
+
+
+def test_the_seed_s_generator_is_not_the_paper_s(tmp_path):
+    arrays, _ = seed_s_generator(generator_settings(tmp_path).model)
+    safetensors_io.write(arrays, tmp_path / "seed.safetensors")
+    config = generator_settings(tmp_path, "")
+    config.convert.source = config.convert.target
+    with pytest.raises(ConfigError, match="missing: blocks/0/cross/norm, .*need a config with compat='seed'"):
+        convert.run(Run(config, tmp_path))
