@@ -43,78 +43,77 @@ def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
         end -= len(_CRC) + 10
         if zlib.crc32(memoryview(data)[:end]) != int.from_bytes(data[end + len(_CRC) :], "big"):
             raise ValueError("its checksum does not match")
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, np.dtype] = {}
-    pieces: dict[str, list[tuple[int, int]]] = {}
-    for number, start, stop in _fields(data, 0, end):
+    kinds: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    pieces: dict[str, list[range]] = {}
+    for number, value in _fields(data, range(end)):
         if number != 1:
             raise ValueError(f"field {number} in a checkpoint")
-        name, dims, kind, content = _value(data, start, stop)
+        name, shape, kind, content = _value(data, value)
         if kind == "str":  # a note that training left
             continue
         if kind not in _DTYPES:
             raise ValueError(f"{name} is {kind}, expected one of {', '.join(_DTYPES)}")
-        if name in shapes and (shapes[name], dtypes[name]) != (dims, numpy_dtype(_DTYPES[kind])):
+        if kinds.setdefault(name, (shape, numpy_dtype(_DTYPES[kind]))) != (shape, numpy_dtype(_DTYPES[kind])):
             raise ValueError(f"{name} is there twice, and differs")
-        shapes[name], dtypes[name] = dims, numpy_dtype(_DTYPES[kind])
         pieces.setdefault(name, []).append(content)
     found = {}
-    for name, shape in shapes.items():
-        size = sum(stop - start for start, stop in pieces[name])
-        if size != math.prod(shape) * dtypes[name].itemsize:
-            raise ValueError(f"{name} {shape} has {size} bytes, expected {math.prod(shape) * dtypes[name].itemsize}")
-        load = functools.partial(_load, path, pieces[name], shape, dtypes[name])
-        found[name] = Lazy(shape, dtypes[name], load)
+    for name, (shape, dtype) in kinds.items():
+        size, expected = sum(map(len, pieces[name])), math.prod(shape) * dtype.itemsize
+        if size != expected:
+            raise ValueError(f"{name} {shape} has {size} bytes, expected {expected}")
+        found[name] = Lazy(shape, dtype, functools.partial(_load, path, pieces[name], shape, dtype))
     if not found:
         raise ValueError("it holds no parameters")
     return found
 
 
-def _value(data: mmap.mmap, start: int, stop: int) -> tuple[str, tuple[int, ...], str, tuple[int, int]]:
-    name, kind, dims, content = "", "", [], (0, 0)
-    for number, at, until in _fields(data, start, stop):
+def _value(data: mmap.mmap, where: int | range) -> tuple[str, tuple[int, ...], str, range]:
+    """Name, shape, type and place of a parameter's numbers, or of a piece of them."""
+    value = dict(_fields(data, where))
+    name = _text(data, value.get(1, 0))
+    if value.keys() - {1, 2}:
+        raise ValueError(f"{name} is no plain tensor (field {max(value)})")
+    dims, tensor = [], {}
+    for number, content in _fields(data, value.get(2, 0)):
         if number == 1:
-            name = data[at:until].decode()
-        elif number == 2:
-            for part, first, last in _fields(data, at, until):
-                if part == 1 and last == first:  # a number of its own, which _fields leaves in place of a range
-                    dims.append(first)
-                elif part == 1:
-                    while first < last:
-                        size, first = _number(data, first)
-                        dims.append(size)
-                elif part == 2:
-                    kind = data[first:last].decode()
-                elif part == 3:
-                    content = (first, last)
-        else:
-            raise ValueError(f"{name or 'a parameter'} is no plain tensor (field {number})")
-    if not name or not kind:
-        raise ValueError("a value without a name or a type")
+            dims += [content] if isinstance(content, int) else _numbers(data, content)
+        tensor[number] = content
+    kind, content = _text(data, tensor.get(2, 0)), tensor.get(3, range(0))
+    if not name or not kind or isinstance(content, int):
+        raise ValueError("a value without a name, a type or content")
     if len(dims) > 32:
         raise ValueError(f"{name} has {len(dims)} axes")
-    scalar = dims == [0] and content[0] < content[1]  # so MindSpore writes one
+    scalar = dims == [0] and len(content) > 0  # so MindSpore writes one
     return name, () if scalar else tuple(dims), kind, content
 
 
-def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, stop) of every field of a message; of a plain number (number, value, value)."""
-    while start < stop:
-        key, start = _number(data, start)
+def _fields(data: mmap.mmap, where: int | range) -> Iterator[tuple[int, int | range]]:
+    """(number, value) of every field of a message; a value is a whole number or the place of bytes."""
+    if isinstance(where, int):
+        raise ValueError("a number in place of a message")
+    at = where.start
+    while at < where.stop:
+        key, at = _number(data, at)
         number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, start = _number(data, start)
-            yield number, value, value
-        elif wire == 2:
-            size, start = _number(data, start)
-            if start + size > stop:
-                raise ValueError("cut short")
-            yield number, start, start + size
-            start += size
-        else:
+        if wire not in (0, 2):
             raise ValueError(f"wire type {wire}")
-    if start != stop:
-        raise ValueError("cut short")
+        value, at = _number(data, at)
+        if wire == 2:
+            value, at = range(at, at + value), at + value
+        if at > where.stop:
+            raise ValueError("cut short")
+        yield number, value
+
+
+def _numbers(data: mmap.mmap, where: range) -> Iterator[int]:
+    at = where.start
+    while at < where.stop:
+        number, at = _number(data, at)
+        yield number
+
+
+def _text(data: mmap.mmap, where: int | range) -> str:
+    return "" if isinstance(where, int) else data[where.start : where.stop].decode()
 
 
 def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
@@ -130,10 +129,7 @@ def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
             raise ValueError("a number of more than 64 bits")
 
 
-def _load(path: Path, pieces: list[tuple[int, int]], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    with open(path, "rb") as file:
-        parts = []
-        for start, stop in pieces:
-            file.seek(start)
-            parts.append(file.read(stop - start))
-    return np.frombuffer(b"".join(parts), dtype).reshape(shape)
+def _load(path: Path, pieces: list[range], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        content = b"".join(data[piece.start : piece.stop] for piece in pieces)
+    return np.frombuffer(content, dtype).reshape(shape)
