@@ -65,16 +65,18 @@ def t2v(config: Any, workdir: str) -> dict[str, float]:
 
 def sample(config: Any, workdir: str) -> dict[str, float]:
     """Samples held-out prompts (or the clips' captions), measures each, and writes samples.json beside the videos."""
-    from moviegen.jobs import sample as sampling
+    from moviegen.sampling.sampler import Request, Sampler
+    from moviegen.sampling.write import write
 
-    config = config.copy_and_resolve_references()
     wanted = _prompts(config)
-    config.sample.prompts = tuple(prompt for prompt, _ in wanted)
+    requests = [Request(prompt, index) for index, (prompt, _) in enumerate(wanted)]
     verdicts = []
-    for index, prompt, pieces in sampling.sample_videos(Run(config, Path(workdir))):
+    for request, pieces in Sampler(Run(config, Path(workdir))).sample(requests):
         frames = np.concatenate(list(pieces))
-        base = sampling.write(Path(workdir) / "samples", index, prompt, [frames], len(frames), config.sample.fps)
-        verdicts.append({"prompt": prompt, "file": base.name} | _verdict(config, wanted[index][1], frames))
+        base = write(Path(workdir) / "samples", request, [frames], len(frames), config.sample.fps)
+        verdicts.append(
+            {"prompt": request.prompt, "file": base.name} | _verdict(config, wanted[request.index][1], frames)
+        )
     (Path(workdir) / "samples.json").write_text(json.dumps(verdicts, indent=1))
     if config.data.source == "clips":
         for name, clip in _originals(config).items():

@@ -11,13 +11,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
-from moviegen.jobs import sample  # noqa: E402
 from moviegen.models.tae import model as tae
 from moviegen.models.transformer import model as transformer  # noqa: E402
 from moviegen.nn import backend
 from moviegen.parallel import mesh as meshes  # noqa: E402
 from moviegen.parallel import sync  # noqa: E402
-from moviegen.runner import Run
+from moviegen.runner import Run  # noqa: E402
+from moviegen.sampling.sampler import Request, Sampler  # noqa: E402
 from moviegen.storage import checkpoint, safetensors_io  # noqa: E402
 
 FRAMES = 48  # 6 latent frames: two tiles
@@ -62,8 +62,9 @@ def main(folder: str, *wanted: str) -> None:
         mesh = meshes.make(axes, range(size)) if size > 1 else meshes.ONE
         into = folder / (name if size > 1 else f"{name}-by-{meshes.rank()}")
         into.mkdir(exist_ok=True)  # the other ranks make it too
-        for index, _, pieces in sample.sample_videos(Run(config, into, mesh)):
-            np.save(into / f"{index}.npy", np.concatenate(list(pieces)))
+        requests = [Request(prompt, index) for index, prompt in enumerate(config.sample.prompts)]
+        for request, pieces in Sampler(Run(config, into, mesh)).sample(requests):
+            np.save(into / f"{request.index}.npy", np.concatenate(list(pieces)))
     sync.barrier(world.world)
 
 

@@ -1,0 +1,126 @@
+"""Samples videos of prompts: text, generator and decoder, loaded once for any number of requests."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from moviegen.data import video
+from moviegen.errors import ConfigError
+from moviegen.models.tae import model as tae
+from moviegen.models.tae import tiles as tae_tiles
+from moviegen.models.tae import weights as tae_weights
+from moviegen.models.text import toy as toy_text
+from moviegen.models.transformer import model as transformer
+from moviegen.nn import backend
+from moviegen.parallel import comm
+from moviegen.parallel.comm import Comm
+from moviegen.runner import Run
+from moviegen.sampling.assignment import assign
+from moviegen.sampling.generate import generate, noise
+from moviegen.storage import checkpoint
+from moviegen.storage.progress import Progress
+from moviegen.text import online
+from moviegen.training import state as states
+
+
+class Request(NamedTuple):
+    """What is asked for. The sample depends on the seed, `index` and `prompt` alone, not on the batch or the mesh."""
+
+    prompt: str
+    index: int
+
+
+class Generator(NamedTuple):
+    """EMA weights, what computing with them exchanges on the mesh, and the statistics of the latents that it makes."""
+
+    params: dict[str, Any]
+    comm: Comm
+    statistics: ConfigDict  # latent_shift, latent_scale
+
+
+class Sampler:
+    """The models of a run, each read when it is first needed and then kept; every rank of the mesh has one.
+
+    Weights are the EMA in `sample.checkpoint`, by default the newest of the run's own `checkpoints`. Raises ConfigError
+    where there are none, or for a size that the models cannot make.
+    """
+
+    def __init__(self, run: Run):
+        self.run, config = run, run.config
+        self.latent_shape = latent_shape(config)
+        tiles = len(tae_tiles.starts(self.latent_shape[1]))
+        self.assignment = assign(run.mesh, config.sample.guidance_scale != 1, tiles)
+        self.folder = Path(config.sample.checkpoint or run.workdir / "checkpoints")
+        if checkpoint.latest(self.folder) is None:
+            raise ConfigError(
+                f"sample.checkpoint is {config.sample.checkpoint!r}, and there is no checkpoint in {self.folder}: "
+                "train first, or name the checkpoints folder of a run"
+            )
+        self.tae_weights = tae_weights.configured(config)
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Iterator[np.ndarray]]]:
+        """Yields each request of which this rank has the video, and its frames, uint8 (n h w c) pieces decoded as taken.
+
+        Every rank must be given the same requests and take all that this yields. The latents of `sample.batch_size`
+        requests are in memory at once. Raises ConfigError or DataError when the embeddings of a prompt are missing.
+        """
+        config, by = self.run.config, self.assignment
+        text = self._encode([request.prompt for request in requests])
+        progress = Progress("sample", len(requests), self.run.mesh.world.rank)
+        for batch, decoded_here in by.batches(len(requests), config.sample.batch_size):
+            rows = {name: (values[[*batch, -1]], mask[[*batch, -1]]) for name, (values, mask) in text.items()}
+            start = noise(config.seed, [requests[number].index for number in batch], self.latent_shape)
+            latents = generate(self._generator.params, config, rows, start, by, self._generator.comm)
+            for place in decoded_here:
+                pieces = self._decode(latents[place])
+                if by.tile_group.rank == 0:
+                    yield requests[batch[place]], pieces
+                    progress.update(batch[place] + 1)
+                for _ in pieces:  # the other ranks of the group decode their tiles of it
+                    pass
+
+    def _encode(self, prompts: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Embeddings (b+1 l d) and masks (b+1 l) by encoder, the empty prompt last.
+
+        Encoders are as large as the generator, and let go before it is read.
+        """
+        config = self.run.config
+        if config.data.source == "csv":
+            return online.encode(prompts, config, self.run.mesh)
+        return toy_text.encode([*prompts, ""], config.model.text_dims)
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        config, mesh, zero_stage = self.run.config, self.run.mesh, self.run.config.train.zero_stage
+        shapes = transformer.shapes(config.model)
+        params, meta = states.load_average(self.folder, states.Layout(shapes, mesh, zero_stage))
+        if mesh.world.rank == 0:
+            print(f"sample: weights of step {meta['step']} in {self.folder}", flush=True)
+        exchange = comm.make(mesh, zero_stage, shapes, config.model.get("compute_dtype", "float32"))
+        statistics = {key: tuple(meta[key]) for key in ("latent_shift", "latent_scale")}
+        return Generator(params, exchange, ConfigDict(statistics))
+
+    @functools.cached_property
+    def _decoder(self) -> dict[str, Any]:
+        return tae_weights.load(self.tae_weights, self.run.config.tae)
+
+    def _decode(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+        """Frames of one sample's latents (c t h w), in pieces."""
+        config = self.run.config
+        raw = tae.denormalize(backend.tensor(latents[None]), self._generator.statistics)
+        stream = tae_tiles.stream(self._decoder, config.tae, raw, config.sample.num_frames, self.assignment.tile_group)
+        return (video.to_uint8(piece[0]) for piece in stream)
+
+
+def latent_shape(config: Any) -> tuple[int, int, int, int]:
+    """Returns (c t h w) of one sample's latents. Raises ConfigError for a size that the two models cannot make."""
+    settings = config.sample
+    for key, patch in (("height", config.model.patch_size[1]), ("width", config.model.patch_size[2])):
+        if settings[key] % (8 * patch):
+            raise ConfigError(f"sample.{key} is {settings[key]}: expected a multiple of {8 * patch}")
+    frames = -(-settings.num_frames // 8)
+    return config.tae.latent_channels, frames, settings.height // 8, settings.width // 8

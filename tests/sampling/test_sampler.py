@@ -1,0 +1,73 @@
+"""What is sampled for which request, whatever the batch; what is loaded, and when."""
+
+import numpy as np
+import pytest
+
+from moviegen import streams
+from moviegen.runner import Run
+from moviegen.sampling import sampler
+from moviegen.sampling.sampler import Request, Sampler
+from moviegen.streams import Stream
+from tests.sampling import stand_ins
+from tests.sampling.stand_ins import MEANS, SHAPE
+
+
+@pytest.fixture
+def config():
+    return stand_ins.config()
+
+
+@pytest.fixture
+def seen(monkeypatch, tmp_path):
+    return stand_ins.install(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def requests(config):
+    return [Request(prompt, index) for index, prompt in enumerate(config.sample.prompts)]
+
+
+def test_samples_come_one_for_each_request_whatever_the_batch(seen, config, requests, tmp_path):
+    assert [request for request, _ in Sampler(Run(config, tmp_path)).sample(requests)] == requests
+    config.sample.batch_size = 8
+    list(Sampler(Run(config, tmp_path)).sample(requests))
+    assert len(seen) == 6
+    np.testing.assert_array_equal(seen[:3], seen[3:])
+
+
+def test_a_sampler_loads_once_for_any_number_of_requests(seen, config, requests, tmp_path, monkeypatch):
+    loaded = []
+    for module, name in ((sampler.states, "load_average"), (sampler.tae_weights, "load")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, real=real, name=name: loaded.append(name) or real(*args))
+    one = Sampler(Run(config, tmp_path))
+    list(one.sample(requests))
+    again = [request for request, _ in one.sample([requests[2], requests[0], Request("another", 9), requests[1]])]
+    assert [request.index for request in again] == [2, 0, 9, 1]
+    assert sorted(loaded) == ["load", "load_average"]
+    np.testing.assert_array_equal([seen[3], seen[4], seen[6]], [seen[2], seen[0], seen[1]])
+    assert list(one.sample([])) == []
+
+
+def test_latents_are_scaled_back_by_the_checkpoints_statistics(seen, config, requests, tmp_path):
+    list(Sampler(Run(config, tmp_path)).sample(requests))
+    noise = streams.rng(Stream.SAMPLING_NOISE, config.seed, 1).standard_normal(SHAPE, dtype=np.float32)
+    shift, scale = (np.reshape(MEANS[key], (2, 1, 1, 1)) for key in ("shift", "scale"))
+    np.testing.assert_allclose(seen[1][0], noise / scale + shift, rtol=1e-6)
+
+
+def test_prompts_of_a_csv_experiment_come_as_files(seen, config, tmp_path):
+    config.data.source = "csv"
+    names = ("ul2", "metaclip")
+    for name in names:
+        for i, prompt in enumerate([*config.sample.prompts, "empty"]):
+            (tmp_path / name).mkdir(exist_ok=True)
+            values = np.full((2 + i, 3), float(i), np.float32)
+            np.savez(tmp_path / name / f"{prompt}.npz", text_emb=values, mask=np.ones(2 + i, int))
+    with config.unlocked():
+        config.data.text_folders = {name: str(tmp_path / name) for name in names}
+        config.data.empty_text = {name: str(tmp_path / name / "empty.npz") for name in names}
+    text = Sampler(Run(config, tmp_path))._encode(list(config.sample.prompts))
+    assert text["ul2"][0].shape == (4, 64, 3)
+    np.testing.assert_array_equal(text["metaclip"][1].sum(1), [2, 3, 4, 5])
+    assert text["ul2"][0][3].max() == 3 and text["ul2"][0][1].max() == 1
