@@ -1,61 +1,54 @@
 """Calls a function in a child process: what MindSpore compiled and allocated goes away with the child."""
 
+import contextlib
 import importlib
-import json
+import multiprocessing
 import os
-import pickle
 import resource
-import subprocess
 import sys
-import tempfile
 import threading
-import traceback
+import types
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from moviegen import errors
-
-_ROOT = str(Path(__file__).resolve().parents[2])
+from moviegen.errors import ConfigError
 
 
 def call(function: str, *args: Any) -> tuple[Any, float]:
-    """Result of `package.module:name` called with `args` in a child, and the child's peak memory in GB.
+    """Returns the result of `package.module:name`, called with `args` in a child, and the child's peak memory in GB.
 
-    Arguments cross by pickle, the result by JSON; what the child prints is shown as it comes. The child ends with its
-    parent, however that ends. A ConfigError or DataError in the child is raised here as itself; after anything else its
-    traceback has been printed and RuntimeError is raised.
+    Arguments and result cross by pickle; what the child prints is shown as it comes. The child ends with its parent,
+    even by SIGKILL. A ConfigError or DataError in the child is raised here as itself; after anything else its traceback
+    has been printed and RuntimeError is raised.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
-        child = subprocess.Popen(
-            [sys.executable, "-c", "from moviegen.demo import isolate; isolate._serve()", str(answer)],
-            stdin=subprocess.PIPE,
-            env=dict(os.environ, PYTHONPATH=path),
-        )
-        try:
-            # The pipe stays open: the child sees it close when this process is gone, even by SIGKILL.
-            child.stdin.write(pickle.dumps((function, args)))
-            child.stdin.flush()
-            code = child.wait()
-        except BrokenPipeError:
-            code = child.wait()
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
-            _close(child.stdin)
-        if not answer.is_file():
-            reason = f"was ended by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else "failed"
-            raise RuntimeError(f"{function} {reason}; started again, it continues from its last checkpoint")
-        told = json.loads(answer.read_text())
-    if "error" in told:
-        raise getattr(errors, told["error"])(told["message"])
-    return told["result"], told["peak_memory_gb"]
+    context = multiprocessing.get_context("spawn")
+    answers, child_end = context.Pipe(duplex=False)
+    child = context.Process(target=_run, args=(function, args, child_end))
+    with _without_script():
+        child.start()
+    child_end.close()
+    answer = None
+    try:
+        with contextlib.suppress(EOFError):  # the child ended before it had an answer
+            answer = answers.recv()
+        child.join()
+    finally:
+        if child.is_alive():
+            child.terminate()
+            child.join()
+    if answer is None:
+        code = child.exitcode
+        reason = f"was ended by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else "failed"
+        raise RuntimeError(f"{function} {reason}; started again, it continues from its last checkpoint")
+    if isinstance(answer, ConfigError):
+        raise answer
+    return answer
 
 
 def own_peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in GB (10^9 bytes)."""
+    """Returns the largest resident memory of this process so far, in GB (10^9 bytes)."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would count what the parent had before this program was started in its place
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -64,31 +57,28 @@ def own_peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _close(pipe: Any) -> None:
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Keeps a child started inside from running the user's script again, which may have no main guard."""
+    script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:
-        pipe.close()
-    except BrokenPipeError:
-        pass
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
-def _serve() -> None:
-    function, args = pickle.load(sys.stdin.buffer)
+def _run(function: str, args: tuple, answers: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, _, name = function.partition(":")
     try:
         result = getattr(importlib.import_module(module), name)(*args)
-        told = {"result": result, "peak_memory_gb": own_peak_memory_gb()}
-    except errors.ConfigError as error:
-        told = {"error": type(error).__name__, "message": str(error)}
+        answers.send((result, own_peak_memory_gb()))
+    except ConfigError as error:
+        answers.send(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
-    Path(sys.argv[1]).write_text(json.dumps(told))
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1024):  # not sys.stdin: its lock, held by this thread, would stop the interpreter from ending
-        pass
+    multiprocessing.parent_process().join()
     os._exit(1)

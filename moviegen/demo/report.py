@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from moviegen.demo import course
 from moviegen.evaluation import page
-from moviegen.jobs import demo
 from moviegen.storage import files
 from moviegen.storage.writers import read_metrics
 
@@ -22,7 +22,7 @@ def build(config: Any, workdir: str | Path) -> dict[str, float]:
     Time is the sum over stages, memory the largest of any.
     """
     workdir, start = Path(workdir), time.time()
-    stages = {name: demo.finished(workdir, name) for name in demo.STAGES if name != "report"}
+    stages = {name: course.finished(workdir, name) for name in course.STAGES if name != "report"}
     missing = [name for name, done in stages.items() if done is None]
     if missing:
         raise FileNotFoundError(f"{workdir}: the stages {', '.join(missing)} are not finished")

@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import moviegen
 from moviegen.demo import isolate
 from moviegen.errors import DataError
 
@@ -21,12 +23,18 @@ def wait(path):
     open(path, "w").write(str(os.getpid()))
     time.sleep(600)
 """
+# As a person may write it: no main guard, and what it prints is printed once.
+SCRIPT = """
+print("started", flush=True)
+from moviegen.demo import isolate
+print(isolate.call("functions:add", 1, 2)[0]["sum"])
+"""
 
 
 @pytest.fixture
 def functions(tmp_path, monkeypatch):
     (tmp_path / "functions.py").write_text(MODULE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
@@ -57,17 +65,26 @@ def test_a_killed_child_is_told_apart(functions):
         isolate.call("functions:die")
 
 
+def test_a_script_without_a_main_guard_runs_once(functions):
+    (functions / "script.py").write_text(SCRIPT)
+    ended = subprocess.run([sys.executable, functions / "script.py"], env=environment(), capture_output=True, text=True)
+    assert (ended.stdout.split(), ended.stderr) == (["started", "3"], "")
+
+
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
 def test_the_child_ends_with_its_parent(functions, by):
     note = functions / "pid"
     code = f"from moviegen.demo import isolate; isolate.call('functions:wait', {str(note)!r})"
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([isolate._ROOT, str(functions)]))
-    parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment(functions), stderr=subprocess.DEVNULL)
     wait_for(lambda: note.is_file() and note.read_text())
     child = int(note.read_text())
     parent.send_signal(by)
     parent.wait()
     wait_for(lambda: not alive(child))
+
+
+def environment(*folders):
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, [Path(moviegen.__file__).parents[1], *folders])))
 
 
 def wait_for(condition):

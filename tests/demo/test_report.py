@@ -9,9 +9,8 @@ import pytest
 
 from moviegen import config as configs
 from moviegen.data import synthetic, video
-from moviegen.demo import report
+from moviegen.demo import course, report
 from moviegen.evaluation import page
-from moviegen.jobs import demo
 from moviegen.storage import files
 
 TAE = {
@@ -155,4 +154,4 @@ def test_nested():
 
 
 def test_stages_of_the_report_are_the_demos(config):
-    assert set(config.stages) == set(demo.STAGES)
+    assert set(config.stages) == set(course.STAGES)

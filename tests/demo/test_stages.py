@@ -5,13 +5,13 @@ import pytest
 
 from experiments import tiny
 from moviegen.data import clips, synthetic
+from moviegen.demo import course
 from moviegen.demo import stages as demo_stages
 from moviegen.evaluation import metrics
-from moviegen.jobs import demo
 
 
 def stage(name, data="synthetic"):
-    return demo.stage_config(tiny.get_config(data), "", name)
+    return course.stage_config(tiny.get_config(data), "", name)
 
 
 def test_every_held_out_combination_is_sampled_equally_often():
