@@ -1,4 +1,4 @@
-"""What each stage of the demo does: the ordinary jobs, and measurements of what they made. Each has its own process."""
+"""What each stage of the demo does: it trains or samples, and measures what came of it. Each has its own process."""
 
 import functools
 import json
@@ -6,13 +6,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import einops
 import numpy as np
 
 from moviegen.data import clips, synthetic, video
-from moviegen.evaluation import baselines, metrics
+from moviegen.demo import report as reports
+from moviegen.evaluation import baselines, linear_code, metrics, reconstruction
 from moviegen.models.tae import weights as tae_weights
 from moviegen.runner import Run
+from moviegen.sampling.sampler import Request, Sampler
+from moviegen.sampling.write import write
+from moviegen.storage import files
+from moviegen.training import autoencoder, generator
 
+Codec = Callable[[np.ndarray], np.ndarray]  # uint8 (t h w c) -> the same, encoded and decoded
+
+ATTRIBUTES = ("colour", "shape", "direction")
 HELDOUT_CLIPS = 32  # every held-out combination twice
 SHOWN = ("rabbit-meadow", "traffic")  # training clips that the report shows beside the held-out one
 SHOWN_FRAMES = 48
@@ -23,9 +32,6 @@ def tae(config: Any, workdir: str) -> dict[str, float]:
 
     Writes `reconstructions/NAME.mp4`: original, pool, linear, autoencoder side by side.
     """
-    from moviegen.evaluation import reconstruction
-    from moviegen.training import autoencoder
-
     config = config.copy_and_resolve_references()
     config.train.init_from = config.train.init_from or str(tae_weights.configured(config))
     autoencoder.train(Run(config, Path(workdir), stage="tae"))
@@ -34,7 +40,7 @@ def tae(config: Any, workdir: str) -> dict[str, float]:
     size = (config.data.height, config.data.width)
     codecs = {
         "pool": baselines.pool,
-        "linear": functools.partial(baselines.linear_roundtrip, code),
+        "linear": functools.partial(linear_code.roundtrip, code),
         "tae": functools.partial(reconstruction.roundtrip, params, config.tae),
     }
     heldout = [
@@ -55,19 +61,16 @@ def tae(config: Any, workdir: str) -> dict[str, float]:
 
 def t2i(config: Any, workdir: str) -> dict[str, float]:
     """Text to image."""
-    return _train(config, workdir, "t2i")
+    return generator.train(Run(config, Path(workdir), stage="t2i"))
 
 
 def t2v(config: Any, workdir: str) -> dict[str, float]:
     """Text to video, joint with images."""
-    return _train(config, workdir, "t2v")
+    return generator.train(Run(config, Path(workdir), stage="t2v"))
 
 
 def sample(config: Any, workdir: str) -> dict[str, float]:
     """Samples held-out prompts (or the clips' captions), measures each, and writes samples.json beside the videos."""
-    from moviegen.sampling.sampler import Request, Sampler
-    from moviegen.sampling.write import write
-
     wanted = _prompts(config)
     requests = [Request(prompt, index) for index, (prompt, _) in enumerate(wanted)]
     verdicts = []
@@ -77,7 +80,7 @@ def sample(config: Any, workdir: str) -> dict[str, float]:
         verdicts.append(
             {"prompt": request.prompt, "file": base.name} | _verdict(config, wanted[request.index][1], frames)
         )
-    (Path(workdir) / "samples.json").write_text(json.dumps(verdicts, indent=1))
+    files.write_text(json.dumps(verdicts, indent=1), Path(workdir) / "samples.json")
     if config.data.source == "clips":
         for name, clip in _originals(config).items():
             video.write_mp4(Path(workdir) / "originals" / f"{name}.mp4", clip, config.sample.fps)
@@ -90,28 +93,17 @@ def sample(config: Any, workdir: str) -> dict[str, float]:
 
 def report(config: Any, workdir: str) -> dict[str, float]:
     """Writes report.html and report.json beside the stages' folders."""
-    from moviegen.demo import report as reports
-
     return reports.build(config, Path(workdir).parent)
 
 
-ATTRIBUTES = ("colour", "shape", "direction")
-
-
-def _train(config: Any, workdir: str, name: str) -> dict[str, float]:
-    from moviegen.training import generator
-
-    return generator.train(Run(config, Path(workdir), stage=name))
-
-
-def _linear_code(config: Any) -> baselines.LinearCode:
+def _linear_code(config: Any) -> linear_code.LinearCode:
     """PCA fitted on the autoencoder's own kinds of training data: all real training clips, and synthetic ones."""
     size = (config.data.height, config.data.width)
     drawn = [synthetic.sample_clip(config.seed, i, "train", config.data.num_frames, size)[0] for i in range(160)]
-    return baselines.fit_linear([*clips.training_videos(config.data.height), *drawn], config.tae.latent_channels)
+    return linear_code.fit([*clips.training_videos(config.data.height), *drawn], config.tae.latent_channels)
 
 
-def _compare(sets: dict[str, list[np.ndarray]], codecs: dict[str, Callable]) -> dict[str, float]:
+def _compare(sets: dict[str, list[np.ndarray]], codecs: dict[str, Codec]) -> dict[str, float]:
     """Mean PSNR and SSIM of each codec on each set: `tae.heldout_psnr`, `tae.baseline_psnr`, `tae.linear_psnr`, ...
 
     Of the set "heldout" only the autoencoder's numbers carry the set's name.
@@ -132,7 +124,7 @@ def _compare(sets: dict[str, list[np.ndarray]], codecs: dict[str, Callable]) -> 
     return found
 
 
-def _judged_through(codec: Callable, heldout: Iterable[np.ndarray], config: Any) -> dict[str, float]:
+def _judged_through(codec: Codec, heldout: Iterable[np.ndarray], config: Any) -> dict[str, float]:
     """How often the judge is right on real held-out clips after the autoencoder: what no sample can be better than."""
     right = []
     for i, clip in enumerate(heldout):
@@ -140,7 +132,7 @@ def _judged_through(codec: Callable, heldout: Iterable[np.ndarray], config: Any)
         right.append(
             [a == b for a, b in zip(seen, synthetic.sample_combination(config.seed, i, "heldout"), strict=True)]
         )
-    return {f"tae.judged_{key}": float(share) for key, share in zip(ATTRIBUTES, np.mean(right, 0), strict=True)}
+    return {f"tae.judged_{key}": float(rate) for key, rate in zip(ATTRIBUTES, np.mean(right, 0), strict=True)}
 
 
 def _pieces(clip: np.ndarray, config: Any) -> list[np.ndarray]:
@@ -149,13 +141,14 @@ def _pieces(clip: np.ndarray, config: Any) -> list[np.ndarray]:
     return [clip[start : start + length] for start in range(0, len(clip) - length + 1, length)]
 
 
-def _side_by_side(path: Path, pieces: list[np.ndarray], codecs: dict[str, Callable]) -> None:
+def _side_by_side(path: Path, pieces: list[np.ndarray], codecs: dict[str, Codec]) -> None:
     clip = np.concatenate(pieces)
     gap = np.full((len(clip), clip.shape[1], 4, 3), 255, np.uint8)
     panels = [clip]
     for codec in codecs.values():
         panels += [gap, np.concatenate([codec(piece) for piece in pieces])]
-    wide = np.concatenate(panels, 2).repeat(2, 1).repeat(2, 2)  # players blur small videos; H.264 blurs their colours
+    # Twice as large: players blur small videos, H.264 blurs their colours.
+    wide = einops.repeat(np.concatenate(panels, 2), "t h w c -> t (h 2) (w 2) c")
     video.write_mp4(path, wide, 12)
 
 
