@@ -33,21 +33,23 @@ def compare(config: Any, workdir: Path) -> dict[str, Any]:
     clips, bad = inputs.measured(config)
     progress = Progress("evaluate", bad.total)
     rows: list[Row] = []
-    extracted: list[tuple[np.ndarray, np.ndarray]] = []
+    originals, reconstructed = [], []  # features (n d) of each clip
     for clip in clips:
+        if extract:  # first: a wrong extractor is told before anything is compiled
+            originals.append(extract(clip.frames))
         made = {prefix: codec(clip.frames) for prefix, codec in codecs.items()}
         row: Row = {"clip": clip.name, "frames": len(clip.frames), "fps": round(clip.fps, 2)}
         for prefix, frames in made.items():
             row |= {prefix + k: v for k, v in reconstruction.measure(clip.frames, frames, perceptual).items()}
         rows.append(row | {"file": _show(workdir / RECONSTRUCTIONS, clip, list(made.values()))})
         if extract:
-            extracted.append((extract(clip.frames), extract(made[""])))
+            reconstructed.append(extract(made[""]))
         progress.update(len(rows) + len(bad.reasons), psnr=row["psnr"], ssim=row["ssim"])
     of, means = _about(config, rows), {key: float(np.mean([row[key] for row in rows])) for key in measures(rows)}
     found = {"clips": len(rows), "bad": len(bad.reasons)} | means
     summary = {"of": of, "mean": found, "clips": rows, "bad": list(bad.reasons.values())}
     if extract:
-        summary["frechet"] = _frechet(extracted, settings.features, of)
+        summary["frechet"] = _frechet(np.concatenate(originals), np.concatenate(reconstructed), settings.features, of)
         found["frechet"] = summary["frechet"]["value"]
     return summary
 
@@ -94,9 +96,8 @@ def _about(config: Any, rows: list[Row]) -> dict[str, Any]:
     return found
 
 
-def _frechet(extracted: list[tuple[np.ndarray, np.ndarray]], name: str, of: dict[str, Any]) -> dict[str, Any]:
+def _frechet(original: np.ndarray, made: np.ndarray, name: str, of: dict[str, Any]) -> dict[str, Any]:
     """The distance and all that it depends on, without which no such number means anything."""
-    original, made = (np.concatenate(side) for side in zip(*extracted, strict=True))
     count, width = original.shape
     text = (
         f"features {name} ({width}), {count} rows of {of['clips']} clips, {of['frames']} frames of "

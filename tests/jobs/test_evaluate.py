@@ -23,6 +23,14 @@ def settings(**evaluation):
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_clips():
+    """Two of the real files: the linear code is fitted to the clips of one, the other is held out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clips, "_SHOTS", [shot for shot in clips._SHOTS if shot[1][:7] in ("bigbuck", "carphon")])
+        yield
+
+
 @pytest.fixture(scope="module")
 def feature_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("features") / "mine.py"
@@ -101,7 +109,9 @@ def test_videos_show_both_and_the_page_begins_with_the_worst(real):
     assert order == sorted(order) and text.count("<video") == 5
 
 
-def test_files_with_bad_ones_among_them(tmp_path):
+def test_files_with_bad_ones_among_them(tmp_path, monkeypatch):
+    # A codec that adds 3 levels: what is read counts here, and every length would be compiled anew.
+    monkeypatch.setattr(reconstruction, "roundtrip", lambda params, cfg, clip: np.where(clip < 128, clip + 3, clip - 3))
     table = broken.write(tmp_path / "set")
     video.write_png(tmp_path / "set" / "still.png", broken.pixels(1)[0])
     with table.open("a") as f:
@@ -109,7 +119,8 @@ def test_files_with_bad_ones_among_them(tmp_path):
     wanted = settings(csv=str(table), video_folder=str(tmp_path / "set"), num_frames=8)
     wanted.data.update(height=16, width=24, max_bad_fraction=0.6)
     found = evaluate.run(Run(wanted, tmp_path))
-    assert found["clips"] == 6 and found["bad"] == 7 and found["psnr"] > 5
+    assert found["clips"] == 6 and found["bad"] == 7
+    assert found["psnr"] == pytest.approx(20 * np.log10(255 / 3))
     summary = json.loads((tmp_path / "evaluation.json").read_text())
     assert len(summary["bad"]) == 7 and any("audio.wav: holds no video stream" in reason for reason in summary["bad"])
     assert (tmp_path / "samples" / "recons" / "still.png").is_file()
