@@ -1,7 +1,7 @@
 """Text encoders in Hugging Face's layout: config.json as our config, arrays by their names as our parameters.
 
-Arrays are read, cast and placed one at a time, so loading needs the model and one tensor. What a checkpoint holds
-besides the encoder (a decoder, a vision tower) is left alone; everything else must fit.
+Arrays are read, cast and placed one at a time, so loading needs the memory of the model and one array. What a checkpoint
+holds besides the encoder (a decoder, a vision tower) is ignored; everything else must fit.
 """
 
 import re
@@ -39,8 +39,10 @@ _T5_OTHERS = r"decoder\.|lm_head\."
 _CLIP_BLOCK = {
     **{f"self_attn.{name}_proj.{leaf}": f"attn/{name}/{leaf[0]}" for name in "qkv" for leaf in ("weight", "bias")},
     **{f"self_attn.out_proj.{leaf}": f"attn/o/{leaf[0]}" for leaf in ("weight", "bias")},
-    **{f"layer_norm{i}.weight": f"{part}/norm/scale" for i, part in ((1, "attn"), (2, "mlp"))},
-    **{f"layer_norm{i}.bias": f"{part}/norm/bias" for i, part in ((1, "attn"), (2, "mlp"))},
+    "layer_norm1.weight": "attn/norm/scale",
+    "layer_norm1.bias": "attn/norm/bias",
+    "layer_norm2.weight": "mlp/norm/scale",
+    "layer_norm2.bias": "mlp/norm/bias",
     **{f"mlp.fc1.{leaf}": f"mlp/up/{leaf[0]}" for leaf in ("weight", "bias")},
     **{f"mlp.fc2.{leaf}": f"mlp/down/{leaf[0]}" for leaf in ("weight", "bias")},
 }
@@ -56,7 +58,7 @@ _GATES = {"gated-gelu": "gelu", "gated-silu": "silu"}
 
 
 def t5_config(values: Mapping[str, Any]) -> ConfigDict:
-    """Our config of a T5 encoder from its config.json. Raises ConfigError naming a key that is missing or unknown."""
+    """Returns our config of a T5 encoder from its config.json. Raises ConfigError naming a key that is missing or unknown."""
     _expect_keys(values, ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj"))
     if values["feed_forward_proj"] not in _GATES:
         raise ConfigError(
@@ -81,7 +83,7 @@ def t5_config(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def clip_text_config(values: Mapping[str, Any]) -> ConfigDict:
-    """Our config of CLIP's text tower from the config.json of the tower or of the whole CLIP. Raises ConfigError."""
+    """Returns our config of CLIP's text tower from the config.json of the tower or of all of CLIP. Raises ConfigError."""
     if "text_config" in values:
         values = {"projection_dim": values.get("projection_dim", 512), **_DEFAULTS, **values["text_config"]} | {
             key: values[key] for key in ("projection_dim",) if key in values
@@ -119,7 +121,7 @@ _DEFAULTS = dict(
 
 
 def t5_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
-    """Our path of every parameter of a T5 encoder -> its name in `arrays`, of which only the shapes are looked at.
+    """Maps our path of every parameter of a T5 encoder to its name in `arrays`, whose shapes alone are read.
 
     Raises ConfigError naming every missing, extra or wrongly shaped parameter.
     """
@@ -130,7 +132,7 @@ def t5_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
 
 
 def clip_text_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
-    """The same for CLIP's text tower, whose position table may have fewer rows than cfg.positions."""
+    """Maps paths to names as `t5_names` does, for CLIP's text tower; its position table may be shorter than cfg.positions."""
     own = [name for name in arrays if not re.match(_CLIP_OTHERS, name)]
     names, unknown = by_layers(own, r"text_model\.encoder\.layers\.(\d+)\.(.+)", _CLIP_BLOCK, _CLIP_REST)
     wanted = clip_model.shapes(cfg)
@@ -142,16 +144,16 @@ def clip_text_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
 
 
 def t5(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
-    """Parameters of a T5 encoder from arrays by name, stored in `dtype` (float32, bfloat16).
+    """Returns the parameters of a T5 encoder from arrays by name, stored in `dtype` (float32, bfloat16).
 
-    `place(path, array)` makes a tensor of each before the next is read, so that a rank can keep its shard alone. Raises
-    ConfigError as `t5_names` does, before the first is read.
+    `place(path, array)` makes a tensor of each array before the next is read, so that a rank can keep only its shard.
+    Raises ConfigError as `t5_names` does, before the first array is read.
     """
     return _read(arrays, t5_names(arrays, cfg), dtype, place, lambda path, array: array)
 
 
 def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
-    """Parameters of CLIP's text tower from arrays by name, as `t5` does.
+    """Returns the parameters of CLIP's text tower from arrays by name, as `t5` does.
 
     A position table with fewer rows than cfg.positions is stretched (`clip.stretch_positions`).
     """

@@ -14,22 +14,23 @@ CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg
 
 
 def vgg(vgg_arrays: Mapping[str, np.ndarray], head_arrays: Mapping[str, np.ndarray]) -> dict:
-    """Parameters of `models.lpips` from VGG16's arrays (`features.0.weight` ...) and the heads' (`lin0.model.1.weight` ...).
+    """Returns the parameters of `models.lpips` from the arrays of VGG16 and of the heads.
 
-    VGG16's classifier is left out. Raises ConfigError naming every missing, extra or wrongly shaped parameter.
+    Names are `features.0.weight` ... and `lin0.model.1.weight` ... VGG16's classifier is ignored. Raises ConfigError naming
+    every missing, extra or wrongly shaped parameter.
     """
     found: dict[str, Any] = {}
     unknown = []
     for name, value in vgg_arrays.items():
-        part = re.fullmatch(r"features\.(\d+)\.(weight|bias)", name)
-        if part and int(part[1]) in CONVS:
-            found[f"conv/{CONVS.index(int(part[1]))}/{part[2][0]}"] = np.asarray(value, np.float32)
+        layer = re.fullmatch(r"features\.(\d+)\.(weight|bias)", name)
+        if layer and int(layer[1]) in CONVS:
+            found[f"conv/{CONVS.index(int(layer[1]))}/{layer[2][0]}"] = np.asarray(value, np.float32)
         elif not name.startswith("classifier."):
             unknown.append(name)
     for name, value in head_arrays.items():
-        part = re.fullmatch(r"lin(\d)(?:\.|__)model(?:\.|__)1(?:\.|__)weight", name)
-        if part:
-            found[f"head/{part[1]}"] = np.asarray(value, np.float32).reshape(-1)
+        layer = re.fullmatch(r"lin(\d)(?:\.|__)model(?:\.|__)1(?:\.|__)weight", name)
+        if layer:
+            found[f"head/{layer[1]}"] = np.asarray(value, np.float32).reshape(-1)
         else:
             unknown.append(name)
     match(found, unknown, lpips.shapes(), "; expected torchvision's vgg16 and the `vgg` heads of lpips 0.1")

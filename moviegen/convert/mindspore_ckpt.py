@@ -28,7 +28,7 @@ _CRC = b"crc_num"
 
 
 def lazy(path: str | Path) -> dict[str, Lazy]:
-    """The arrays by name, each read when it is needed. DataError where the file is damaged or no such file."""
+    """Returns the arrays by name, each read when it is needed. Raises DataError where the file is damaged or another."""
     path = Path(path)
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -10,16 +10,17 @@ Rules = Iterable[tuple[str, str | Callable[[re.Match], str]]]
 
 
 def rename(name: str, rules: Rules) -> str:
-    """The name after every rule (pattern, replacement of `re.sub`), in order."""
+    """Returns the name after every rule (pattern, replacement of `re.sub`), in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]:
-    """Names without any leading run of the components ("ema|network|model"), as training wrappers put before them.
+    """Returns the arrays by their names without any leading run of `components` ("ema|network|model").
 
-    Raises ConfigError where two names fall together: the file then holds several sets of weights, say EMA beside plain.
+    Training wrappers put these before a name. Raises ConfigError where two names become one: the file then holds several
+    sets of weights, say EMA beside plain.
     """
     origin: dict[str, str] = {}
     for name in arrays:
@@ -36,7 +37,7 @@ def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]
 def by_layers(
     names: Iterable[str], pattern: str, layer: Mapping[str, str], rest: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """({our path: name}, names that are neither).
+    """Returns {our path: name}, and the names that have no path.
 
     `pattern` finds a layer's number and the rest of the name, which `layer` gives our path of below `blocks/NUMBER/`;
     `rest` has the names outside the layers.

@@ -30,10 +30,10 @@ _NORMS = {"weight": "scale", "bias": "bias"}
 
 
 def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
-    """Parameters of a temporal autoencoder from an image autoencoder's arrays by name, in float32.
+    """Returns parameters of a temporal autoencoder from an image autoencoder's arrays by name, in float32.
 
-    What the image model lacks starts as nothing: temporal kernels are the identity and the temporal attention's output is
-    zero, so one frame comes out as from the image model. Raises ConfigError naming every missing, extra or wrongly shaped
+    Temporal kernels, which the image model lacks, start as the identity and the temporal attention's output as zero, so
+    that the result on one frame is the image model's. Raises ConfigError naming every missing, extra or wrongly shaped
     parameter. Source: paper, TAE initialisation.
     """
     levels = len(cfg.channel_multipliers)

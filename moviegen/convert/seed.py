@@ -41,15 +41,15 @@ LAYER = {
 
 
 def transformer(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
-    """Parameters of our transformer, tensors in float32, from the seed's arrays by name.
+    """Returns the parameters of our transformer, tensors in float32, from the seed's arrays by name.
 
     Raises ConfigError as `lazy_transformer` does.
     """
-    return backend.moved({path: np.asarray(array) for path, array in lazy_transformer(arrays, cfg).items()})
+    return backend.to_tensors(lazy_transformer(arrays, cfg))
 
 
 def lazy_transformer(arrays: Mapping[str, np.ndarray | Lazy], cfg: Any) -> dict[str, Lazy]:
-    """The same as float32 arrays that are read one by one when they are needed, which the largest model asks for.
+    """Returns the same as float32 arrays, each read when it is needed: all of the largest model are 120 GB.
 
     Takes any run of the prefixes `ema.`, `network.`, `model.`; a linear or a convolutional patch embedder; position
     tables of another length, which are interpolated. Raises ConfigError naming every missing, extra or wrongly shaped
@@ -68,7 +68,7 @@ def lazy_transformer(arrays: Mapping[str, np.ndarray | Lazy], cfg: Any) -> dict[
 
 
 def _shape(path: str, shape: tuple[int, ...], wanted: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape that we have of the seed's array of a shape."""
+    """Returns the shape of our array, given the seed's."""
     if path.startswith("blocks/") and path.endswith("/modulation") and shape[:1] == (1,):
         return shape[1:]
     if path == "patch" and len(shape) == 5:
@@ -100,7 +100,7 @@ TAE_LEAVES = {"weight": "w", "bias": "b", "gamma": "scale", "beta": "bias"}
 
 
 def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
-    """Parameters of our autoencoder from the seed's arrays by name, in float32.
+    """Returns the parameters of our autoencoder from the seed's arrays by name, in float32.
 
     Takes any run of the prefixes `ema.`, `network.`, `model.`, `autoencoder.`, the wrapper's `_backbone.` anywhere, and
     files with or without the unused `temb_proj`. Raises ConfigError naming every missing, extra or wrongly shaped

@@ -1,4 +1,4 @@
-"""Our autoencoder's arrays under the names that others know: the seed's, and diffusers' for the image part."""
+"""Our autoencoder's arrays under the names that others use: the seed's, and diffusers' for its image layers."""
 
 import re
 from collections.abc import Mapping
@@ -44,9 +44,9 @@ _NORMS = {"seed": {"scale": "gamma", "bias": "beta"}, "diffusers": {"scale": "we
 
 
 def export(params: Mapping[str, Any], cfg: Any, naming: str) -> dict[str, np.ndarray]:
-    """Arrays by name in "moviegen"'s, "seed"'s or "diffusers"' naming, float32: the inverse of `seed.tae` and `sd35.tae`.
+    """Returns arrays, float32, by their names in "moviegen", "seed" or "diffusers": the inverse of `seed.tae`, `sd35.tae`.
 
-    In diffusers' the image part alone: what the temporal layers have learnt is left out.
+    diffusers has no temporal layers, so that naming holds the image layers alone.
     """
     arrays = {path: value.astype(np.float32) for path, value in backend.to_numpy(params).items()}
     if naming == "moviegen":

@@ -26,9 +26,9 @@ _OLD = 0x1950A86A20F9469CFC6C  # the first thing in a file of torch before 1.6
 
 
 def lazy(path: str | Path) -> dict[str, Lazy]:
-    """The tensors by name of a file, or of a folder with an index, each read when it is needed.
+    """Returns the tensors of a file, or of a folder with an index, by name, each read when it is needed.
 
-    DataError where a file is damaged or holds anything but tensors by name.
+    Raises DataError where a file is damaged or holds anything but tensors by name.
     """
     path = Path(path)
     if path.is_file():
@@ -61,7 +61,7 @@ def _file(path: Path) -> dict[str, Lazy]:
 
 
 def _zip(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
-    """Tensors by name, bytes of each storage, and what reads those."""
+    """Returns tensors by name, the size of each storage in bytes, and the function that reads one."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         inner = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -84,7 +84,7 @@ def _zip(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
 
 
 def _old(path: Path) -> tuple[dict[str, Tensor], dict[str, int], Callable]:
-    """The same of a file of torch before 1.6: each storage is its count in 8 bytes and its numbers."""
+    """Returns the same of a file of torch before 1.6, where a storage is its count in 8 bytes and its numbers."""
     storages: dict[str, Storage] = {}
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         if torch_pickle.interpret(stream) != _OLD:
@@ -130,5 +130,5 @@ def _read(path: Path, load: Callable[[Storage], Any], tensor: Tensor) -> np.ndar
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{path}: storage {tensor.storage.key} cannot be read ({error})") from error
     strides = tuple(stride * raw.itemsize for stride in tensor.strides)
-    part = np.lib.stride_tricks.as_strided(raw[tensor.offset :], tensor.shape, strides)
-    return np.ascontiguousarray(part).reshape(tensor.shape)
+    view = np.lib.stride_tricks.as_strided(raw[tensor.offset :], tensor.shape, strides)
+    return np.ascontiguousarray(view).reshape(tensor.shape)

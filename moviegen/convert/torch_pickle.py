@@ -51,7 +51,7 @@ class StandIn(NamedTuple):
     name: str
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the pickle's call describes. Raises ValueError unless it is one that a plain tensor needs."""
+        """Returns what the pickle's call describes. Raises ValueError unless it is one that a plain tensor needs."""
         match arguments:
             case () if self.name == _ORDERED:
                 return _Ordered()
@@ -96,7 +96,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def interpret(program: bytes | BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-    """What one pickle describes. Raises ValueError at the first thing that a dictionary of tensors does not need.
+    """Returns what one pickle describes. Raises ValueError at the first thing that a dictionary of tensors does not need.
 
     A stream is read up to the pickle's end. `storages` is given every storage that is mentioned, by key.
     """
@@ -108,7 +108,7 @@ def interpret(program: bytes | BinaryIO, storages: dict[str, Storage] | None = N
 
 
 def tensors(found: Any) -> dict[str, Tensor]:
-    """`found` if it is a dictionary of tensors by name and of nothing else. Raises ValueError otherwise."""
+    """Returns `found` if it is a dictionary of tensors by name and of nothing else. Raises ValueError otherwise."""
     if not isinstance(found, dict):
         raise ValueError("it is not a dictionary of tensors alone")
     if not all(isinstance(key, str) for key in found):
