@@ -59,13 +59,13 @@ def peak_mb() -> float:
 
 def transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, **sizes: Any) -> Work:
     """Loss and gradients on latents of `grid` patches (t, h, w), and `text_tokens` of each encoder."""
-    from moviegen.models.transformer import model
+    from moviegen.models.transformer import step as model_step
 
     cfg, params, inputs = _transformer(batch, grid, text_tokens, sizes)
     latents, noise, t, text = _tensors(inputs, cfg)
 
     def step():
-        return model.loss_and_grads(params, cfg, latents, noise, t, text)
+        return model_step.loss_and_grads(params, cfg, latents, noise, t, text)
 
     return Work(step, inputs | {f"params/{path}": v.asnumpy() for path, v in params.items()}, json.loads(cfg.to_json()))
 
@@ -74,7 +74,7 @@ def transformer_training_step(batch: int, grid: tuple[int, int, int], text_token
     """What a run does each step: loss, gradients, clipping, AdamW, EMA of the weights."""
     from ml_collections import ConfigDict
 
-    from moviegen.models.transformer import model
+    from moviegen.models.transformer import step as model_step
     from moviegen.training import optim
 
     cfg, params, inputs = _transformer(batch, grid, text_tokens, sizes)
@@ -85,7 +85,7 @@ def transformer_training_step(batch: int, grid: tuple[int, int, int], text_token
     count = itertools.count()
 
     def step():
-        loss, grads = model.loss_and_grads(params, cfg, latents, noise, t, text)
+        loss, grads = model_step.loss_and_grads(params, cfg, latents, noise, t, text)
         norm = optim.global_norm(grads)
         optim.adamw_update(params, grads, state, next(count), 0.0, settings, norm)  # rate 0: every call is the same
         optim.ema_update(ema, params, 0.999)

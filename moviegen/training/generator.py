@@ -8,6 +8,8 @@ import numpy as np
 
 from moviegen.data import pipeline
 from moviegen.models.transformer import model as transformer
+from moviegen.models.transformer import positions
+from moviegen.models.transformer import step as transformer_step
 from moviegen.parallel import comm, sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
@@ -89,7 +91,7 @@ def _loss_and_grads(
     total, grads = 0.0, None
     for part in parts:
         batch = pipeline.batch(data, config, step, part)
-        loss, more = transformer.loss_and_grads(params, config.model, *batch, _comm(config, mesh))
+        loss, more = transformer_step.loss_and_grads(params, config.model, *batch, _comm(config, mesh))
         total += float(loss.asnumpy()) / len(parts)
         grads = more if grads is None else {path: grads[path] + g for path, g in more.items()}
     if len(parts) > 1:
@@ -124,6 +126,6 @@ def _start(config: Any, folder: Path, layout: states.Layout) -> tuple:
         state, meta = states.restore(folder, step, layout)
         return step, state, (meta["plateau"] or rule) if watched else None
     if config.train.init_from:
-        grow = functools.partial(transformer.interpolate_positions, cfg=config.model)
+        grow = functools.partial(positions.interpolate_positions, cfg=config.model)
         return 0, states.grown(config.train.init_from, layout, grow), rule
     return 0, states.fresh(transformer.init(config.model, config.seed, layout.place), layout), rule

@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 from experiments import common  # noqa: E402
 from moviegen.data import latents  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
-from moviegen.models.transformer import model as transformer  # noqa: E402
+from moviegen.models.transformer import step as transformer_step  # noqa: E402
 from moviegen.nn import backend
 from moviegen.parallel import mesh as meshes  # noqa: E402
 from moviegen.runner import Run
@@ -47,7 +47,7 @@ def loss_and_grads(params, cfg, latents, noise, t, text, comm):
 
 def main(folder: str, steps: str) -> None:
     mesh = meshes.setup({"data": 1, "zero": meshes.ranks(), "sp": 1})
-    latents.prepare, transformer.loss_and_grads = made_up_latents, loss_and_grads
+    latents.prepare, transformer_step.loss_and_grads = made_up_latents, loss_and_grads
     note = Path(folder) / f"rank-{meshes.rank()}.tmp"
     note.write_text(str(os.getpid()))
     note.rename(note.with_suffix(".pid"))

@@ -7,6 +7,7 @@ from experiments import common
 from moviegen.data import latents, pipeline
 from moviegen.errors import DataError
 from moviegen.models.transformer import model as transformer
+from moviegen.models.transformer import step as transformer_step
 from moviegen.nn import backend
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
@@ -105,7 +106,7 @@ def test_what_a_run_leaves(unbroken):
 def test_a_finished_run_is_not_run_again(unbroken, tmp_path, monkeypatch):
     workdir, _ = unbroken
     before = final(workdir)
-    monkeypatch.setattr(transformer, "loss_and_grads", None)
+    monkeypatch.setattr(transformer_step, "loss_and_grads", None)
     generator.train(Run(settings(), workdir))
     same_everywhere(final(workdir)[0], before[0])
 
@@ -181,7 +182,7 @@ def test_weights_follow_adamw_on_the_gradients(unbroken):
     state, data = optim.init_state(params), pipeline.open_data(config, "unused")
     for step in range(4):
         batch = pipeline.batch(data, config, step, range(4))
-        _, grads = transformer.loss_and_grads(params, config.model, *batch)
+        _, grads = transformer_step.loss_and_grads(params, config.model, *batch)
         rate = 1e-2 * min(1, (step + 1) / 2)
         optim.adamw_update(params, grads, state, step, rate, config.optim, optim.global_norm(grads))
     for path, value in final(workdir)[0]["params"].items():

@@ -8,51 +8,23 @@ choose between the paper's arithmetic (True, "layer") and that of the seed's che
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
 
-from moviegen import flow, streams
+from moviegen import streams
 from moviegen.errors import ConfigError
 from moviegen.models.transformer import stages
-from moviegen.nn import backend, layerwise, tree
-from moviegen.nn.positions import resize_table
+from moviegen.models.transformer.shapes import AXES, encoders, shapes
+from moviegen.nn import backend, layerwise
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.streams import Stream
 
 Params = dict[str, ms.Tensor]
 Text = Mapping[str, tuple[Any, Any]]
-ENCODERS = ("ul2", "metaclip", "byt5")  # order of their tokens in the context
-AXES = ("t", "h", "w")
 CONTEXT_STEP = 64  # tokens that the packed context grows by: every length is a graph of its own
-
-
-def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every parameter. Raises ConfigError for a config of which no model can be built."""
-    _check_config(cfg)
-    d, patch = cfg.hidden_size, cfg.latent_channels * int(np.prod(cfg.patch_size))
-    table = {
-        "patch": (d, patch),
-        **{f"position/{axis}": (length, d) for axis, length in zip(AXES, cfg.position_lengths, strict=True)},
-        "time/in": (d, stages.TIME_WIDTH),
-        "time/out": (d, d),
-        "modulation": (6 * d, d),
-    }
-    for name in _encoders(cfg):
-        table |= {f"text/{name}/proj": (d, cfg.text_dims[name]), f"text/{name}/norm": (d,)}
-        if cfg.text_norm == "layer":
-            table[f"text/{name}/norm_bias"] = (d,)
-    for i in range(cfg.num_layers):
-        block = {"modulation": (6, d), "attn/norm": (d,), "mlp/norm": (d,)}
-        block |= {f"{part}/{name}": (d, d) for part in ("attn", "cross") for name in "qkvo"}
-        if cfg.cross_attention_norm:
-            block["cross/norm"] = (d,)
-        block |= {"mlp/gate": (cfg.ffn_size, d), "mlp/up": (cfg.ffn_size, d), "mlp/down": (d, cfg.ffn_size)}
-        table |= tree.join({f"blocks/{i}": block})
-    return table | {"final/modulation": (2, d), "final/norm": (d,), "final/proj": (patch, d)}
 
 
 def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | None = None) -> Params:
@@ -80,16 +52,6 @@ def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | No
     return params
 
 
-def interpolate_positions(params: Mapping[str, Any], cfg: Any) -> Params:
-    """The same parameters with position tables of cfg.position_lengths, for a next stage of larger clips."""
-    grown = backend.to_tensors(params)
-    for axis, length in zip(AXES, cfg.position_lengths, strict=True):
-        path = f"position/{axis}"
-        if grown[path].shape[0] != length:
-            grown[path] = backend.tensor(resize_table(grown[path].asnumpy(), length))
-    return grown
-
-
 def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> ms.Tensor:
     """Velocity (b c t h w) of latents (b c t h w) at flow times t (b,), 0 = noise.
 
@@ -97,100 +59,21 @@ def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text,
     are packed, and nothing attends to padding. The ranks of comm.sequence are given the same inputs and share the work;
     where comm.sharded, params are shards. Raises ConfigError for inputs that do not fit the config.
     """
-    params, latents, t, text, mask = _check(params, cfg, latents, t, text, comm.sharded)
-    model = _stages(cfg, latents.shape, bool(mask), comm)
+    params, latents, t, text, mask = check(params, cfg, latents, t, text, comm)
+    stage = stages.build(cfg, latents.shape, bool(mask), comm)
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
     weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final"])
-    x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), latents, t, *text, *mask)
+    x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), latents, t, *text, *mask)
     for _ in blocks:
-        x = layerwise.run(model.block, weights(), x, pos, modulation, context, *mask[:1])
-    return layerwise.run(model.epilogue, weights(), x, time)
+        x = layerwise.run(stage.block, weights(), x, pos, modulation, context, *mask[:1])
+    return layerwise.run(stage.epilogue, weights(), x, time)
 
 
-def loss_and_grads(
-    params: Mapping[str, Any],
-    cfg: Any,
-    latents: Any,
-    noise: Any,
-    t: Any,
-    text: Text,
-    comm: Comm = LOCAL,
-) -> tuple[ms.Tensor, Params]:
-    """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
+def check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> tuple:
+    """Parameters, latents, times, embeddings by encoder and the masks of `_check_text`, as tensors that fit the config.
 
-    latents and noise (b c t h w), t (b,), text as in `apply`: this rank's part of the batch. Only the blocks' inputs are
-    kept for the way back. Both results are those of the batch of all ranks; the gradients are whole at ZeRO stage 0 and 1,
-    shards at 2 and 3.
+    Raises ConfigError for what does not.
     """
-    params, latents, t, text, mask = _check(params, cfg, latents, t, text, comm.sharded)
-    noise = backend.tensor(noise)
-    if noise.shape != latents.shape:
-        raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
-    model = _stages(cfg, latents.shape, bool(mask), comm)
-    reduce = comm.reducer()
-    noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
-
-    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final", *reversed(blocks), ""])
-    given = (noisy, t, *text, *mask)
-    x, pos, time, modulation, context = layerwise.run(model.prologue, weights(), *given)
-    inputs = []
-    for _ in blocks:
-        inputs.append((x, pos, modulation, context, *mask[:1]))
-        x = layerwise.run(model.block, weights(), *inputs[-1])
-    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(model.loss, weights(), x, time, target, wrt=2)
-
-    grads = reduce(tree.join({"final": dfinal}))
-    shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
-    for block in reversed(blocks):
-        dblock, (dx, *dshared) = layerwise.pull(model.block, weights(), inputs.pop(), (dx,), wrt=4)
-        grads |= reduce(tree.join({block: dblock}))
-        shared = [total + part for total, part in zip(shared, dshared, strict=True)]
-    dpos, dmodulation, dcontext = shared
-    douter, _ = layerwise.pull(model.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
-    return comm.all_reduce(loss), grads | reduce(douter, last=True)
-
-
-def _encoders(cfg: Any) -> tuple[str, ...]:
-    return tuple(name for name in ENCODERS if name in cfg.text_dims)
-
-
-class _Stages(NamedTuple):
-    prologue: Any
-    block: Any
-    epilogue: Any
-    loss: Any
-
-
-def _stages(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> _Stages:
-    """The stages for latents of `shape`."""
-    dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
-    eps, patch = cfg.norm_eps, tuple(cfg.patch_size)
-    part = stages.Part(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), comm.sequence)
-    return _Stages(
-        stages.make_prologue(
-            patch, part, tuple(cfg.position_lengths), _encoders(cfg), cfg.text_norm, eps, masked, dtype
-        ),
-        stages.make_block(cfg.num_heads, part, eps, cfg.cross_attention_norm, masked, dtype),
-        stages.make_epilogue(patch, part, eps, dtype),
-        stages.make_loss(patch, part, comm.batches, eps, dtype),
-    )
-
-
-def _check_config(cfg: Any) -> None:
-    if cfg.hidden_size % cfg.num_heads:
-        raise ConfigError(f"num_heads is {cfg.num_heads}, which does not divide hidden_size {cfg.hidden_size}")
-    if cfg.text_norm not in ("layer", "rms"):
-        raise ConfigError(f"text_norm is {cfg.text_norm!r}: expected 'layer' (the paper's) or 'rms' (the seed's)")
-    for key in ("patch_size", "position_lengths"):
-        if len(cfg[key]) != 3:
-            raise ConfigError(f"{key} is {tuple(cfg[key])}: expected three numbers, for time, height and width")
-    if not _encoders(cfg) or set(cfg.text_dims) - set(ENCODERS):
-        raise ConfigError(f"text_dims names {', '.join(cfg.text_dims) or 'nothing'}: expected {', '.join(ENCODERS)}")
-
-
-def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, sharded: bool) -> tuple:
-    """Parameters, latents, times, embeddings by encoder and what `_check_text` says of masks, as tensors that fit."""
     wanted = shapes(cfg)
     if params.keys() != wanted.keys():
         raise ConfigError(
@@ -213,7 +96,7 @@ def _check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text
                 f"latents have {size // patch} patches along {axis}, position_lengths[{i}] is {length}: raise it "
                 "(interpolate_positions grows the tables of trained parameters)"
             )
-        if rows != length and not sharded:
+        if rows != length and not comm.sharded:
             raise ConfigError(
                 f"position/{axis} has {rows} rows, position_lengths[{i}] is {length}: pass the parameters through "
                 "interpolate_positions"
@@ -231,7 +114,7 @@ def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
     embeddings, masks = [], []
     if set(text) != set(cfg.text_dims):
         raise ConfigError(f"text has {sorted(text)}, expected the encoders of text_dims, {sorted(cfg.text_dims)}")
-    for name in _encoders(cfg):
+    for name in encoders(cfg):
         values, mask = text[name]
         width = cfg.text_dims[name]
         if len(values.shape) != 3 or values.shape[0] != batch or values.shape[2] != width:

@@ -6,48 +6,42 @@ in float32.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen.nn import layers
+from moviegen.models.transformer.positions import make_positions
+from moviegen.models.transformer.shapes import TIME_WIDTH, SequenceShard, encoders
+from moviegen.nn import backend, layers
+from moviegen.nn.layerwise import Fn
 from moviegen.parallel import collectives
-from moviegen.parallel.mesh import ALONE, Group
+from moviegen.parallel.comm import Comm
 
-TIME_WIDTH = 256
 MASKED = -1e9  # finite, so that a sample whose text is wholly masked gives numbers
 
 
-class Part(NamedTuple):
-    """This rank's part of a sequence of patches on a `grid` (nt, nh, nw); every rank of `group` has as many tokens.
+class Stages(NamedTuple):
+    """The transformer's stages, and the epilogue's as a loss."""
 
-    Where the ranks do not divide the patches, the last tokens of the last ranks are padding: nothing attends to them and
-    no loss is taken of them.
-    """
+    prologue: Fn
+    block: Fn
+    epilogue: Fn
+    loss: Fn
 
-    grid: tuple[int, int, int]
-    group: Group = ALONE
 
-    @property
-    def patches(self) -> int:
-        """Of the whole sequence."""
-        return int(np.prod(self.grid))
-
-    @property
-    def tokens(self) -> int:
-        """On each rank, padding included."""
-        return -(-self.patches // self.group.size)
-
-    @property
-    def padding(self) -> int:
-        """Tokens of all ranks together that are padding."""
-        return self.tokens * self.group.size - self.patches
-
-    def own(self) -> np.ndarray:
-        """Index in the sequence of each of this rank's tokens; beyond `patches` they are padding."""
-        return np.arange(self.tokens) + self.group.rank * self.tokens
+def build(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> Stages:
+    """The stages for latents of `shape` (b c t h w), with text that is `masked` or not."""
+    dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
+    eps, patch, lengths = cfg.norm_eps, tuple(cfg.patch_size), tuple(cfg.position_lengths)
+    shard = SequenceShard(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), comm.sequence)
+    return Stages(
+        make_prologue(patch, shard, lengths, encoders(cfg), cfg.text_norm, eps, masked, dtype),
+        make_block(cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype),
+        make_epilogue(patch, shard, eps, dtype),
+        make_loss(patch, shard, comm.batches, eps, dtype),
+    )
 
 
 def patchify(latents, patch, channels_first):
@@ -69,12 +63,12 @@ def unpatchify(tokens, patch, grid):
 
 
 @functools.lru_cache
-def make_take(part):
+def make_take(shard):
     """take(tokens (b n f)): this rank's tokens (b m f) of a whole sequence, padded with zeros."""
-    if part.group.size == 1:
+    if shard.group.size == 1:
         return lambda tokens: tokens
-    start, padding = part.group.rank * part.tokens, part.padding
-    stop = start + part.tokens
+    start, padding = shard.group.rank * shard.tokens, shard.padding
+    stop = start + shard.tokens
 
     def take(tokens):
         if padding:
@@ -84,29 +78,6 @@ def make_take(part):
     return take
 
 
-@functools.lru_cache
-def make_positions(part, lengths):
-    """positions(p): learned position of each of this rank's tokens, (1 m d), the sum of a row of each axis's table."""
-    nt, nh, nw = part.grid
-    index, alone = part.own(), part.group.size == 1
-    rows = []
-    for at, length in zip((index // (nh * nw), index // nw % nh, index % nw), lengths, strict=True):
-        rows.append(
-            ms.Tensor(((at[:, None] == np.arange(length)) & (index < part.patches)[:, None]).astype(np.float32))
-        )
-
-    def positions(p):
-        if alone:
-            t = ops.expand_dims(ops.expand_dims(p["position/t"][:nt], 1), 1)
-            h = ops.expand_dims(p["position/h"][:nh], 1)
-            return ops.reshape(t + (h + p["position/w"][:nw]), (1, nt * nh * nw, -1))
-        # Rows are picked by products with zeros and ones: the positions of all tokens never exist at once.
-        found = ops.matmul(rows[0], p["position/t"]) + ops.matmul(rows[1], p["position/h"])
-        return ops.expand_dims(found + ops.matmul(rows[2], p["position/w"]), 0)
-
-    return positions
-
-
 def modulate(x, shift, scale):
     """x (b n d) * (1 + scale (b 1 d)) + shift (b 1 d)."""
     n = x.shape[1]
@@ -114,7 +85,7 @@ def modulate(x, shift, scale):
 
 
 @functools.lru_cache
-def make_prologue(patch, part, lengths, encoders, text_norm, eps, masked, dtype):
+def make_prologue(patch, shard, lengths, encoders, text_norm, eps, masked, dtype):
     """prologue(p, latents, t, *embeddings[, mask (b m 1)[, rows (b m)]]) -> tokens, positions, time, modulation, context.
 
     latents (b c t h w), t (b,), embeddings (b l width) of each encoder -> this rank's tokens (b n d), positions (1 n d),
@@ -125,7 +96,7 @@ def make_prologue(patch, part, lengths, encoders, text_norm, eps, masked, dtype)
     scales = tuple(f"text/{name}/norm" for name in encoders)
     biases = tuple(f"text/{name}/norm_bias" for name in encoders)
 
-    take, positions = make_take(part), make_positions(part, lengths)
+    take, positions = make_take(shard), make_positions(shard, lengths)
 
     def prologue(p, latents, t, *text):
         x = layers.linear(take(patchify(latents, patch, True)), p["patch"], None, dtype)
@@ -133,15 +104,15 @@ def make_prologue(patch, part, lengths, encoders, text_norm, eps, masked, dtype)
         wave = layers.timestep_embedding(1000 * (1 - t), TIME_WIDTH)  # the seed's time runs from 1000, noise, to 0
         time = layers.linear(ops.silu(layers.linear(wave, p["time/in"])), p["time/out"])
         modulation = layers.linear(ops.silu(time), p["modulation"])
-        parts = []
+        projected = []
         for i in range(len(encoders)):
             y = layers.linear(text[i], p[projections[i]], None, dtype)
             if text_norm == "layer":
                 y = layers.layer_norm(y, p[scales[i]], p[biases[i]], eps)
             else:
                 y = layers.rms_norm(y, p[scales[i]], eps)
-            parts.append(y)
-        context = ops.concat(parts, 1)
+            projected.append(y)
+        context = ops.concat(projected, 1)
         if len(text) > len(encoders) + 1:
             b, _, d = context.shape
             rows = ops.reshape(text[len(encoders) + 1], (-1,))
@@ -154,16 +125,16 @@ def make_prologue(patch, part, lengths, encoders, text_norm, eps, masked, dtype)
 
 
 @functools.lru_cache
-def make_block(num_heads, part, eps, cross_attention_norm, masked, dtype):
+def make_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
     """block(p, x (b n d), positions (1 n d), modulation (b 6d), context (b m d)[, mask (b m 1)]) -> x (b n d).
 
-    x is this rank's part of the sequence. For self-attention the ranks of a sequence exchange: all tokens of some heads
+    x is this rank's shard of the sequence. For self-attention the ranks of a sequence exchange: all tokens of some heads
     for some tokens of all heads, and back (Ulysses). The text is on every rank; its keys and values do not travel.
     """
-    to_heads = collectives.all_to_all(part.group, 1, 2)
-    to_tokens = collectives.all_to_all(part.group, 2, 1)
-    padding = part.padding
-    unseen = ms.Tensor(np.repeat(np.float32([0, MASKED]), (part.patches, padding)).reshape(1, 1, 1, -1))
+    to_heads = collectives.all_to_all(shard.group, 1, 2)
+    to_tokens = collectives.all_to_all(shard.group, 2, 1)
+    padding = shard.padding
+    unseen = ms.Tensor(np.repeat(np.float32([0, MASKED]), (shard.patches, padding)).reshape(1, 1, 1, -1))
 
     def heads(x):
         b, n, d = x.shape
@@ -221,9 +192,9 @@ def project_out(p, x, time, eps, dtype):
 
 
 @functools.lru_cache
-def make_epilogue(patch, part, eps, dtype):
+def make_epilogue(patch, shard, eps, dtype):
     """epilogue(p, x (b n d), time (b d)) -> velocity (b c t h w), whole on every rank of a sequence."""
-    gather, patches, grid = collectives.all_gather(part.group, 1), part.patches, part.grid
+    gather, patches, grid = collectives.all_gather(shard.group, 1), shard.patches, shard.grid
 
     def epilogue(p, x, time):
         return unpatchify(gather(project_out(p, x, time, eps, dtype))[:, :patches], patch, grid)
@@ -232,13 +203,13 @@ def make_epilogue(patch, part, eps, dtype):
 
 
 @functools.lru_cache
-def make_loss(patch, part, batches, eps, dtype):
+def make_loss(patch, shard, batches, eps, dtype):
     """loss(p, x (b n d), time (b d), target (b c t h w)) -> this rank's share of the mean squared error, a scalar.
 
     The mean over `batches` as large as this one and all ranks of a sequence is the sum of all ranks' shares.
     """
-    take, patches, padding = make_take(part), part.patches, part.padding
-    real = ms.Tensor((part.own() < part.patches).astype(np.float32).reshape(1, -1, 1))
+    take, patches, padding = make_take(shard), shard.patches, shard.padding
+    real = ms.Tensor((shard.indices() < shard.patches).astype(np.float32).reshape(1, -1, 1))
 
     def loss(p, x, time, target):
         wanted = take(patchify(target, patch, False))

@@ -1,4 +1,4 @@
-"""The pieces that reorder and modulate, against einops and numpy; the whole is held in test_transformer.py."""
+"""The pieces that reorder and modulate, against einops and numpy; the whole is held in test_model.py and test_step.py."""
 
 import mindspore as ms
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 from einops import rearrange
 
 from moviegen.models.transformer import stages
+from moviegen.models.transformer.shapes import SequenceShard
 from moviegen.nn import layerwise
 from moviegen.parallel.mesh import Group
 
@@ -14,9 +15,9 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def parts(grid, size):
-    """Every rank's part of a sequence."""
-    return [stages.Part(grid, Group("", size, rank)) for rank in range(size)]
+def shards(grid, size):
+    """Every rank's shard of a sequence."""
+    return [SequenceShard(grid, Group("", size, rank)) for rank in range(size)]
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 1, 3)])
@@ -34,21 +35,12 @@ def test_unpatchify_is_the_inverse():
     np.testing.assert_array_equal(stages.unpatchify(tokens, (1, 2, 2), (2, 2, 3)).asnumpy(), latents)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_a_token_s_position_is_the_sum_of_three_rows(size):
-    tables = {f"position/{axis}": draw(i, n, 5) for i, (axis, n) in enumerate((("t", 3), ("h", 4), ("w", 6)))}
-    t, h, w = (tables[f"position/{axis}"] for axis in "thw")
-    expected = np.array([t[i] + h[j] + w[k] for i in range(2) for j in range(3) for k in range(4)])
-    p = {path: ms.Tensor(table) for path, table in tables.items()}
-    found = [stages.make_positions(part, (3, 4, 6))(p).asnumpy()[0] for part in parts((2, 3, 4), size)]
-    np.testing.assert_allclose(np.concatenate(found)[:24], expected, atol=1e-6)
-    assert not np.concatenate(found)[24:].any() and len({len(each) for each in found}) == 1
-
-
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_ranks_take_the_sequence_in_order(size):
     tokens = draw(0, 2, 24, 3)
-    found = np.concatenate([stages.make_take(part)(ms.Tensor(tokens)).asnumpy() for part in parts((2, 3, 4), size)], 1)
+    found = np.concatenate(
+        [stages.make_take(shard)(ms.Tensor(tokens)).asnumpy() for shard in shards((2, 3, 4), size)], 1
+    )
     np.testing.assert_array_equal(found[:, :24], tokens)
     assert not found[:, 24:].any()
 
@@ -63,9 +55,9 @@ def test_the_loss_is_that_of_the_velocity():
     """It compares patches in the order of the projection; the velocity is put together from the same."""
     p = {"modulation": draw(5, 2, 8), "norm": draw(6, 8), "proj": draw(7, 12, 8)}
     x, time, target = draw(8, 2, 6, 8), draw(9, 2, 8), draw(10, 2, 3, 1, 4, 6)
-    part = stages.Part((1, 2, 3))
-    velocity = layerwise.run(stages.make_epilogue((1, 2, 2), part, 1e-5, "float32"), p, x, time).asnumpy()
-    loss = layerwise.run(stages.make_loss((1, 2, 2), part, 1, 1e-5, "float32"), p, x, time, target).asnumpy()
+    shard = SequenceShard((1, 2, 3))
+    velocity = layerwise.run(stages.make_epilogue((1, 2, 2), shard, 1e-5, "float32"), p, x, time).asnumpy()
+    loss = layerwise.run(stages.make_loss((1, 2, 2), shard, 1, 1e-5, "float32"), p, x, time, target).asnumpy()
     assert velocity.shape == target.shape
     assert float(loss) == pytest.approx(((velocity - target) ** 2).mean(), rel=1e-5)
 
@@ -74,19 +66,19 @@ def test_shares_of_the_loss_add_up_to_it():
     p = {"modulation": draw(5, 2, 8), "norm": draw(6, 8), "proj": draw(7, 12, 8)}
     x, time, target = draw(8, 2, 6, 8), draw(9, 2, 8), draw(10, 2, 3, 1, 4, 6)
 
-    def share(part, batches, x):
-        loss = stages.make_loss((1, 2, 2), part, batches, 1e-5, "float32")
+    def share(shard, batches, x):
+        loss = stages.make_loss((1, 2, 2), shard, batches, 1e-5, "float32")
         return float(layerwise.run(loss, p, x, time, target).asnumpy())
 
-    whole = share(stages.Part((1, 2, 3)), 1, x)
-    assert share(stages.Part((1, 2, 3)), 3, x) == pytest.approx(whole / 3, rel=1e-5)
+    whole = share(SequenceShard((1, 2, 3)), 1, x)
+    assert share(SequenceShard((1, 2, 3)), 3, x) == pytest.approx(whole / 3, rel=1e-5)
     for size in (2, 4):  # with 4 ranks the last two tokens are padding
-        each = parts((1, 2, 3), size)
-        shares = [share(part, 1, stages.make_take(part)(ms.Tensor(x))) for part in each]
+        each = shards((1, 2, 3), size)
+        shares = [share(shard, 1, stages.make_take(shard)(ms.Tensor(x))) for shard in each]
         assert sum(shares) == pytest.approx(whole, rel=1e-5)
 
 
 def test_equal_settings_give_the_same_function():
     """Else every layer would be compiled by itself."""
-    made = [stages.make_block(2, stages.Part((1, 2, 3)), 1e-5, True, True, "float32") for _ in range(2)]
+    made = [stages.make_block(2, SequenceShard((1, 2, 3)), 1e-5, True, True, "float32") for _ in range(2)]
     assert made[0] is made[1]

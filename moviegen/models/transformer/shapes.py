@@ -1,0 +1,85 @@
+"""What the transformer's config alone says: the shapes of its parameters and how its sequences are split over ranks."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen.errors import ConfigError
+from moviegen.nn import tree
+from moviegen.parallel.mesh import ALONE, Group
+
+ENCODERS = ("ul2", "metaclip", "byt5")  # order of their tokens in the context
+AXES = ("t", "h", "w")
+TIME_WIDTH = 256
+
+
+def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every parameter. Raises ConfigError for a config of which no model can be built."""
+    _check(cfg)
+    d, patch = cfg.hidden_size, cfg.latent_channels * int(np.prod(cfg.patch_size))
+    table = {
+        "patch": (d, patch),
+        **{f"position/{axis}": (length, d) for axis, length in zip(AXES, cfg.position_lengths, strict=True)},
+        "time/in": (d, TIME_WIDTH),
+        "time/out": (d, d),
+        "modulation": (6 * d, d),
+    }
+    for name in encoders(cfg):
+        table |= {f"text/{name}/proj": (d, cfg.text_dims[name]), f"text/{name}/norm": (d,)}
+        if cfg.text_norm == "layer":
+            table[f"text/{name}/norm_bias"] = (d,)
+    for i in range(cfg.num_layers):
+        block = {"modulation": (6, d), "attn/norm": (d,), "mlp/norm": (d,)}
+        block |= {f"{kind}/{name}": (d, d) for kind in ("attn", "cross") for name in "qkvo"}
+        if cfg.cross_attention_norm:
+            block["cross/norm"] = (d,)
+        block |= {"mlp/gate": (cfg.ffn_size, d), "mlp/up": (cfg.ffn_size, d), "mlp/down": (d, cfg.ffn_size)}
+        table |= tree.join({f"blocks/{i}": block})
+    return table | {"final/modulation": (2, d), "final/norm": (d,), "final/proj": (patch, d)}
+
+
+def encoders(cfg: Any) -> tuple[str, ...]:
+    """The text encoders that a model attends to, in the order of their tokens."""
+    return tuple(name for name in ENCODERS if name in cfg.text_dims)
+
+
+class SequenceShard(NamedTuple):
+    """This rank's tokens of a sequence of patches on a `grid` (nt, nh, nw); every rank of `group` has as many.
+
+    Where the ranks do not divide the patches, the last tokens of the last ranks are padding: nothing attends to them and
+    no loss is taken of them.
+    """
+
+    grid: tuple[int, int, int]
+    group: Group = ALONE
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of the whole sequence."""
+        return int(np.prod(self.grid))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens on each rank, padding included."""
+        return -(-self.patches // self.group.size)
+
+    @property
+    def padding(self) -> int:
+        """Number of padding tokens of all ranks together."""
+        return self.tokens * self.group.size - self.patches
+
+    def indices(self) -> np.ndarray:
+        """Index in the sequence of each of this rank's tokens; those from `patches` on are padding."""
+        return np.arange(self.tokens) + self.group.rank * self.tokens
+
+
+def _check(cfg: Any) -> None:
+    if cfg.hidden_size % cfg.num_heads:
+        raise ConfigError(f"num_heads is {cfg.num_heads}, which does not divide hidden_size {cfg.hidden_size}")
+    if cfg.text_norm not in ("layer", "rms"):
+        raise ConfigError(f"text_norm is {cfg.text_norm!r}: expected 'layer' (the paper's) or 'rms' (the seed's)")
+    for key in ("patch_size", "position_lengths"):
+        if len(cfg[key]) != 3:
+            raise ConfigError(f"{key} is {tuple(cfg[key])}: expected three numbers, for time, height and width")
+    if not encoders(cfg) or set(cfg.text_dims) - set(ENCODERS):
+        raise ConfigError(f"text_dims names {', '.join(cfg.text_dims) or 'nothing'}: expected {', '.join(ENCODERS)}")

@@ -1,0 +1,53 @@
+"""One training step of the transformer: the flow-matching loss, its gradients, and their exchange between ranks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+from mindspore import ops
+
+from moviegen import flow
+from moviegen.errors import ConfigError
+from moviegen.models.transformer import model, stages
+from moviegen.models.transformer.model import Params, Text
+from moviegen.nn import backend, layerwise, tree
+from moviegen.parallel import zero
+from moviegen.parallel.comm import LOCAL, Comm
+
+
+def loss_and_grads(
+    params: Mapping[str, Any], cfg: Any, latents: Any, noise: Any, t: Any, text: Text, comm: Comm = LOCAL
+) -> tuple[ms.Tensor, Params]:
+    """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
+
+    latents and noise (b c t h w), t (b,), text as in `model.apply`: this rank's samples. Only the blocks' inputs are kept
+    for the way back. Both results are those of the batch of all ranks; the gradients are whole at ZeRO stage 0 and 1,
+    shards at 2 and 3.
+    """
+    params, latents, t, text, mask = model.check(params, cfg, latents, t, text, comm)
+    noise = backend.tensor(noise)
+    if noise.shape != latents.shape:
+        raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
+    stage = stages.build(cfg, latents.shape, bool(mask), comm)
+    reduce = comm.reducer()
+    noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
+
+    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
+    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final", *reversed(blocks), ""])
+    given = (noisy, t, *text, *mask)
+    x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), *given)
+    inputs = []
+    for _ in blocks:
+        inputs.append((x, pos, modulation, context, *mask[:1]))
+        x = layerwise.run(stage.block, weights(), *inputs[-1])
+    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(stage.loss, weights(), x, time, target, wrt=2)
+
+    grads = reduce(tree.join({"final": dfinal}))
+    shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
+    for block in reversed(blocks):
+        dblock, (dx, *dshared) = layerwise.pull(stage.block, weights(), inputs.pop(), (dx,), wrt=4)
+        grads |= reduce(tree.join({block: dblock}))
+        shared = [total + more for total, more in zip(shared, dshared, strict=True)]
+    dpos, dmodulation, dcontext = shared
+    douter, _ = layerwise.pull(stage.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
+    return comm.all_reduce(loss), grads | reduce(douter, last=True)

@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from moviegen.errors import ConfigError
+from moviegen.models.transformer.shapes import SequenceShard, shapes
+from moviegen.parallel.mesh import Group
+from tests.models.transformer.tiny_transformer import config
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"num_heads": 3}, "num_heads is 3"),
+        ({"text_norm": "batch"}, "text_norm is 'batch'"),
+        ({"patch_size": (2, 2)}, "patch_size is"),
+        ({"text_dims": {"t5": 4}}, "text_dims names t5"),
+    ],
+)
+def test_impossible_configs_are_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        shapes(config(**overrides))
+
+
+def test_the_shards_of_a_sequence_are_equal_and_in_order():
+    found = [SequenceShard((2, 3, 4), Group("", 5, rank)) for rank in range(5)]
+    assert {(shard.patches, shard.tokens, shard.padding) for shard in found} == {(24, 5, 1)}
+    np.testing.assert_array_equal(np.concatenate([shard.indices() for shard in found]), np.arange(25))

@@ -1,0 +1,153 @@
+import functools
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from moviegen import flow
+from moviegen.models.transformer import model as transformer
+from moviegen.models.transformer import stages
+from moviegen.models.transformer.shapes import SequenceShard
+from moviegen.models.transformer.step import loss_and_grads
+from moviegen.nn import tree
+from tests.models.transformer.tiny_transformer import (
+    LENGTHS,
+    config,
+    inputs,
+    numpy_velocity,
+    random_params,
+    seed_config,
+)
+
+
+def test_true_tokens_are_packed_and_nothing_else_changes(monkeypatch):
+    """Of 12 places 6 hold tokens in one sample and 4 in the other: a context of 6, in velocity and gradients the same."""
+    cfg = config()
+    params = random_params(cfg)
+    latents, t, text = inputs()
+    for name, mask in zip(
+        LENGTHS, ([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], [[1, 1, 0, 0]] * 2, [[1, 0, 0]] * 2), strict=True
+    ):
+        text[name] = text[name][0], np.array(mask)
+    noise = np.random.default_rng(2).standard_normal(latents.shape).astype(np.float32)
+    apart = loss_and_grads(params, cfg, latents, noise, t, text)
+    velocity = transformer.apply(params, cfg, latents, t, text).asnumpy()
+    monkeypatch.setattr(transformer, "CONTEXT_STEP", 2)
+    assert [tuple(x.shape) for x in transformer._check_text(cfg, text, 2)[1]] == [(2, 6, 1), (2, 6)]
+    packed = loss_and_grads(params, cfg, latents, noise, t, text)
+    np.testing.assert_allclose(transformer.apply(params, cfg, latents, t, text).asnumpy(), velocity, atol=1e-5)
+    np.testing.assert_allclose(velocity, numpy_velocity(params, cfg, latents, t, masks_as_bool(text)), atol=2e-4)
+    assert float(packed[0]) == pytest.approx(float(apart[0]), rel=1e-6)
+    for path, expected in apart[1].items():
+        expected = expected.asnumpy()
+        assert abs(expected).max() > 0, path
+        np.testing.assert_allclose(packed[1][path].asnumpy(), expected, atol=1e-5 * abs(expected).max(), err_msg=path)
+    again = loss_and_grads(params, cfg, latents, noise, t, text)[1]  # a compiled gradient may be right once
+    for path, value in packed[1].items():
+        np.testing.assert_array_equal(again[path].asnumpy(), value.asnumpy())
+
+
+def masks_as_bool(text):
+    return {name: (values, np.asarray(mask, bool)) for name, (values, mask) in text.items()}
+
+
+def whole_loss(cfg, grid, masked):
+    """The loss as one function of positional tensors for MindSpore's own autodiff, with no help of layerwise.py."""
+    paths = tuple(transformer.shapes(cfg))
+    encoders, patch = ("ul2", "metaclip", "byt5"), tuple(cfg.patch_size)
+    part, lengths = SequenceShard(grid), tuple(cfg.position_lengths)
+    prologue = stages.make_prologue(patch, part, lengths, encoders, cfg.text_norm, cfg.norm_eps, masked, "float32")
+    block = stages.make_block(cfg.num_heads, part, cfg.norm_eps, cfg.cross_attention_norm, masked, "float32")
+    loss = stages.make_loss(patch, part, 1, cfg.norm_eps, "float32")
+
+    def run(noisy, t, target, text, mask, *values):
+        p = dict(zip(paths, values, strict=True))
+        x, pos, time, modulation, context = prologue(p, noisy, t, *text, *mask)
+        for i in range(cfg.num_layers):
+            x = block(tree.sub(p, f"blocks/{i}"), x, pos, modulation, context, *mask)
+        return loss(tree.sub(p, "final"), x, time, target)
+
+    return paths, run
+
+
+@pytest.mark.parametrize("cfg", [config(), seed_config()], ids=["paper", "seed"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_equal_plain_autodiff_and_none_is_missing(cfg, masked):
+    params = random_params(cfg)
+    latents, t, text = inputs(masked)
+    noise = np.random.default_rng(2).standard_normal(latents.shape).astype(np.float32)
+    loss, grads = loss_and_grads(params, cfg, latents, noise, t, text)
+
+    paths, run = whole_loss(cfg, (2, 2, 3), masked)
+    noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
+    embeddings = tuple(ms.Tensor(text[name][0]) for name in LENGTHS)
+    mask = ()
+    if masked:
+        mask = (ms.Tensor(np.concatenate([text[name][1] for name in LENGTHS], 1)[..., None].astype(np.float32)),)
+    function = functools.partial(
+        run, ms.Tensor(noisy.astype(np.float32)), ms.Tensor(t), ms.Tensor(target.astype(np.float32)), embeddings, mask
+    )
+    values = [ms.Tensor(params[path]) for path in paths]
+    expected = ms.grad(lambda *v: function(*v), tuple(range(len(paths))))(*values)
+    assert float(loss) == pytest.approx(float(function(*values)), rel=1e-5)
+    assert set(grads) == set(paths)
+    for path, value in zip(paths, expected, strict=True):
+        assert grads[path].shape == params[path].shape and grads[path].dtype == ms.float32
+        assert abs(value.asnumpy()).max() > 1e-6, path
+        np.testing.assert_allclose(
+            grads[path].asnumpy(), value.asnumpy(), rtol=1e-4, atol=1e-4 * abs(value.asnumpy()).max(), err_msg=path
+        )
+
+
+def test_gradients_equal_finite_differences_of_the_numpy_model():
+    cfg = config(num_layers=1)
+    params = random_params(cfg)
+    latents, t, text = inputs()
+    noise = np.random.default_rng(2).standard_normal(latents.shape).astype(np.float32)
+    noisy = flow.interpolate(latents.astype(np.float64), noise, t.astype(np.float64))
+    target = flow.target(latents.astype(np.float64), noise)
+
+    def loss_at(p):
+        return ((numpy_velocity(p, cfg, noisy, t, text) - target) ** 2).mean()
+
+    for _ in range(2):  # MindSpore has compiled gradients that are right once and garbage from the second call on
+        loss, grads = loss_and_grads(params, cfg, latents, noise, t, text)
+    assert float(loss) == pytest.approx(loss_at(params), rel=1e-5)
+    rng = np.random.default_rng(3)
+    for path, value in params.items():
+        gradient = grads[path].asnumpy()
+        largest = np.unravel_index(abs(gradient).argmax(), gradient.shape)
+        for where in [largest, tuple(rng.integers(n) for n in value.shape)]:
+            step = np.zeros(value.shape)
+            step[where] = 1e-4
+            slope = (loss_at(params | {path: value + step}) - loss_at(params | {path: value - step})) / 2e-4
+            assert gradient[where] == pytest.approx(slope, rel=2e-3, abs=2e-3 * abs(gradient).max()), (path, where)
+
+
+def test_wholly_masked_text_gives_numbers_and_is_not_seen():
+    cfg = config()
+    params, (latents, t, text) = random_params(cfg), inputs()
+    noise = np.zeros_like(latents)
+    hidden = {name: (values, mask & [[False], [True]]) for name, (values, mask) in text.items()}
+    changed = {
+        name: (values + np.array([[[5.0]], [[0.0]]], np.float32), mask) for name, (values, mask) in hidden.items()
+    }
+    velocity, same = (transformer.apply(params, cfg, latents, t, x).asnumpy() for x in (hidden, changed))
+    assert np.isfinite(velocity).all()
+    np.testing.assert_array_equal(velocity, same)
+    loss, grads = loss_and_grads(params, cfg, latents, noise, t, hidden)
+    assert np.isfinite(float(loss)) and all(np.isfinite(g.asnumpy()).all() for g in grads.values())
+
+
+def test_simulated_bfloat16_is_close_and_not_the_same():
+    cfg = config(compute_dtype="bfloat16_simulated")
+    params, (latents, t, text) = random_params(cfg), inputs()
+    exact = transformer.apply(params, config(), latents, t, text).asnumpy()
+    rounded = transformer.apply(params, cfg, latents, t, text).asnumpy()
+    assert 1e-4 < abs(rounded - exact).mean() / abs(exact).mean() < 3e-2
+    noise = np.zeros_like(latents)
+    _, grads = loss_and_grads(params, cfg, latents, noise, t, text)
+    _, expected = loss_and_grads(params, config(), latents, noise, t, text)
+    for path, value in expected.items():
+        ours, value = grads[path].asnumpy().ravel(), value.asnumpy().ravel()
+        assert ours @ value > 0.98 * np.linalg.norm(ours) * np.linalg.norm(value), path
