@@ -9,7 +9,7 @@ import numpy as np
 
 from moviegen.convert.names import by_layers, rename, strip_prefixes
 from moviegen.models.tae import model as tae_model
-from moviegen.models.transformer import model as transformer_model
+from moviegen.models.transformer import shapes as transformer_shapes
 from moviegen.nn import backend
 from moviegen.nn.positions import resize_table
 from moviegen.nn.tree import match
@@ -27,8 +27,8 @@ GLOBAL = {
     "final_layer.scale_shift_table": "final/modulation",
     "final_layer.input_layernorm.weight": "final/norm",
     "final_layer.proj.weight": "final/proj",
-    **{f"text_projector.{e}_linear.weight": f"text/{e}/proj" for e in transformer_model.ENCODERS},
-    **{f"text_projector.{e}_layernorm.weight": f"text/{e}/norm" for e in transformer_model.ENCODERS},
+    **{f"text_projector.{e}_linear.weight": f"text/{e}/proj" for e in transformer_shapes.ENCODERS},
+    **{f"text_projector.{e}_layernorm.weight": f"text/{e}/norm" for e in transformer_shapes.ENCODERS},
 }
 LAYER = {
     "scale_shift_table": "modulation",
@@ -55,7 +55,7 @@ def lazy_transformer(arrays: Mapping[str, np.ndarray | Lazy], cfg: Any) -> dict[
     tables of another length, which are interpolated. Raises ConfigError naming every missing, extra or wrongly shaped
     parameter, before the first is read.
     """
-    wanted = transformer_model.shapes(cfg)
+    wanted = transformer_shapes.shapes(cfg)
     arrays = strip_prefixes(arrays, "ema|network|model")
     names, unknown = by_layers(arrays, r"layers\.(\d+)\.(.+)", LAYER, GLOBAL)
     found = {}

@@ -117,22 +117,22 @@ class Recomputed(NamedTuple):
     segments: Sequence[Any]
 
 
-def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, fetch: Callable[[dict], dict] = dict) -> Any:
+def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, gather: Callable[[dict], dict] = dict) -> Any:
     """`x` through segments, each (fn, {fn's name of a parameter: its path in params}), a `Residual` or `Recomputed`."""
     for segment in segments:
         if isinstance(segment, Residual):
-            across = run_chain(params, segment.shortcut, x, fetch)
-            x = across + run_chain(params, segment.branch, x, fetch)
+            across = run_chain(params, segment.shortcut, x, gather)
+            x = across + run_chain(params, segment.branch, x, gather)
         elif isinstance(segment, Recomputed):
-            x = run_chain(params, segment.segments, x, fetch)
+            x = run_chain(params, segment.segments, x, gather)
         else:
             fn, names = segment
-            x = run(fn, _weights(params, names, fetch), x)
+            x = run(fn, _weights(params, names, gather), x)
     return x
 
 
-def _weights(params, names, fetch):
-    found = fetch({path: params[path] for path in names.values()})
+def _weights(params, names, gather):
+    found = gather({path: params[path] for path in names.values()})
     return {name: found[path] for name, path in names.items()}
 
 
@@ -141,12 +141,12 @@ def chain(
     segments: Sequence[Any],
     x: Any,
     input_grad: bool = True,
-    fetch: Callable[[dict], dict] = dict,
+    gather: Callable[[dict], dict] = dict,
     reduce: Callable[[dict], dict] = dict,
 ) -> tuple[Any, Callable]:
     """`run_chain` to be differentiated: one compiled graph per distinct fn and shape, only the segments' inputs are kept.
 
-    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`. `fetch` turns what
+    Returns the output and `pullback(dout) -> (gradients by path, dx)`. dx is None without `input_grad`. `gather` turns what
     params hold for a segment into what it computes with, each time it is run; `reduce` is given each segment's gradients
     as soon as they exist, and what it returns is part of the result.
     """
@@ -154,11 +154,11 @@ def chain(
     for segment in segments:
         needed = bool(pulls) or input_grad
         if isinstance(segment, Residual):
-            x, pull = _residual(params, segment, x, needed, fetch, reduce)
+            x, pull = _residual(params, segment, x, needed, gather, reduce)
         elif isinstance(segment, Recomputed):
-            x, pull = _recomputed(params, segment.segments, x, needed, fetch, reduce)
+            x, pull = _recomputed(params, segment.segments, x, needed, gather, reduce)
         else:
-            x, pull = _link(params, *segment, x, needed, fetch, reduce)
+            x, pull = _link(params, *segment, x, needed, gather, reduce)
         pulls.append(pull)
 
     def pullback(dout):
@@ -171,24 +171,24 @@ def chain(
     return x, pullback
 
 
-def _link(params, fn, names, x, input_grad, fetch, reduce):
+def _link(params, fn, names, x, input_grad, gather, reduce):
     def pullback(dout):
-        found, dx = pull(fn, _weights(params, names, fetch), (x,), (dout,), int(input_grad))
+        found, dx = pull(fn, _weights(params, names, gather), (x,), (dout,), int(input_grad))
         return reduce({names[name]: g for name, g in found.items()}), dx[0] if dx else None
 
-    return run(fn, _weights(params, names, fetch), x), pullback
+    return run(fn, _weights(params, names, gather), x), pullback
 
 
-def _recomputed(params, segments, x, input_grad, fetch, reduce):
+def _recomputed(params, segments, x, input_grad, gather, reduce):
     def pullback(dout):
-        return chain(params, segments, x, input_grad, fetch, reduce)[1](dout)
+        return chain(params, segments, x, input_grad, gather, reduce)[1](dout)
 
-    return run_chain(params, segments, x, fetch), pullback
+    return run_chain(params, segments, x, gather), pullback
 
 
-def _residual(params, segment, x, input_grad, fetch, reduce):
-    out, pull_branch = chain(params, segment.branch, x, input_grad, fetch, reduce)
-    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad, fetch, reduce)
+def _residual(params, segment, x, input_grad, gather, reduce):
+    out, pull_branch = chain(params, segment.branch, x, input_grad, gather, reduce)
+    across, pull_shortcut = chain(params, segment.shortcut, x, input_grad, gather, reduce)
 
     def pullback(dout):
         grads, dx = pull_branch(dout)

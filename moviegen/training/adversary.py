@@ -1,15 +1,14 @@
-"""The autoencoder's opponent in training: its state, kept in the same checkpoints, and its turn in a step."""
+"""The autoencoder's opponent in training: its state, kept in the same checkpoints."""
 
 from typing import Any
 
-from moviegen.models.tae import discriminator
+from moviegen.models.tae import discriminator, shapes
 from moviegen.nn import backend
-from moviegen.parallel import comm
 from moviegen.parallel.mesh import Mesh
 from moviegen.training import state as states
 from moviegen.training.state import Layout, State
 
-PREFIX = discriminator.PREFIX
+PREFIX = shapes.DISCRIMINATOR
 
 
 def layout(config: Any, mesh: Mesh) -> Layout | None:
@@ -29,7 +28,7 @@ def joint_layout(main: Layout, own: Layout | None) -> Layout:
     """That of both models as one."""
     if own is None:
         return main
-    return main._replace(shapes={**main.shapes, **{PREFIX + path: shape for path, shape in own.shapes.items()}})
+    return main._replace(shapes={**main.shapes, **own.shapes})
 
 
 def joined(main: State, own: State | None) -> State:
@@ -37,11 +36,8 @@ def joined(main: State, own: State | None) -> State:
     if own is None:
         return main
 
-    def both(a, b):
-        return {**a, **{PREFIX + path: value for path, value in b.items()}}
-
-    moments = {name: both(main.moments[name], own.moments[name]) for name in main.moments}
-    return State(both(main.params, own.params), both(main.master, own.master), both(main.average, own.average), moments)
+    moments = {name: main.moments[name] | own.moments[name] for name in main.moments}
+    return State(main.params | own.params, main.master | own.master, main.average | own.average, moments)
 
 
 def parted(state: State, own: Layout | None) -> tuple[State, State | None]:
@@ -50,7 +46,7 @@ def parted(state: State, own: Layout | None) -> tuple[State, State | None]:
         return state, None
 
     def part(tree, wanted):
-        return {path.removeprefix(PREFIX): value for path, value in tree.items() if path.startswith(PREFIX) == wanted}
+        return {path: value for path, value in tree.items() if path.startswith(PREFIX) == wanted}
 
     def one(wanted):
         moments = {name: part(tree, wanted) for name, tree in state.moments.items()}
@@ -59,23 +55,6 @@ def parted(state: State, own: Layout | None) -> tuple[State, State | None]:
         return State(params, master, part(state.average, wanted), moments)
 
     return one(False), one(True)
-
-
-class Turn:
-    """One step's part of the opponent: called with a reconstruction it answers the generator, and notes its own lesson."""
-
-    def __init__(self, config: Any, own: State, video: Any, mesh: Mesh):
-        self.config, self.own, self.video = config, own, backend.tensor(video)
-        cfg = config.loss.adversarial
-        self.comm = comm.make(mesh, config.train.zero_stage, discriminator.shapes(cfg))
-        self.losses: dict[str, Any] = {}
-        self.grads: dict[str, Any] = {}
-
-    def __call__(self, fake: Any) -> tuple[Any, Any]:
-        """The generator's loss and its gradient with respect to fake (b 3 t h w)."""
-        cfg = self.config.loss.adversarial
-        self.losses, self.grads = discriminator.loss_and_grads(self.own.params, cfg, self.video, fake, self.comm)
-        return discriminator.deceive(self.own.params, cfg, fake, self.comm)
 
 
 def update(own: State, grads: dict[str, Any], step: int, lr: float, config: Any, layout: Layout) -> None:

@@ -108,24 +108,27 @@ def _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual):
             "(train.batch_size, or data.image_batch_size, over the ranks)"
         )
     noise, weights = _noise(config, step, clips, mesh.batch.rank), _weights(config, step)
-    found: list[dict] = [{}, {}, {}]
+    adversarial = config.loss.adversarial if adversary.plays(config, opponent, step) else None
+    params = state.params | (opponent.params if adversarial else {})
+    exchange = comm.make(mesh, config.train.zero_stage, tae_step.shapes(config.tae, adversarial))
+    found: list[dict] = [{}, {}]
     for own in np.split(np.arange(len(clips)), pieces):
-        turn = adversary.Turn(config, opponent, clips[own], mesh) if adversary.plays(config, opponent, step) else None
-        losses, grads = tae_step.loss_and_grads(
-            state.params,
+        more = tae_step.loss_and_grads(
+            params,
             config.tae,
             clips[own],
             noise[own],
             weights,
-            comm.make(mesh, config.train.zero_stage, tae.shapes(config.tae)),
+            exchange,
             perceptual,
-            turn,
+            adversarial,
             config.train.get("recompute_levels", ()),
         )
-        more = (losses | (turn.losses if turn else {}), grads, turn.grads if turn else {})
         for i, tree in enumerate(more):
             found[i] = {key: found[i][key] + v if found[i] else v for key, v in tree.items()}
-    return tuple({key: value / pieces if pieces > 1 else value for key, value in tree.items()} for tree in found)
+    losses, grads = ({key: v / pieces if pieces > 1 else v for key, v in tree.items()} for tree in found)
+    lesson = {path: grads.pop(path) for path in list(grads) if path.startswith(adversary.PREFIX)}
+    return losses, grads, lesson
 
 
 def _weights(config: Any, step: int) -> dict[str, float]:

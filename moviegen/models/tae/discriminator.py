@@ -15,15 +15,13 @@ import numpy as np
 from mindspore import ops
 
 from moviegen import streams
-from moviegen.errors import ConfigError
+from moviegen.models.tae.shapes import DISCRIMINATOR_LEVELS, discriminator_parameters, discriminator_plan
+from moviegen.models.tae.shapes import discriminator as shapes
 from moviegen.nn import backend, layerwise
 from moviegen.nn.convolution import halving_conv, spatial_conv, temporal_conv
 from moviegen.nn.group_norm import group_norm_silu
 from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.streams import Stream
-
-LEVELS = 3  # halvings
-PREFIX = "discriminator/"  # of its parameters in a checkpoint of both
 
 
 @functools.lru_cache
@@ -44,37 +42,11 @@ def _make_block(groups: int, halve: bool, temporal: bool):
     return block
 
 
-def _plan(cfg: Any) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
-    if cfg.dims not in (2, 3):
-        raise ConfigError(f"loss.adversarial.dims is {cfg.dims}, expected 2 (frames by themselves) or 3 (clips)")
-    if cfg.channels < 1:
-        raise ConfigError(f"loss.adversarial.channels is {cfg.channels}, expected at least 1")
-    found, ci = [], 3
-    for level in range(LEVELS + 1):
-        last = level == LEVELS
-        co = 1 if last else cfg.channels * 2**level
-        own = {"spatial/w": (co, ci, 3, 3), "spatial/b": (co,)}
-        if cfg.dims == 3:
-            own |= {"temporal/w": (co, co, 3), "temporal/b": (co,)}
-        if level:
-            own |= {"norm/scale": (ci,), "norm/bias": (ci,)}
-        groups = math.gcd(32, ci // 2) or 1  # of two channels or more: alone, a channel's bias would be normed away
-        block = _make_block(groups if level else 0, not last, cfg.dims == 3)
-        found.append((block, f"{level}", own))
-        ci = co
-    return found
-
-
-def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter; cfg is `loss.adversarial`."""
-    return {f"{prefix}/{name}": shape for _, prefix, own in _plan(cfg) for name, shape in own.items()}
-
-
 def init(cfg: Any, seed: int) -> dict[str, ms.Tensor]:
     """Random weights; every array depends on (seed, its path) alone. Temporal kernels are the identity."""
     params = {}
     for path, shape in shapes(cfg).items():
-        rng = streams.rng(Stream.PARAMETER, seed, zlib.crc32(f"discriminator/{path}".encode()))
+        rng = streams.rng(Stream.PARAMETER, seed, zlib.crc32(path.encode()))
         value = np.ones(shape) if path.endswith("scale") else np.zeros(shape)
         if path.endswith("spatial/w"):
             value = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
@@ -85,7 +57,13 @@ def init(cfg: Any, seed: int) -> dict[str, ms.Tensor]:
 
 
 def _segments(cfg: Any) -> list[Any]:
-    return [(block, {name: f"{prefix}/{name}" for name in own}) for block, prefix, own in _plan(cfg)]
+    found = []
+    for block in discriminator_plan(cfg):
+        # Of two channels or more: alone, a channel's bias would be normed away.
+        groups = math.gcd(32, block.inputs // 2) or 1
+        fn = _make_block(groups if block.level else 0, block.level < DISCRIMINATOR_LEVELS, cfg.dims == 3)
+        found.append((fn, {name: f"{block.prefix}/{name}" for name in discriminator_parameters(cfg, block)}))
+    return found
 
 
 def _pieces(video: Any, cfg: Any) -> ms.Tensor:
@@ -130,7 +108,7 @@ def loss_and_grads(
     return {name: comm.all_reduce(value) for name, value in losses.items()}, grads
 
 
-def deceive(params: Mapping[str, Any], cfg: Any, fake: Any, comm: Comm = LOCAL) -> tuple[ms.Tensor, ms.Tensor]:
+def generator_loss(params: Mapping[str, Any], cfg: Any, fake: Any, comm: Comm = LOCAL) -> tuple[ms.Tensor, ms.Tensor]:
     """The generator's loss, minus the mean verdict on fake (b 3 t h w), and its gradient with respect to fake.
 
     Both are this rank's share of those of the whole batch.

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from moviegen.errors import ConfigError
 from moviegen.models.tae import model as tae
+from moviegen.models.tae.shapes import plan
 from moviegen.nn import backend
 
 CONSTANT = 4.0  # of the channels that steady the norms, in units of the signals' spread
@@ -72,13 +74,13 @@ def init(cfg: Any, clips: Sequence[np.ndarray], seed: int) -> dict:
 
 def _last_on_trunk(cfg: Any, side: str) -> str:
     """Path of the last convolution that no residual goes around."""
-    paths = []
-    for _, prefix, shapes in tae.plan(cfg, side):
-        if "shortcut/spatial/w" in shapes:
-            paths.append(prefix + "/shortcut")
-        elif prefix.endswith("sample"):
-            paths.append(prefix)
-    return paths[-1]
+    trunk = [
+        block
+        for block in plan(cfg, side)
+        if block.kind in ("conv", "downsample", "upsample")
+        or (block.kind == "residual" and block.inputs != block.outputs)
+    ]
+    return f"{trunk[-1].prefix}/shortcut" if trunk[-1].kind == "residual" else trunk[-1].prefix
 
 
 def _put(params: dict, path: str, matrix: np.ndarray) -> None:
@@ -88,13 +90,11 @@ def _put(params: dict, path: str, matrix: np.ndarray) -> None:
 
 
 def _patches(x: np.ndarray) -> np.ndarray:
-    n, t, h, w, c = x.shape
-    return x.reshape(n, t, h // 2, 2, w // 2, 2, c).transpose(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h // 2, w // 2, 4 * c)
+    return rearrange(x, "n t (h i) (w j) c -> n t h w (i j c)", i=2, j=2)
 
 
 def _pairs(x: np.ndarray) -> np.ndarray:
-    n, t, h, w, c = x.shape
-    return x.reshape(n, t // 2, 2, h, w, c).transpose(0, 1, 3, 4, 2, 5).reshape(n, t // 2, h, w, 2 * c)
+    return rearrange(x, "n (t i) h w c -> n t h w (i c)", i=2)
 
 
 def _components(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,19 +131,19 @@ def _set_halving(params: dict, path: str, basis: np.ndarray, bias: np.ndarray) -
     taps = 4 if path.endswith("spatial") else 2
     c, out = len(basis) // taps, basis.shape[1]
     if taps == 4:
-        params[f"{path}/w"][:out, :c, :2, :2] = basis.reshape(2, 2, c, out).transpose(3, 2, 0, 1)
+        params[f"{path}/w"][:out, :c, :2, :2] = rearrange(basis, "(i j c) out -> out c i j", i=2, j=2)
     else:  # frames 2i and 2i + 1 are the second and third tap of output i
-        params[f"{path}/w"][:out, :c, 1:] = basis.reshape(2, c, out).transpose(2, 1, 0)
+        params[f"{path}/w"][:out, :c, 1:] = rearrange(basis, "(i c) out -> out c i", i=2)
     params[f"{path}/b"][:out] = bias
 
 
 def _set_doubling(params: dict, path: str, solution: np.ndarray) -> None:
     out = solution.shape[1]
     if path.endswith("spatial"):
-        kernel = solution[:-1].reshape(3, 3, -1, out).transpose(3, 2, 0, 1)
+        kernel = rearrange(solution[:-1], "(i j c) out -> out c i j", i=3, j=3)
         params[f"{path}/w"][:out, : kernel.shape[1]] = kernel
     else:
-        kernel = solution[:-1].reshape(3, -1, out).transpose(2, 1, 0)
+        kernel = rearrange(solution[:-1], "(i c) out -> out c i", i=3)
         params[f"{path}/w"][:out, : kernel.shape[1]] = kernel
     params[f"{path}/b"][:out] = solution[-1]
 

@@ -17,127 +17,51 @@ from mindspore import ops
 from moviegen import streams
 from moviegen.errors import ConfigError
 from moviegen.models.tae import blocks
-from moviegen.nn import backend, layerwise, tree
+from moviegen.models.tae.shapes import Block, parameters, plan, shapes
+from moviegen.nn import backend, layerwise
 from moviegen.streams import Stream
 
 Params = Mapping[str, Any]
 
 
-# ---- the two networks as lists of (function, prefix)
-
-
-def plan(cfg: Any, side: str) -> list[tuple[Any, str, dict[str, tuple[int, ...]]]]:
-    """(function, prefix, parameter shapes) of every block of "encoder" or "decoder", in order of execution.
-
-    A residual block's function is that of each of its two convolutions: they are compiled and recomputed one by one, since a
-    compiled gradient keeps the patches of all its convolutions in memory.
-    """
-    widths = [cfg.base_channels * m for m in cfg.channel_multipliers]
-    groups, levels = cfg.norm_groups, len(cfg.channel_multipliers)
-    found = []
-
-    def conv_shapes(name, ci, co, k):
-        pre = name + "/" if name else ""
-        return {
-            pre + "spatial/w": (co, ci, k, k),
-            pre + "spatial/b": (co,),
-            pre + "temporal/w": (co, co, k),
-            pre + "temporal/b": (co,),
-        }
-
-    def norm_shapes(name, c):
-        return {name + "/scale": (c,), name + "/bias": (c,)}
-
-    def res(prefix, ci, co):
-        shapes = norm_shapes("norm1", ci) | conv_shapes("conv1", ci, co, 3)
-        shapes |= norm_shapes("norm2", co) | conv_shapes("conv2", co, co, 3)
-        if ci != co:
-            shapes |= conv_shapes("shortcut", ci, co, 1)
-        found.append((blocks.make_norm_conv(groups), prefix, shapes))
-
-    def mid(c):
-        res(f"{side}/mid/block/0", c, c)
-        for temporal in (False, True) if cfg.temporal_attention else (False,):
-            shapes = norm_shapes("norm", c)
-            for name in ("q", "k", "v", "out"):
-                shapes |= {f"{name}/w": (c, c), f"{name}/b": (c,)}
-            prefix = f"{side}/mid/{'temporal' if temporal else 'spatial'}_attention"
-            found.append((blocks.make_attention(groups, temporal), prefix, shapes))
-        res(f"{side}/mid/block/1", c, c)
-
-    def head(c, out):
-        found.append(
-            (blocks.make_norm_conv(groups), f"{side}/head", norm_shapes("norm", c) | conv_shapes("conv", c, out, 3))
-        )
-
-    if side == "encoder":
-        found.append((blocks.make_conv(), "encoder/conv_in", conv_shapes("", 3, widths[0], 3)))
-        c = widths[0]
-        for level in range(levels):
-            for i in range(cfg.num_res_blocks):
-                res(f"encoder/down/{level}/block/{i}", c, widths[level])
-                c = widths[level]
-            if level < levels - 1:
-                found.append((blocks.make_downsample(), f"encoder/down/{level}/downsample", conv_shapes("", c, c, 3)))
-        mid(c)
-        head(c, 2 * cfg.latent_channels)
-    else:
-        c = widths[-1]
-        found.append((blocks.make_conv(), "decoder/conv_in", conv_shapes("", cfg.latent_channels, c, 3)))
-        mid(c)
-        for level in reversed(range(levels)):
-            for i in range(cfg.num_res_blocks + 1):
-                res(f"decoder/up/{level}/block/{i}", c, widths[level])
-                c = widths[level]
-            if level > 0:
-                fn = blocks.make_upsample(cfg.temporal_upsample_padding)
-                found.append((fn, f"decoder/up/{level}/upsample", conv_shapes("", c, c, 3)))
-        head(c, 3)
-    return found
+# Kind of block -> its compiled function, from the config; a residual block has two of "head".
+FUNCTIONS = {
+    "conv": lambda cfg: blocks.make_conv(),
+    "spatial_attention": lambda cfg: blocks.make_attention(cfg.norm_groups, False),
+    "temporal_attention": lambda cfg: blocks.make_attention(cfg.norm_groups, True),
+    "downsample": lambda cfg: blocks.make_downsample(),
+    "upsample": lambda cfg: blocks.make_upsample(cfg.temporal_upsample_padding),
+    "head": lambda cfg: blocks.make_norm_conv(cfg.norm_groups),
+}
+# Names that a function has for its parameters -> where they are in a residual block, {} being 1 or 2.
+_CONV = ("spatial/w", "spatial/b", "temporal/w", "temporal/b")
+_SHORTCUT = {name: f"shortcut/{name}" for name in _CONV}
+_NORM_CONV = {f"norm/{name}": f"norm{{}}/{name}" for name in ("scale", "bias")}
+_NORM_CONV |= {f"conv/{name}": f"conv{{}}/{name}" for name in _CONV}
 
 
 def segments(cfg: Any, side: str, recompute: Sequence[int] = ()) -> list[Any]:
     """The "encoder" or "decoder" as segments for `layerwise.chain`; of levels in `recompute` it keeps the input alone."""
     found = []
-    for level, entries in itertools.groupby(plan(cfg, side), _level):
-        own = [_segment(*entry) for entry in entries]
+    for level, group in itertools.groupby(plan(cfg, side), lambda block: block.level):
+        own = [_segment(cfg, block) for block in group]
         found += [layerwise.Recomputed(own)] if level in recompute else own
     return found
 
 
-def _level(entry):
-    names = entry[1].split("/")
-    return int(names[2]) if names[1] in ("down", "up") else None
+def _segment(cfg: Any, block: Block) -> Any:
+    """A block as a segment; the convolutions of a residual block are compiled and recomputed one by one.
 
+    A compiled gradient keeps the patches of all its convolutions in memory.
+    """
 
-def _segment(fn, prefix, shapes):
-    def link(fn, names):
-        return fn, {name: f"{prefix}/{at}" for name, at in names.items()}
+    def link(kind: str, paths: dict[str, str]) -> tuple[Any, dict[str, str]]:
+        return FUNCTIONS[kind](cfg), {name: f"{block.prefix}/{path}" for name, path in paths.items()}
 
-    if "norm1/scale" not in shapes:
-        return link(fn, {name: name for name in shapes})
-    halves = [{at.replace(i, "", 1): at for at in shapes if at[4] == i} for i in "12"]
-    across = {at.removeprefix("shortcut/"): at for at in shapes if at.startswith("shortcut/")}
-    return layerwise.Residual([link(fn, half) for half in halves], [link(blocks.make_conv(), across)] if across else [])
-
-
-def shapes(cfg) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter."""
-    _check(cfg)
-    return tree.join({prefix: s for side in ("encoder", "decoder") for _, prefix, s in plan(cfg, side)})
-
-
-def _check(cfg) -> None:
-    for m in cfg.channel_multipliers:
-        if cfg.base_channels * m % cfg.norm_groups:
-            raise ConfigError(
-                f"tae.norm_groups is {cfg.norm_groups}, which does not divide the width "
-                f"{cfg.base_channels} x {m} = {cfg.base_channels * m}: choose a divisor of every width"
-            )
-    if cfg.temporal_upsample_padding not in ("replicate", "zeros"):
-        raise ConfigError(
-            f"tae.temporal_upsample_padding is {cfg.temporal_upsample_padding!r}, expected 'replicate' or 'zeros'"
-        )
+    if block.kind != "residual":
+        return link(block.kind, {name: name for name in parameters(block)})
+    branch = [link("head", {name: path.format(i) for name, path in _NORM_CONV.items()}) for i in (1, 2)]
+    return layerwise.Residual(branch, [link("conv", _SHORTCUT)] if block.inputs != block.outputs else [])
 
 
 def init(cfg, seed: int) -> dict[str, ms.Tensor]:
@@ -150,7 +74,7 @@ def init(cfg, seed: int) -> dict[str, ms.Tensor]:
     away unless some channels of a group say what was normal. Every array depends on (seed, its path) alone.
     """
     params = {}
-    before_heads = {f"{plan(cfg, side)[-2][1]}/conv2/temporal/b" for side in ("encoder", "decoder")}
+    before_heads = {f"{plan(cfg, side)[-2].prefix}/conv2/temporal/b" for side in ("encoder", "decoder")}
     for path, shape in shapes(cfg).items():
         rng = streams.rng(Stream.PARAMETER, seed, zlib.crc32(path.encode()))
         value = np.zeros(shape)
@@ -189,9 +113,6 @@ def _orthonormal(rows: int, columns: int, rng: np.random.Generator) -> np.ndarra
     """A matrix with orthonormal rows, or columns if they are fewer."""
     q, _ = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
     return q if rows >= columns else q.T
-
-
-# ---- use
 
 
 def check_video(video: Any, cfg: Any) -> None:

@@ -1,6 +1,6 @@
-"""One training step of the temporal autoencoder: reconstruction, KL and what else pulls on it, on any mesh."""
+"""One training step of the temporal autoencoder and its discriminator: losses, gradients, and their exchange."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mindspore as ms
@@ -9,31 +9,38 @@ from mindspore import ops
 
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
-from moviegen.models.tae import losses as tae_losses
+from moviegen.models.tae import discriminator, losses
 from moviegen.models.tae import model as tae
+from moviegen.models.tae.shapes import shapes as shapes
 from moviegen.nn import backend, layerwise
 from moviegen.parallel.comm import LOCAL, Comm
 
 Params = Mapping[str, Any]
+Tree = dict[str, ms.Tensor]
+
+
+def init(cfg: Any, seed: int, adversarial: Any = None) -> Tree:
+    """Random parameters of the autoencoder, and of the discriminator of config section `loss.adversarial` if given."""
+    return tae.init(cfg, seed) | (discriminator.init(adversarial, seed) if adversarial else {})
 
 
 def loss_and_grads(
     params: Params,
-    cfg,
+    cfg: Any,
     video: Any,
     noise: Any,
     weights: Mapping[str, float],
     comm: Comm = LOCAL,
     perceptual: Params | None = None,
-    adversary: Callable[[Any], tuple[Any, Any]] | None = None,
+    adversarial: Any = None,
     recompute: Sequence[int] = (),
-) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
+) -> tuple[Tree, Tree]:
     """One training step's losses and the gradient of every parameter.
 
     video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"}
     and where wanted {"lpips", "outlier", "outlier_radius", "adversarial"}, each loss a mean so that it does not depend on
-    resolution. perceptual: the parameters of LPIPS. adversary: reconstruction -> (loss, its gradient); weighted besides so
-    that both pull equally on the decoder's last convolution (Esser et al. 2021, adaptive weight).
+    resolution. perceptual: the parameters of LPIPS. adversarial: the config section of the discriminator, whose parameters
+    are then in params; its loss and gradients are of this step's reconstruction too. Without it none are given.
 
     Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the first
     block's alone. Returns ({"loss", "mse", "kl", ...}, grads), both of the batch of all ranks; params are shards at ZeRO
@@ -41,52 +48,76 @@ def loss_and_grads(
     """
     tae.check_video(video, cfg)
     _check_levels(recompute, cfg)
-    video, share = backend.tensor(video), 1.0 / comm.batches
-    reduce, total = comm.reducer(), comm.all_reduce
-    exchange = dict(fetch=comm.all_gather, reduce=reduce)
-    kl_weight = float(weights["kl"])
-    reconstruction = tae_losses.make_reconstruction(*(share * float(weights[name]) for name in ("l1", "mse")), share)
-    sample = tae_losses.make_sample_and_kl(cfg.latent_channels, share)
+    video, exchange = backend.tensor(video), dict(gather=comm.all_gather, reduce=comm.reducer())
     *body, head = tae.segments(cfg, "decoder", recompute)
 
     moments, pull_encoder = layerwise.chain(params, tae.segments(cfg, "encoder", recompute), video, False, **exchange)
+    sample = losses.make_sample_and_kl(cfg.latent_channels, 1.0 / comm.batches)
     (z, kl), pull_sample = layerwise.vjp(sample, {}, moments, noise, wrt=1)
     before_head, pull_body = layerwise.chain(params, body, z, **exchange)
     decoded, pull_head = layerwise.chain(params, [head], before_head, **exchange)
-    (loss, mse), _, (dout,) = layerwise.value_and_grad(reconstruction, {}, decoded, video, wrt=1, aux=True)
-    loss = loss + kl_weight * kl
-    losses = {"mse": mse, "kl": kl}
-    frames = video.shape[2]
-    shown = decoded[:, :, :frames]
+
+    (loss, mse), dout = _reconstruction(decoded, video, weights, comm)
+    loss = loss + float(weights["kl"]) * kl
+    found, verdicts, grads = {"mse": mse, "kl": kl}, {}, {}
     if weights.get("lpips"):
-        value, slope = lpips.mean_and_pull(perceptual, video, shown, share)
-        dout = dout + _with_spurious(slope * float(weights["lpips"]), decoded)
-        loss, losses["lpips"] = loss + float(weights["lpips"]) * value, value
-    if adversary:
-        value, slope = adversary(shown)
+        found["lpips"], slope = _lpips(decoded, video, weights, comm, perceptual)
+        dout, loss = dout + slope, loss + float(weights["lpips"]) * found["lpips"]
+    if adversarial:
+        shown = decoded[:, :, : video.shape[2]]
+        verdicts, grads = discriminator.loss_and_grads(params, adversarial, video, shown, comm)
+        found["adversarial"], slope = discriminator.generator_loss(params, adversarial, shown, comm)
         slope = _with_spurious(slope, decoded)
-        pulls = [_pull_on_head(params, head, comm.all_gather, before_head, d, total) for d in (dout, slope)]
-        factor = float(weights["adversarial"]) * min(pulls[0] / (pulls[1] + 1e-4), 1e4)
-        dout = dout + slope * factor
-        loss, losses["adversarial"] = loss + factor * value, value
-    grads, dx = pull_head(dout)
+        factor = _adaptive_weight(params, head, before_head, dout, slope, comm) * float(weights["adversarial"])
+        dout, loss = dout + slope * factor, loss + factor * found["adversarial"]
+    more, dx = pull_head(dout)
+    grads |= more
     more, dz = pull_body(dx)
+    grads |= more
     if weights.get("outlier"):
-        outlier = tae_losses.make_outlier(float(weights["outlier_radius"]), share)
-        value, pull_outlier = layerwise.vjp(outlier, {}, z)
-        dz = dz + pull_outlier(np.float32(weights["outlier"]))[1][0]
-        loss, losses["outlier"] = loss + float(weights["outlier"]) * value, value
-    _, (dmoments,) = pull_sample(dz, np.float32(kl_weight))
-    grads = grads | more | pull_encoder(dmoments)[0] | reduce({}, last=True)
-    return {name: total(value) for name, value in ({"loss": loss} | losses).items()}, grads
+        found["outlier"], slope = _outlier(z, weights, comm)
+        dz, loss = dz + slope, loss + float(weights["outlier"]) * found["outlier"]
+    _, (dmoments,) = pull_sample(dz, np.float32(weights["kl"]))
+    grads |= pull_encoder(dmoments)[0] | exchange["reduce"]({}, last=True)
+    found = {name: comm.all_reduce(value) for name, value in ({"loss": loss} | found).items()}
+    return found | verdicts, grads
 
 
-def _check_levels(recompute: Sequence[int], cfg: Any) -> None:
-    levels = len(cfg.channel_multipliers)
-    if not set(recompute) <= set(range(levels)):
-        raise ConfigError(
-            f"train.recompute_levels is {tuple(recompute)}, expected levels from 0, the pixels', to {levels - 1}"
-        )
+# ---- the losses of a reconstruction or of latents, each with the gradient of its weighted value
+
+
+def _reconstruction(decoded: ms.Tensor, video: ms.Tensor, weights: Mapping[str, float], comm: Comm) -> tuple:
+    """((weighted loss, mean squared error), gradient)."""
+    scale = 1.0 / comm.batches
+    fn = losses.make_reconstruction(scale * float(weights["l1"]), scale * float(weights["mse"]), scale)
+    values, _, (slope,) = layerwise.value_and_grad(fn, {}, decoded, video, wrt=1, aux=True)
+    return values, slope
+
+
+def _lpips(decoded: ms.Tensor, video: ms.Tensor, weights: Mapping[str, float], comm: Comm, perceptual: Any) -> tuple:
+    value, slope = lpips.mean_and_pull(perceptual, video, decoded[:, :, : video.shape[2]], 1.0 / comm.batches)
+    return value, _with_spurious(slope * float(weights["lpips"]), decoded)
+
+
+def _outlier(z: ms.Tensor, weights: Mapping[str, float], comm: Comm) -> tuple:
+    fn = losses.make_outlier(float(weights["outlier_radius"]), 1.0 / comm.batches)
+    value, pull = layerwise.vjp(fn, {}, z)
+    return value, pull(np.float32(weights["outlier"]))[1][0]
+
+
+def _adaptive_weight(
+    params: Params, head: Any, before_head: ms.Tensor, dout: ms.Tensor, slope: ms.Tensor, comm: Comm
+) -> float:
+    """Factor with which `slope` pulls as hard as `dout` on the decoder's last convolution (Esser et al. 2021)."""
+    fn, names = head
+    found = comm.all_gather({path: params[path] for path in names.values()})
+    own = {name: found[path] for name, path in names.items()}
+
+    def norm(d: ms.Tensor) -> float:
+        grads, _ = layerwise.pull(fn, own, (before_head,), (d,), 0)
+        return float(np.linalg.norm(comm.all_reduce(grads["conv/spatial/w"]).asnumpy()))
+
+    return min(norm(dout) / (norm(slope) + 1e-4), 1e4)
 
 
 def _with_spurious(slope: ms.Tensor, decoded: ms.Tensor) -> ms.Tensor:
@@ -96,9 +127,9 @@ def _with_spurious(slope: ms.Tensor, decoded: ms.Tensor) -> ms.Tensor:
     return ops.concat((slope, ops.zeros((b, c, missing, h, w), slope.dtype)), 2) if missing else slope
 
 
-def _pull_on_head(params: Params, head: Any, fetch: Callable, x: ms.Tensor, dout: ms.Tensor, total: Callable) -> float:
-    """Norm of the gradient of the last 2-D convolution, over the whole batch."""
-    fn, names = head
-    found = fetch({path: params[path] for path in names.values()})
-    grads, _ = layerwise.pull(fn, {name: found[path] for name, path in names.items()}, (x,), (dout,), 0)
-    return float(np.linalg.norm(total(grads["conv/spatial/w"]).asnumpy()))
+def _check_levels(recompute: Sequence[int], cfg: Any) -> None:
+    levels = len(cfg.channel_multipliers)
+    if not set(recompute) <= set(range(levels)):
+        raise ConfigError(
+            f"train.recompute_levels is {tuple(recompute)}, expected levels from 0, the pixels', to {levels - 1}"
+        )

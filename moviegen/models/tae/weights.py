@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from moviegen.errors import ConfigError, DataError
-from moviegen.models.tae import discriminator, model
+from moviegen.models.tae import shapes
 from moviegen.nn import backend
 from moviegen.storage import checkpoint, fingerprint, safetensors_io
 
@@ -18,8 +18,8 @@ def load(path: str | Path, cfg: Any) -> dict[str, Any]:
         arrays = checkpoint.load(path, select="^ema/")[0]["ema"]
     else:
         arrays = safetensors_io.read(path)
-    arrays = {name: array for name, array in arrays.items() if not name.startswith(discriminator.PREFIX)}
-    want = model.shapes(cfg)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(shapes.DISCRIMINATOR)}
+    want = shapes.shapes(cfg)
     wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]
     if wrong:
         raise DataError(

@@ -13,31 +13,14 @@ import numpy as np
 from mindspore import ops
 
 from moviegen.errors import ConfigError
+from moviegen.models.text.shapes import clip as shapes
 from moviegen.models.text.t5 import MASKED, attend, check_tokens, linear, lookup
-from moviegen.nn import backend, layers, layerwise, tree
+from moviegen.nn import backend, layers, layerwise
 from moviegen.nn.positions import resize_table
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 
-ACTIVATIONS = ("quick_gelu", "gelu")
 KEPT_POSITIONS = 20  # the first rows of a position table, which training on short captions has shaped most
-
-
-def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every parameter. Raises ConfigError for a config of which no text tower can be built."""
-    if cfg.activation not in ACTIVATIONS:
-        raise ConfigError(f"activation is {cfg.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    if cfg.width % cfg.num_heads:
-        raise ConfigError(f"num_heads is {cfg.num_heads}, which does not divide width {cfg.width}")
-    d = cfg.width
-    table = {"embedding": (cfg.vocab_size, d), "position/token": (cfg.positions, d)}
-    for i in range(cfg.num_layers):
-        block = {f"{norm}/{leaf}": (d,) for norm in ("attn/norm", "mlp/norm") for leaf in ("scale", "bias")}
-        for name in "qkvo":
-            block |= {f"attn/{name}/w": (d, d), f"attn/{name}/b": (d,)}
-        block |= {"mlp/up/w": (cfg.ffn_size, d), "mlp/up/b": (cfg.ffn_size,)}
-        table |= tree.join({f"blocks/{i}": block | {"mlp/down/w": (d, cfg.ffn_size), "mlp/down/b": (d,)}})
-    return table | {"final/norm/scale": (d,), "final/norm/bias": (d,), "final/projection": (cfg.projection_width, d)}
 
 
 def stretch_positions(table: np.ndarray, length: int) -> np.ndarray:

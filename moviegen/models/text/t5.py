@@ -15,26 +15,13 @@ import numpy as np
 from mindspore import ops
 
 from moviegen.errors import ConfigError
-from moviegen.nn import backend, layers, layerwise, tree
+from moviegen.models.text.shapes import t5 as shapes
+from moviegen.nn import backend, layers, layerwise
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 
 Params = dict[str, ms.Tensor]
-ACTIVATIONS = ("gelu", "silu")  # of the gate; gelu in its tanh form
 MASKED = -1e9
-
-
-def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every parameter. Raises ConfigError for an activation that no T5 of ours has."""
-    if cfg.activation not in ACTIVATIONS:
-        raise ConfigError(f"activation is {cfg.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    d, inner = cfg.width, cfg.num_heads * cfg.head_width
-    table = {"embedding": (cfg.vocab_size, d), "distance": (cfg.distance_buckets, cfg.num_heads)}
-    for i in range(cfg.num_layers):
-        block = {"attn/norm": (d,), **{f"attn/{name}": (inner, d) for name in "qkv"}, "attn/o": (d, inner)}
-        block |= {"mlp/norm": (d,), "mlp/gate": (cfg.ffn_size, d), "mlp/up": (cfg.ffn_size, d)}
-        table |= tree.join({f"blocks/{i}": block | {"mlp/down": (d, cfg.ffn_size)}})
-    return table | {"final/norm": (d,)}
 
 
 def apply(

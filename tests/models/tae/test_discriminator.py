@@ -65,14 +65,15 @@ def directional(value, arrays, grads, seed, rel):
 def test_gradients_of_the_weights_equal_finite_differences(dims):
     cfg = settings(dims)
     params, real, fake = random_params(cfg), clips(0), clips(1)
-    params["3/temporal/b" if dims == 3 else "3/spatial/b"] += 1  # else every patch is in doubt, and no gradient left
+    last = "temporal" if dims == 3 else "spatial"
+    params[f"discriminator/3/{last}/b"] += 1  # else every patch is in doubt, and no gradient left
     losses, grads = discriminator.loss_and_grads(params, cfg, real, fake)
     grads = backend.to_numpy(grads)
     assert float(losses["discriminator"]) == pytest.approx(hinge(cfg, params, real, fake), rel=1e-5)
     assert {path: g.shape for path, g in grads.items()} == discriminator.shapes(cfg)
     largest = max(abs(g).max() for g in grads.values())
     assert all(abs(g).max() > 1e-5 * largest for g in grads.values())
-    for i, kind in enumerate({path.split("/", 1)[1] for path in grads}):
+    for i, kind in enumerate({path.split("/", 2)[2] for path in grads}):
         own = {path: g for path, g in grads.items() if path.endswith("/" + kind)}
         directional(lambda moved: hinge(cfg, params | moved, real, fake), params, own, i, 0.05)
     again = backend.to_numpy(discriminator.loss_and_grads(params, cfg, real, fake)[1])
@@ -81,10 +82,10 @@ def test_gradients_of_the_weights_equal_finite_differences(dims):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_gradient_that_deceives_equals_finite_differences(dims):
+def test_the_generator_loss_s_gradient_equals_finite_differences(dims):
     cfg = settings(dims)
     params, fake = random_params(cfg), clips(1)
-    value, slope = discriminator.deceive(params, cfg, fake)
+    value, slope = discriminator.generator_loss(params, cfg, fake)
     assert slope.shape == fake.shape
 
     def verdict(x):
@@ -100,7 +101,8 @@ def test_init_depends_on_seed_and_path():
     assert {path: value.shape for path, value in other.items()} == discriminator.shapes(settings(3))
     for path in one:
         np.testing.assert_array_equal(one[path], other[path])
-    assert (other["1/temporal/w"][:, :, 1] == np.eye(4)).all() and not other["1/temporal/w"][:, :, ::2].any()
+    kernel = other["discriminator/1/temporal/w"]
+    assert (kernel[:, :, 1] == np.eye(4)).all() and not kernel[:, :, ::2].any()
 
 
 @pytest.mark.parametrize("key, value", [("dims", 1), ("channels", 0)])

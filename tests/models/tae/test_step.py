@@ -2,9 +2,11 @@ import re
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
+from moviegen.models.tae import discriminator
 from moviegen.models.tae import losses as tae_losses
 from moviegen.models.tae import model as tae
 from moviegen.models.tae import step as tae_step
@@ -12,6 +14,7 @@ from moviegen.nn import backend, layerwise
 from tests.models.tae.tiny_tae import WRONG_VIDEOS, random_params, tiny, video
 
 WEIGHTS = {"l1": 0.5, "mse": 2.0, "kl": 0.1}
+ADVERSARIAL = ConfigDict(dict(weight=0.5, start=0, dims=3, channels=2))
 
 
 @pytest.fixture(scope="module")
@@ -149,18 +152,19 @@ def test_lpips_and_the_outlier_penalty_pull_as_their_formulas_say(step):
         assert (sides[0] - sides[1]) / (2 * epsilon) == pytest.approx(expected, rel=0.05), path
 
 
-def test_the_adversary_pulls_on_the_last_convolution_as_hard_as_its_weight_says(step):
+def test_the_generator_loss_pulls_on_the_last_convolution_as_hard_as_its_weight_says(step, monkeypatch):
     cfg, params, clip, noise, losses, plain = step
     slope = np.random.default_rng(4).standard_normal(clip.shape).astype(np.float32) * 1e-3
     seen = []
 
-    def adversary(fake):
+    def generator_loss(params, cfg, fake, comm):
         seen.append(fake.shape)
         return backend.tensor(np.float32(0.25)), backend.tensor(slope)
 
-    found, grads = tae_step.loss_and_grads(
-        params, cfg, clip, noise, WEIGHTS | {"adversarial": 0.5}, adversary=adversary
-    )
+    monkeypatch.setattr(discriminator, "loss_and_grads", lambda *args: ({}, {}))
+    monkeypatch.setattr(discriminator, "generator_loss", generator_loss)
+    weights = WEIGHTS | {"adversarial": 0.5}
+    found, grads = tae_step.loss_and_grads(params, cfg, clip, noise, weights, adversarial=ADVERSARIAL)
     assert seen == [clip.shape]  # the frames that count, of the 16 that nine become
     head = "decoder/head/conv/spatial/w"
     own = grads[head].asnumpy() - plain[head]
@@ -176,6 +180,37 @@ def test_the_adversary_pulls_on_the_last_convolution_as_hard_as_its_weight_says(
     moved = params | {path: params[path] + 1e-4 * signs}
     change = tae.decode(moved, cfg, tae_sample(cfg, params, clip, noise), num_frames=9).asnumpy() - made
     assert factor * float((slope * change).sum()) / 1e-4 == pytest.approx(float((signs * own).sum()), rel=0.05)
+
+
+def test_the_discriminator_learns_from_the_same_reconstruction(step):
+    cfg, params, clip, noise, _, plain = step
+    params = params | backend.to_numpy(discriminator.init(ADVERSARIAL, 0))
+    weights = WEIGHTS | {"adversarial": 0.5}
+    losses, grads = tae_step.loss_and_grads(params, cfg, clip, noise, weights, adversarial=ADVERSARIAL)
+    assert {path: g.shape for path, g in grads.items()} == tae_step.shapes(cfg, ADVERSARIAL)
+    made = tae.decode(params, cfg, tae_sample(cfg, params, clip, noise), num_frames=9)
+    expected, own = discriminator.loss_and_grads(params, ADVERSARIAL, clip, made)
+    for name, value in expected.items():
+        assert float(losses[name]) == pytest.approx(float(value), rel=1e-3), name
+    for path, value in own.items():
+        value = value.asnumpy()
+        np.testing.assert_allclose(grads[path].asnumpy(), value, atol=1e-3 * abs(value).max(), err_msg=path)
+    head = "decoder/head/conv/spatial/w"
+    pull = np.linalg.norm(grads[head].asnumpy() - plain[head])
+    assert pull == pytest.approx(0.5 * np.linalg.norm(plain[head]), rel=0.01)
+    assert float(losses["adversarial"]) == pytest.approx(
+        -discriminator.judge(params, ADVERSARIAL, made).asnumpy().mean(), rel=1e-3
+    )
+
+
+def test_init_is_that_of_both_networks():
+    params = tae_step.init(tiny(), 3, ADVERSARIAL)
+    assert {path: value.shape for path, value in params.items()} == tae_step.shapes(tiny(), ADVERSARIAL)
+    for path, value in discriminator.init(ADVERSARIAL, 3).items():
+        np.testing.assert_array_equal(params[path].asnumpy(), value.asnumpy())
+    assert (
+        tae_step.shapes(tiny()) == tae.shapes(tiny()) and tae_step.init(tiny(), 3).keys() == tae.shapes(tiny()).keys()
+    )
 
 
 def tae_sample(cfg, params, clip, noise):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from moviegen.errors import ConfigError
 from moviegen.models.text import clip
+from moviegen.models.text.shapes import CLIP_ACTIVATIONS
 
 END = 39
 IDS = np.array([[38, 9, 1, 7, END], [38, 3, END, 0, 0]])
@@ -60,7 +61,7 @@ def by_hand(params, cfg, ids):
     return x, x[list(ids).index(END)] @ p["final/projection"].T
 
 
-@pytest.mark.parametrize("activation", clip.ACTIVATIONS)
+@pytest.mark.parametrize("activation", CLIP_ACTIVATIONS)
 def test_every_text_of_a_padded_batch_is_computed_as_if_alone(activation):
     cfg = config(activation=activation)
     params = random_params(cfg)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from moviegen.errors import ConfigError
 from moviegen.models.text import t5
+from moviegen.models.text.shapes import T5_ACTIVATIONS
 from moviegen.nn import layerwise
 from moviegen.parallel import comm, sharding, zero
 from moviegen.parallel.mesh import Group, Mesh
@@ -58,7 +59,7 @@ def by_hand(params, cfg, ids):
     return norm(x, p["final/norm"])
 
 
-@pytest.mark.parametrize("activation", t5.ACTIVATIONS)
+@pytest.mark.parametrize("activation", T5_ACTIVATIONS)
 def test_every_text_of_a_padded_batch_is_computed_as_if_alone(activation):
     cfg = config(activation=activation)
     params = random_params(cfg)
