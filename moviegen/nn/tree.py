@@ -4,7 +4,6 @@ A path such as `blocks/3/self_attn/q` is at once the key in memory, the name in 
 nothing has to be flattened or rebuilt between the model, the optimizer and the disk.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,23 +21,6 @@ def sub(params: Mapping[str, Any], prefix: str) -> Tree:
 def join(trees: Mapping[str, Mapping[str, Any]]) -> Tree:
     """One tree out of several, each below its prefix: the inverse of `sub`."""
     return {f"{prefix}/{path}": value for prefix, tree in trees.items() for path, value in tree.items()}
-
-
-def select(params: Mapping[str, Any], pattern: str) -> Tree:
-    """The entries whose path contains a match of the regular expression `pattern`."""
-    regex = re.compile(pattern)
-    return {path: value for path, value in params.items() if regex.search(path)}
-
-
-def count(params: Mapping[str, Any]) -> int:
-    """Number of scalar weights in the tree."""
-    total = 0
-    for value in params.values():
-        size = 1
-        for n in value.shape:
-            size *= n
-        total += size
-    return total
 
 
 def match(found: Mapping[str, Any], unknown: list[str], wanted: Mapping[str, tuple[int, ...]], hint: str) -> None:

@@ -34,11 +34,15 @@ def make(mesh: Mesh, zero_stage: int, shapes: Mapping[str, Shape], dtype: str = 
     """The exchanges on `mesh` of a model with parameters of these whole shapes and products in `dtype`."""
     if mesh.world.size == 1:
         return LOCAL
-    return Comm(
-        mesh.sequence,
-        mesh.batch.size,
-        zero_stage == 3 and mesh.shard.size > 1,
-        zero.fetcher(mesh, zero_stage, shapes, dtype),
-        lambda: zero.reducer(mesh, zero_stage),
-        lambda x: collectives.all_reduce(mesh.world)(x),  # when first asked: a group must have been created by then
-    )
+    group = mesh.shard if zero_stage == 3 else ALONE
+
+    def all_gather(params: Mapping[str, Any]) -> Tree:
+        return zero.whole(group, params, {path: shapes[path] for path in params}, dtype)
+
+    def all_reduce(x: ms.Tensor) -> ms.Tensor:
+        return collectives.all_reduce(mesh.world)(x)
+
+    def reducer() -> Callable[..., Tree]:
+        return zero.reducer(mesh, zero_stage)
+
+    return Comm(mesh.sequence, mesh.batch.size, group.size > 1, all_gather, reducer, all_reduce)

@@ -1,8 +1,8 @@
-"""The mesh: ranks on a grid with the axes data, zero and sp, and the groups of ranks that talk to each other.
+"""The mesh: ranks on a grid with the axes data, zero and sp, and the groups of ranks that exchange along them.
 
 The batch is split over data and zero, the sequence over sp; parameters and their state are sharded over zero x sp and
-repeated along data. sp is innermost: the ranks of one sequence, which talk in every layer, are neighbours on the fastest
-links, then those of one copy of the parameters, then the copies.
+repeated along data. sp is innermost: the ranks of a sequence, which exchange in every layer, are neighbours on the
+fastest links, then those of a shard group, then those of a data-parallel group.
 """
 
 import functools
@@ -16,7 +16,7 @@ AXES = ("data", "zero", "sp")
 
 
 class Group(NamedTuple):
-    """Some ranks: the name MindSpore knows them by, how many they are, which of them this process is."""
+    """Some ranks: MindSpore's name for the group, how many they are, and this process's rank among them."""
 
     name: str = ""
     size: int = 1
@@ -33,13 +33,13 @@ class Mesh(NamedTuple):
     zero: int = 1
     sp: int = 1
     world: Group = ALONE
-    sequence: Group = ALONE  # one sequence: along sp
-    shard: Group = ALONE  # one copy of parameters and state: along zero and sp
-    copies: Group = ALONE  # the same shard of every copy: along data
+    sequence: Group = ALONE  # the ranks of one sequence: along sp
+    shard: Group = ALONE  # the shard group, whose ranks hold one replica of parameters and state: along zero and sp
+    replicas: Group = ALONE  # the data-parallel group, whose ranks hold the same shard: along data
 
     @property
     def batch(self) -> Group:
-        """Which of how many parts of the global batch this process works on; not a group to talk in."""
+        """This process's piece of the global batch (rank) and the number of pieces (size); no collective runs on it."""
         return Group("", self.data * self.zero, self.world.rank // self.sp)
 
 
@@ -99,7 +99,7 @@ def setup(axes: dict[str, int]) -> Mesh:
 
 
 def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
-    """The mesh of the ranks `members`, this process among them, rank = (data * Z + zero) * S + sp in their order."""
+    """The mesh of the ranks `members`, which include this process; rank = (data * Z + zero) * S + sp in their order."""
     _, z, s = sizes = tuple(axes[name] for name in AXES)
     mine = list(members).index(rank())
     position = mine // (z * s), mine // s % z, mine % s
@@ -114,7 +114,7 @@ def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
             )
         )
 
-    return Mesh(*sizes, world=group(0, 1, 2), sequence=group(2), shard=group(1, 2), copies=group(0))
+    return Mesh(*sizes, world=group(0, 1, 2), sequence=group(2), shard=group(1, 2), replicas=group(0))
 
 
 @functools.cache

@@ -7,11 +7,11 @@ LARGE_WASTE = 0.05  # of the work of a sequence: above it a run says what its pa
 
 def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[str]:
     """Every rule of the mesh that an experiment on so many ranks breaks, each with what would mend it."""
-    found, parts = [], axes["data"] * axes["zero"]
-    if parts * axes["sp"] != ranks:
+    found, batches = [], axes["data"] * axes["zero"]
+    if batches * axes["sp"] != ranks:
         found.append(
-            f"it has {parts * axes['sp']} ranks, but there {'is 1' if ranks == 1 else f'are {ranks}'}: "
-            f"change the mesh or start --workers={parts * axes['sp']}"
+            f"it has {batches * axes['sp']} ranks, but there {'is 1' if ranks == 1 else f'are {ranks}'}: "
+            f"change the mesh or start --workers={batches * axes['sp']}"
         )
     if job == "train_tae" and axes["sp"] > 1:
         found.append(f"sp={axes['sp']}: the autoencoder has no sequence to split, use zero or data")
@@ -27,7 +27,7 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[
             found.append(f"train.rank_timeout is {config.train.rank_timeout}, expected a number of seconds above 0")
         if config.train.keep_checkpoints < 1:
             found.append(f"train.keep_checkpoints is {config.train.keep_checkpoints}, expected 1 or more")
-        pieces = parts * config.optim.get("accumulate", 1)
+        pieces = batches * config.optim.get("accumulate", 1)
         if config.train.batch_size % pieces:
             found.append(
                 f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
@@ -57,11 +57,11 @@ def notes(axes: dict[str, int], config: Any, job: str) -> list[str]:
 
 def token_counts(config: Any) -> dict[str, int]:
     """Length of the sequences that an experiment trains on: "a video" and "an image", those that it has."""
-    data, shares = config.data, {}
+    data, frames = config.data, {}
     if data.num_frames > 1 and data.image_fraction < 1:
-        shares["a video"] = -(-data.num_frames // 8)
+        frames["a video"] = -(-data.num_frames // 8)
     if data.num_frames == 1 or data.image_fraction:
-        shares["an image"] = 1
+        frames["an image"] = 1
     _, *patch = config.model.patch_size
     height, width = (data[side] // 8 // p for side, p in zip(("height", "width"), patch, strict=True))
-    return {kind: max(1, frames // config.model.patch_size[0]) * height * width for kind, frames in shares.items()}
+    return {kind: max(1, n // config.model.patch_size[0]) * height * width for kind, n in frames.items()}

@@ -1,7 +1,7 @@
-"""ZeRO's exchanges: parameters put together where they are used, gradients summed or scattered the moment they exist.
+"""ZeRO's exchanges: all-gather of parameters where they are used, reduction of gradients as soon as they exist.
 
-At stage 3 a model asks for the whole parameters of one of its parts, computes with them and lets them go; going back it
-asks again. Small tensors travel together: a message takes its time however little is in it.
+At stage 3 a model gathers the parameters of one layer, computes with them and drops them; the backward pass gathers them
+again. Small tensors are exchanged together, since every message has a latency.
 """
 
 import math
@@ -14,7 +14,7 @@ from mindspore import ops
 
 from moviegen.nn import tree
 from moviegen.parallel import collectives
-from moviegen.parallel.mesh import ALONE, Group, Mesh
+from moviegen.parallel.mesh import Group, Mesh
 from moviegen.parallel.sharding import Shape, axis, shard_shape
 
 BUCKET = 1 << 24  # values: 64 MB in float32
@@ -37,12 +37,12 @@ def buckets(shapes: Iterable[tuple[str, Shape]]) -> list[tuple[str, ...]]:
 
 def rows(x: ms.Tensor, size: int) -> ms.Tensor:
     """A whole tensor as (size, values of a shard): a shard in every row, padded with zeros."""
-    at, part = axis(x.shape, size), shard_shape(x.shape, size)
-    missing = part[at] * size - x.shape[at]
+    at, shard = axis(x.shape, size), shard_shape(x.shape, size)
+    missing = shard[at] * size - x.shape[at]
     if missing:
         x = ops.concat((x, ops.zeros((*x.shape[:at], missing, *x.shape[at + 1 :]), x.dtype)), at)
     if at:
-        x = ops.reshape(x, (*x.shape[:at], size, *part[at:]))
+        x = ops.reshape(x, (*x.shape[:at], size, *shard[at:]))
         x = ops.transpose(x, (at, *range(at), *range(at + 1, len(x.shape))))
     return ops.reshape(x, (size, -1))
 
@@ -50,15 +50,15 @@ def rows(x: ms.Tensor, size: int) -> ms.Tensor:
 def join(x: ms.Tensor, shape: Shape) -> ms.Tensor:
     """The inverse of `rows`: (size, values of a shard) -> the whole tensor of `shape`."""
     size = x.shape[0]
-    at, part = axis(shape, size), shard_shape(shape, size)
+    at, shard = axis(shape, size), shard_shape(shape, size)
     if at:
-        x = ops.transpose(ops.reshape(x, (size, *part)), (*range(1, at + 1), 0, *range(at + 1, len(part) + 1)))
-    x = ops.reshape(x, (*part[:at], size * part[at], *part[at + 1 :]))
-    missing = size * part[at] - shape[at]
+        x = ops.transpose(ops.reshape(x, (size, *shard)), (*range(1, at + 1), 0, *range(at + 1, len(shard) + 1)))
+    x = ops.reshape(x, (*shard[:at], size * shard[at], *shard[at + 1 :]))
+    missing = size * shard[at] - shape[at]
     return ops.split(x, (shape[at], missing), at)[0] if missing else x
 
 
-def _gather(group: Group, shards: tuple[ms.Tensor, ...], shapes: tuple[Shape, ...]) -> list[ms.Tensor]:
+def _all_gather(group: Group, shards: tuple[ms.Tensor, ...], shapes: tuple[Shape, ...]) -> list[ms.Tensor]:
     """Shards of one dtype -> whole tensors of `shapes`, in one message."""
     flat = collectives.all_gather(group)(ops.concat(tuple(ops.reshape(x, (-1,)) for x in shards)))
     lengths = tuple(math.prod(shard_shape(shape, group.size)) for shape in shapes)
@@ -66,34 +66,34 @@ def _gather(group: Group, shards: tuple[ms.Tensor, ...], shapes: tuple[Shape, ..
     return [join(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def _scatter(group: Group, tensors: tuple[ms.Tensor, ...]) -> list[ms.Tensor]:
+def _reduce_scatter(group: Group, tensors: tuple[ms.Tensor, ...]) -> list[ms.Tensor]:
     """Whole tensors -> this rank's shards of their sums over the group, in one message."""
-    parts = [shard_shape(x.shape, group.size) for x in tensors]
+    shards = [shard_shape(x.shape, group.size) for x in tensors]
     flat = ops.reshape(ops.concat(tuple(rows(x, group.size) for x in tensors), 1), (-1,))
-    pieces = ops.split(collectives.reduce_scatter(group)(flat), tuple(math.prod(part) for part in parts))
-    return [ops.reshape(piece, part) for piece, part in zip(pieces, parts, strict=True)]
+    pieces = ops.split(collectives.reduce_scatter(group)(flat), tuple(map(math.prod, shards)))
+    return [ops.reshape(piece, shard) for piece, shard in zip(pieces, shards, strict=True)]
 
 
-def _sum(group: Group, tensors: tuple[ms.Tensor, ...]) -> list[ms.Tensor]:
+def _all_reduce(group: Group, tensors: tuple[ms.Tensor, ...]) -> list[ms.Tensor]:
     """Tensors -> their sums over the group, in one message."""
     flat = ops.concat(tuple(ops.reshape(x, (-1,)) for x in tensors))
     pieces = ops.split(collectives.all_reduce(group)(flat), tuple(math.prod(x.shape) for x in tensors))
     return [ops.reshape(piece, x.shape) for piece, x in zip(pieces, tensors, strict=True)]
 
 
-def _by_bucket(exchange: Callable, group: Group, tree: Tree) -> dict[str, ms.Tensor]:
+def _by_bucket(exchange: Callable, group: Group, tensors: Tree) -> dict[str, ms.Tensor]:
     if group.size == 1:
-        return dict(tree)
+        return dict(tensors)
     found = {}
-    for bucket in buckets((path, tuple(x.shape)) for path, x in tree.items()):
-        found.update(zip(bucket, exchange(group, tuple(tree[path] for path in bucket)), strict=True))
+    for bucket in buckets((path, tuple(x.shape)) for path, x in tensors.items()):
+        found.update(zip(bucket, exchange(group, tuple(tensors[path] for path in bucket)), strict=True))
     return found
 
 
 def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape], dtype: str = "float32") -> dict[str, ms.Tensor]:
-    """Every tensor of a tree of shards put together, on every rank; `shapes` are those of the whole tensors.
+    """All-gather of a tree of shards: the whole tensors, of `shapes`, on every rank.
 
-    Where products are taken in bfloat16, matrices are cast to it before they travel.
+    Where products are taken in bfloat16, matrices are cast to it before they are sent.
     """
     if group.size == 1:
         return dict(shards)
@@ -102,37 +102,34 @@ def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape], dtype: str = 
     for kind, paths in ((ms.bfloat16, lower), (ms.float32, shards.keys() - lower)):
         for bucket in buckets((path, tuple(shapes[path])) for path in sorted(paths)):
             own = tuple(shards[path].astype(kind) for path in bucket)
-            found.update(zip(bucket, _gather(group, own, tuple(tuple(shapes[path]) for path in bucket)), strict=True))
+            found.update(
+                zip(bucket, _all_gather(group, own, tuple(tuple(shapes[path]) for path in bucket)), strict=True)
+            )
     return found
 
 
-def fetcher(mesh: Mesh, stage: int, shapes: Mapping[str, Shape], dtype: str = "float32") -> Callable[[Tree], dict]:
-    """fetch(some of the parameters) -> what to compute with: at stage 3, where they are shards, the whole tensors."""
-    group = mesh.shard if stage == 3 else ALONE
-    return lambda params: whole(group, params, {path: shapes[path] for path in params}, dtype)
+def by_layer(params: Tree, all_gather: Callable[[Tree], dict], layers: Iterable[str]) -> Callable[[], dict]:
+    """next_layer() -> whole parameters of the next of `layers`: "blocks/I", "final", or "" for all other parameters."""
+
+    def gather(layer):
+        if layer:
+            own = {path: x for path, x in params.items() if path.startswith(layer + "/")}
+            return tree.sub(all_gather(own), layer)
+        return all_gather({path: x for path, x in params.items() if not path.startswith(("blocks/", "final/"))})
+
+    return prefetch(gather, layers)
 
 
-def in_turn(params: Tree, fetch: Callable[[Tree], dict], parts: Iterable[str]) -> Callable[[], dict]:
-    """take() -> the fetched parameters of the next part of a layered model: "blocks/I", "final", or "" for all others."""
-
-    def part(name):
-        if name:
-            return tree.sub(fetch({path: x for path, x in params.items() if path.startswith(name + "/")}), name)
-        return fetch({path: x for path, x in params.items() if not path.startswith(("blocks/", "final/"))})
-
-    return ahead(part, parts)
-
-
-def ahead(fetch: Callable[[Any], Any], items: Iterable[Any], asynchronous: bool = collectives.ON_ASCEND) -> Callable:
-    """take() -> fetch(the next item). An asynchronous device is asked for one more, to exchange while it computes."""
+def prefetch(fn: Callable[[Any], Any], items: Iterable[Any], asynchronous: bool = collectives.ON_ASCEND) -> Callable:
+    """next_result() -> fn(the next item). An asynchronous device is given one more, to exchange while it computes."""
     waiting, left = deque(), deque(items)
 
-    def take():
+    def next_result():
         while left and len(waiting) < 1 + asynchronous:
-            waiting.append(fetch(left.popleft()))
+            waiting.append(fn(left.popleft()))
         return waiting.popleft()
 
-    return take
+    return next_result
 
 
 def _is_matrix(path: str, shape: Shape) -> bool:
@@ -148,11 +145,11 @@ def own(grads: Tree, shard: Group) -> dict[str, ms.Tensor]:
 
 
 def reducer(mesh: Mesh, stage: int) -> Callable[..., dict[str, ms.Tensor]]:
-    """reduce(gradients of some parameters, last=False) -> sums over all ranks, as the optimizer wants them, of those done.
+    """reduce(gradients of some parameters, last=False) -> the sums over all ranks of those that were exchanged.
 
-    From stage 2 on they are scattered: shards, summed over one copy and then over the copies. Before, they stay whole
-    (stage 1 cuts them when the optimizer takes them, once for all micro-batches). Gradients wait until there are BUCKET
-    values of them, or none are to come (`last`): layers of small models would send many small messages.
+    From stage 2 on the sums are shards: reduce-scatter over the shard group, then all-reduce over the data-parallel
+    group. Before, they are whole (at stage 1 the optimizer cuts them, once for all micro-batches). Gradients are held
+    back until there are BUCKET values of them, or `last` says that none follow: small layers share a message.
     """
     waiting: dict[str, ms.Tensor] = {}
 
@@ -164,7 +161,7 @@ def reducer(mesh: Mesh, stage: int) -> Callable[..., dict[str, ms.Tensor]]:
         done = dict(waiting)
         waiting.clear()
         if stage < 2:
-            return _by_bucket(_sum, mesh.world, done)
-        return _by_bucket(_sum, mesh.copies, _by_bucket(_scatter, mesh.shard, done))
+            return _by_bucket(_all_reduce, mesh.world, done)
+        return _by_bucket(_all_reduce, mesh.replicas, _by_bucket(_reduce_scatter, mesh.shard, done))
 
     return reduce

@@ -92,7 +92,7 @@ def main() -> None:
         found = sync.from_first(group, functools.partial(read_by_first, group, tree), shapes)
         for path, array in tree.items():
             np.testing.assert_array_equal(found[path].asnumpy(), array)
-        assert mesh.agree(7 + mesh.rank(), group) == 7
+        assert sync.agree(7 + mesh.rank(), group) == 7
     print("collectives ok", flush=True)
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from moviegen.parallel import heartbeat, mesh  # noqa: E402
+from moviegen.parallel import heartbeat, mesh, sync  # noqa: E402
 
 
 def main(folder: str, timeout: str) -> None:
     with heartbeat.beating(Path(folder) / "ranks", float(timeout)):
         world = mesh.setup({"data": mesh.ranks(), "zero": 1, "sp": 1}).world
-        mesh.barrier(world)
+        sync.barrier(world)
         print("talking", flush=True)
         while True:
-            mesh.barrier(world)
+            sync.barrier(world)
             time.sleep(0.1)
 
 

@@ -1,5 +1,3 @@
-import numpy as np
-
 from moviegen.nn import tree
 
 TREE = {"blocks/0/q": 1, "blocks/0/mlp/up": 2, "blocks/01/q": 3, "blocks/1/q": 4, "patch": 5}
@@ -16,14 +14,3 @@ def test_join_is_the_inverse_of_sub():
     joined = tree.join(parts)
     assert joined == {"a/x": 1, "a/y/z": 2, "b/c/x": 3}
     assert {prefix: tree.sub(joined, prefix) for prefix in parts} == parts
-
-
-def test_select_searches_the_path():
-    assert tree.select(TREE, r"q$") == {"blocks/0/q": 1, "blocks/01/q": 3, "blocks/1/q": 4}
-    assert tree.select(TREE, "^blocks/0/|patch") == {"blocks/0/q": 1, "blocks/0/mlp/up": 2, "patch": 5}
-    assert tree.select(TREE, "norm") == {}
-
-
-def test_count_is_of_scalars():
-    assert tree.count({"w": np.zeros((3, 4, 5)), "b": np.zeros(7), "s": np.zeros(())}) == 68
-    assert tree.count({}) == 0

@@ -45,7 +45,7 @@ def test_a_rank_is_what_msrun_calls_it(monkeypatch):
 
 @pytest.mark.parametrize("first", [0, 24])
 def test_groups_cut_the_grid_along_its_axes(monkeypatch, first):
-    """Of every rank of data=2, zero=3, sp=4: neighbours share a sequence, one copy is contiguous, copies are apart."""
+    """Of every rank of data=2, zero=3, sp=4: neighbours share a sequence, one replica is contiguous, replicas are apart."""
     monkeypatch.setattr(mesh, "_group", lambda members: members)
     for rank in range(24):
         monkeypatch.setattr(mesh, "rank", lambda rank=rank: first + rank)
@@ -54,7 +54,7 @@ def test_groups_cut_the_grid_along_its_axes(monkeypatch, first):
         assert found.world == tuple(range(first, first + 24))
         assert found.sequence == tuple(first + data * 12 + zero * 4 + s for s in range(4))
         assert found.shard == tuple(first + data * 12 + i for i in range(12))
-        assert found.copies == (first + rank % 12, first + rank % 12 + 12)
+        assert found.replicas == (first + rank % 12, first + rank % 12 + 12)
 
 
 def test_ranks_of_a_sequence_share_their_part_of_the_batch():

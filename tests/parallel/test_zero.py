@@ -29,7 +29,7 @@ def test_a_row_is_a_shard_and_joining_gives_the_tensor_back(shape, size):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_are_put_together_in_few_messages(monkeypatch, dtype):
+def test_parameters_are_gathered_in_few_messages(monkeypatch, dtype):
     """The other rank's shards come out of a table in place of a gather."""
     monkeypatch.setattr(zero, "BUCKET", 60)
     shapes = {"modulation": (2, 3), "norm": (5,), "q": (4, 6), "wide": (9, 9)}
@@ -65,11 +65,11 @@ def test_parameters_are_put_together_in_few_messages(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize(("asynchronous", "begun"), [(False, [1, 2, 3, 4]), (True, [2, 3, 4, 4])])
-def test_the_next_item_is_asked_for_ahead_where_the_device_works_meanwhile(asynchronous, begun):
-    fetched = []
-    take = zero.ahead(lambda item: fetched.append(item) or item * 10, range(4), asynchronous)
-    assert [(take(), len(fetched)) for _ in range(4)] == list(zip([0, 10, 20, 30], begun, strict=True))
-    assert fetched == [0, 1, 2, 3]
+def test_the_next_item_is_prefetched_where_the_device_is_asynchronous(asynchronous, begun):
+    asked = []
+    next_result = zero.prefetch(lambda item: asked.append(item) or item * 10, range(4), asynchronous)
+    assert [(next_result(), len(asked)) for _ in range(4)] == list(zip([0, 10, 20, 30], begun, strict=True))
+    assert asked == [0, 1, 2, 3]
 
 
 def test_small_tensors_travel_together_and_a_large_one_alone(monkeypatch):

@@ -67,7 +67,7 @@ def _segments(cfg: Any) -> list[Any]:
 
 
 def _pieces(video: Any, cfg: Any) -> ms.Tensor:
-    """What is judged by itself, as a batch of videos."""
+    """Video (b 3 t h w) as a batch of what is judged by itself: the clips, or every frame as a clip of one."""
     video = backend.tensor(video)
     if cfg.dims == 3:
         return video
@@ -81,10 +81,10 @@ def judge(params: Mapping[str, Any], cfg: Any, video: Any) -> ms.Tensor:
 
 
 @functools.lru_cache
-def _make_hinge(share: float):
+def _make_hinge(scale: float):
     def hinge(p, real, fake):
         loss = 0.5 * (ops.mean(ops.relu(1.0 - real)) + ops.mean(ops.relu(1.0 + fake)))
-        return share * loss, share * ops.mean(real), share * ops.mean(fake)
+        return scale * loss, scale * ops.mean(real), scale * ops.mean(fake)
 
     return hinge
 
@@ -94,7 +94,7 @@ def loss_and_grads(
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
     """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and the gradient of every parameter.
 
-    All are those of the batch of all ranks, as in `tae_step.loss_and_grads`.
+    All are those of the batch of all ranks, as in `step.loss_and_grads`.
     """
     verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, comm.all_gather)
     verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, comm.all_gather)
@@ -111,12 +111,12 @@ def loss_and_grads(
 def generator_loss(params: Mapping[str, Any], cfg: Any, fake: Any, comm: Comm = LOCAL) -> tuple[ms.Tensor, ms.Tensor]:
     """The generator's loss, minus the mean verdict on fake (b 3 t h w), and its gradient with respect to fake.
 
-    Both are this rank's share of those of the whole batch.
+    Their sums over all ranks are those of the whole batch.
     """
     verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, comm.all_gather)
-    share = -1.0 / (comm.batches * math.prod(verdict.shape))
-    slope = pull(ops.full(verdict.shape, share, dtype=ms.float32))[1]
+    scale = -1.0 / (comm.batches * math.prod(verdict.shape))
+    slope = pull(ops.full(verdict.shape, scale, dtype=ms.float32))[1]
     if cfg.dims == 2:
         b, c, t, h, w = fake.shape
         slope = ops.transpose(ops.reshape(slope, (b, t, c, h, w)), (0, 2, 1, 3, 4))
-    return ops.sum(verdict) * share, slope
+    return ops.sum(verdict) * scale, slope

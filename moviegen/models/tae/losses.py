@@ -1,4 +1,7 @@
-"""The autoencoder's losses as compiled functions; each is a mean, so that none depends on the size of the videos."""
+"""The autoencoder's losses as compiled functions; each is a mean, so that none depends on the size of the videos.
+
+`scale` is 1 over the number of pieces of the global batch: the ranks' values add up to the mean over all of it.
+"""
 
 import functools
 
@@ -6,22 +9,22 @@ from mindspore import ops
 
 
 @functools.lru_cache
-def make_sample_and_kl(channels: int, share: float):
+def make_sample_and_kl(channels: int, scale: float):
     def sample_and_kl(p, x, noise):
         mean = x[:, :channels]
         logvar = ops.clip_by_value(x[:, channels:], -30.0, 20.0)
-        kl = share * 0.5 * ops.mean(ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
+        kl = scale * 0.5 * ops.mean(ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
         return mean + ops.exp(0.5 * logvar) * noise, kl
 
     return sample_and_kl
 
 
 @functools.lru_cache
-def make_reconstruction(l1: float, mse: float, share: float):
+def make_reconstruction(l1: float, mse: float, scale: float):
     def reconstruction(p, decoded, video):
         diff = decoded[:, :, : video.shape[2]] - video
         mean_square = ops.mean(ops.square(diff))
-        return l1 * ops.mean(ops.abs(diff)) + mse * mean_square, share * mean_square
+        return l1 * ops.mean(ops.abs(diff)) + mse * mean_square, scale * mean_square
 
     return reconstruction
 

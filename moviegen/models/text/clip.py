@@ -54,7 +54,7 @@ def apply(
         raise ConfigError(f"input_ids have {ids.shape[1]} tokens, the model {cfg.positions} positions: cut the text")
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final"])
+    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final"])
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)
     for _ in blocks:

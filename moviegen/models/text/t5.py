@@ -40,7 +40,7 @@ def apply(
     ids, mask = check_tokens(params, table, cfg.vocab_size, input_ids, attention_mask)
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final"])
+    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final"])
     buckets = distance_buckets(ids.shape[1], cfg.distance_buckets, cfg.max_distance)
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask, buckets)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)

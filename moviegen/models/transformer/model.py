@@ -62,7 +62,7 @@ def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text,
     params, latents, t, text, mask = check(params, cfg, latents, t, text, comm)
     stage = stages.build(cfg, latents.shape, bool(mask), comm)
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final"])
+    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final"])
     x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), latents, t, *text, *mask)
     for _ in blocks:
         x = layerwise.run(stage.block, weights(), x, pos, modulation, context, *mask[:1])

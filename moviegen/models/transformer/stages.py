@@ -204,9 +204,9 @@ def make_epilogue(patch, shard, eps, dtype):
 
 @functools.lru_cache
 def make_loss(patch, shard, batches, eps, dtype):
-    """loss(p, x (b n d), time (b d), target (b c t h w)) -> this rank's share of the mean squared error, a scalar.
+    """loss(p, x (b n d), time (b d), target (b c t h w)) -> this rank's term of the mean squared error, a scalar.
 
-    The mean over `batches` as large as this one and all ranks of a sequence is the sum of all ranks' shares.
+    The mean over `batches` as large as this one and all ranks of a sequence is the sum of all ranks' terms.
     """
     take, patches, padding = make_take(shard), shard.patches, shard.padding
     real = ms.Tensor((shard.indices() < shard.patches).astype(np.float32).reshape(1, -1, 1))

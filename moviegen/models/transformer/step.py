@@ -33,7 +33,7 @@ def loss_and_grads(
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.in_turn(params, comm.all_gather, ["", *blocks, "final", *reversed(blocks), ""])
+    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final", *reversed(blocks), ""])
     given = (noisy, t, *text, *mask)
     x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), *given)
     inputs = []
