@@ -46,7 +46,7 @@ def generate(
         times = np.full(len(x), t, np.float32)
         out = transformer.apply(params, config.model, x, times, text, comm)
         if by.branch is not None:
-            out = collectives.all_reduce(by.mesh.copies)(out * (1 - scale if by.branch else scale))
+            out = collectives.all_reduce(by.mesh.replicas)(out * (1 - scale if by.branch else scale))
         out = out.asnumpy()
         return flow.guide(out[:count], out[count:], scale) if both else out
 

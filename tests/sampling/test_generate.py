@@ -52,7 +52,7 @@ def test_two_ranks_on_the_data_axis_take_a_branch_each(monkeypatch, four_steps):
     monkeypatch.setattr(generation.collectives, "all_reduce", lambda group: lambda x: x)
     noise, parts = None, []
     for rank in (0, 1):
-        by = assign(Mesh(data=2, world=Group("", 2, rank), copies=Group("pair", 2, rank)), True)
+        by = assign(Mesh(data=2, world=Group("", 2, rank), replicas=Group("pair", 2, rank)), True)
         assert by[1:6] == (0, 1, rank, rank, 2)
         parts.append(generate(four_steps, [5, 7], 1, [0, 1], by))
     four_steps.sample.guidance_scale = 0.0
