@@ -46,7 +46,7 @@ def writes(place: Path, seconds: dict[str, list[float]]) -> tuple[int, int, floa
     from moviegen.training import state as states
 
     state, shapes = make_state()
-    trees = {"params": state.master, "ema": state.average, "opt/m": state.moments["m"], "opt/v": state.moments["v"]}
+    trees = {"params": state.master, "ema": state.ema, "opt/m": state.moments["m"], "opt/v": state.moments["v"]}
     trees = {tree: backend.to_numpy(values) for tree, values in trees.items()}  # the same memory
     arrays = [array for values in trees.values() for array in values.values()]
     memory = os.memfd_create("bytes")

@@ -56,7 +56,7 @@ def measure(axis: str, size: int) -> float:
     state = states.fresh(transformer.init(cfg, 0, layout.place), layout)
     if axis == "zero":
         grads = {path: backend.tensor(np.zeros(value.shape, np.float32)) for path, value in state.params.items()}
-        held = [*state.params.values(), *state.average.values(), *grads.values()]
+        held = [*state.params.values(), *state.ema.values(), *grads.values()]
         held += [value for moment in state.moments.values() for value in moment.values()]
         for value in held:
             value.asnumpy()[...] += 0  # memory that was never written to is not there yet

@@ -5,5 +5,5 @@ from moviegen.training import generator
 
 
 def run(run: Run) -> dict[str, float]:
-    """Trains to `train.steps` and returns the last losses and validation numbers."""
+    """Trains to `train.steps` and returns the last losses and the last held-out loss."""
     return generator.train(run)

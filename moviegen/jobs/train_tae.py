@@ -5,5 +5,5 @@ from moviegen.training import autoencoder
 
 
 def run(run: Run) -> dict[str, float]:
-    """Trains to `train.steps` and returns the last losses and validation numbers."""
+    """Trains to `train.steps` and returns the validation metrics of the EMA weights."""
     return autoencoder.train(run)

@@ -97,7 +97,7 @@ class Sampler:
     def _generator(self) -> Generator:
         config, mesh, zero_stage = self.run.config, self.run.mesh, self.run.config.train.zero_stage
         shapes = transformer.shapes(config.model)
-        params, meta = states.load_average(self.folder, states.Layout(shapes, mesh, zero_stage))
+        params, meta = states.load_ema(self.folder, states.Layout(shapes, mesh, zero_stage))
         if mesh.world.rank == 0:
             print(f"sample: weights of step {meta['step']} in {self.folder}", flush=True)
         exchange = comm.make(mesh, zero_stage, shapes, config.model.get("compute_dtype", "float32"))

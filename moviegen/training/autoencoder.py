@@ -1,7 +1,7 @@
-"""Trains the temporal autoencoder; a killed run continues from its workdir as if nothing had happened."""
+"""Trains the temporal autoencoder, with a discriminator where the config has an adversarial loss."""
 
 import functools
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,124 +11,119 @@ from moviegen.data import crops, video
 from moviegen.errors import ConfigError
 from moviegen.evaluation import reconstruction
 from moviegen.models import lpips
-from moviegen.models.tae import linear_start as tae_linear
-from moviegen.models.tae import model as tae
+from moviegen.models.tae import shapes as tae_shapes
 from moviegen.models.tae import step as tae_step
-from moviegen.models.tae import weights as tae_weights
 from moviegen.nn import backend
 from moviegen.parallel import comm, sync
+from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
-from moviegen.storage import checkpoint, safetensors_io
-from moviegen.storage.progress import Progress
+from moviegen.storage import safetensors_io
 from moviegen.storage.writers import Writer
 from moviegen.streams import Stream
-from moviegen.training import adversary, optim
+from moviegen.training import loop, tae_start
 from moviegen.training import state as states
 
 
 def train(run: Run) -> dict[str, float]:
-    """Train to `train.steps` and return the validation numbers of the averaged weights.
+    """Trains to `train.steps`, writes `tae.safetensors`, and returns the validation metrics of the EMA weights."""
+    _, validated = loop.train(run, make(run))
+    return validated
 
-    Starts from the newest checkpoint in `workdir`, else from the weights that `train.init_from` names (a safetensors file
-    or a checkpoint folder), else from a linear autoencoder fitted to `train.linear_start` clips, else from random ones.
+
+def make(run: Run) -> loop.Task:
+    """The training of the autoencoder that `run.config` describes.
+
+    Its metrics are named by the run's stage, or by "tae" where there is none. ConfigError or DataError where the weights
+    of LPIPS or the data cannot be used.
     """
     config, workdir, mesh, name = run.config, run.workdir, run.mesh, run.stage or "tae"
-    steps = config.train.steps
-    layout = states.Layout(tae.shapes(config.tae), mesh, config.train.zero_stage)
-    rival = adversary.layout(config, mesh)
-    perceptual = None
-    if config.loss.get("lpips"):
-        read = functools.partial(lpips.load, config.loss.lpips_weights, "loss.lpips_weights", "--config.loss.lpips=0")
-        perceptual = sync.from_first(mesh.world, read, lpips.shapes())
-    folder = workdir / "checkpoints"
+    adversarial = config.loss.get("adversarial")
+    adversarial = adversarial if adversarial and adversarial.weight else None
+    layout = states.Layout(tae_shapes.shapes(config.tae, adversarial), mesh, config.train.zero_stage)
+    exchange = comm.make(mesh, config.train.zero_stage, layout.shapes)
+    perceptual = _perceptual(config, mesh)
     source = crops.source(config.data, workdir, mesh.world)
-    start, state, opponent = _start(config, folder, layout, rival, source)
-    writer, progress = run.open_writer(name, resume_step=start), Progress(name, steps, mesh.world.rank)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))
-    metrics: dict[str, float] = {}
-    saving = None
-    for step in range(start, steps):
-        score = None  # of the weights after this step
-        clips = crops.batch(
-            source, config.data, config.seed, step, config.train.batch_size, mesh.batch.rank, mesh.batch.size
+
+    def first_state():
+        params = tae_step.init(config.tae, config.seed, adversarial) | tae_start.weights(config, source, mesh.world)
+        shards = {path: layout.place(path, array) for path, array in backend.to_numpy(params).items()}
+        return states.fresh(shards, layout)
+
+    def loss_and_grads(params, inputs, step):
+        weights, on = _weights(config, step), adversarial and step >= adversarial.start
+        return tae_step.loss_and_grads(
+            params,
+            config.tae,
+            *inputs,
+            weights,
+            exchange,
+            perceptual=perceptual,
+            adversarial=adversarial if on else None,
+            recompute=config.train.get("recompute_levels", ()),
         )
-        losses, grads, lesson = _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual)
-        lr = optim.learning_rate(config.optim, step, steps)
-        norm = states.update(state, grads, step, lr, config, layout)
-        if lesson:
-            adversary.update(opponent, lesson, step, lr, config, rival)
-        del grads, lesson  # or they would be there beside the next step's
-        done = step + 1
-        if done % config.train.log_every == 0 or done == steps:
-            numbers = {key: float(value.asnumpy()) for key, value in losses.items()}
-            if not np.isfinite(numbers["loss"]):
-                raise FloatingPointError(
-                    f"the loss of step {step} is {numbers['loss']}; the last checkpoint is in {folder}"
-                )
-            numbers["psnr"] = float(10 * np.log10(4 / numbers.pop("mse")))  # the video's range [-1, 1] is 2 wide
-            writer.write_scalars(
-                done, {f"{name}/{key}": v for key, v in numbers.items()} | {f"{name}/norm": norm, f"{name}/lr": lr}
-            )
-            progress.update(done, **numbers)
-        if done % config.train.validate_every == 0 or done == steps:
-            # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
-            average = layout.whole(states.averaged(state, config))
-            metrics = reconstruction.evaluate(average, config.tae, heldout(), perceptual)
-            score = -metrics["synthetic_psnr"]  # there whatever the run trains on; the best is the lowest
-            writer.write_scalars(done, {f"{name}/{key}": value for key, value in metrics.items()})
-            if mesh.world.rank == 0:
-                print(f"{name} {done}/{steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
-                _show(writer, done, average, config, heldout())
-        if done % config.train.checkpoint_every == 0 or done == steps:
-            if saving is not None:
-                saving.result()
-            both = adversary.joined(state, opponent), adversary.joint_layout(layout, rival)
-            saving = states.save(folder, done, both[0], {"step": done, "score": score}, config, both[1])
-    if saving is not None:
-        saving.result()
-    average = layout.whole(states.averaged(state, config))
-    sync.barrier(mesh.world)
-    if mesh.world.rank != 0:
-        return metrics
-    path = safetensors_io.write(average, workdir / "tae.safetensors", "float16")
-    writer.close()
-    print(f"{name}: {steps} steps done; averaged weights in {path}, checkpoints in {folder}", flush=True)
-    return metrics
+
+    def numbers(losses, step):
+        found = losses | {"psnr": float(10 * np.log10(4 / losses["mse"]))}  # the video's range [-1, 1] is 2 wide
+        del found["mse"]
+        return found, found
+
+    def weights_of(ema):
+        return layout.whole({path: ema[path] for path in tae_shapes.shapes(config.tae)})
+
+    def validate(ema, step, writer):
+        # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
+        weights = weights_of(ema)
+        metrics = reconstruction.evaluate(weights, config.tae, heldout(), perceptual)
+        if mesh.world.rank == 0:
+            listed = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
+            print(f"{name} {step}/{config.train.steps}: {listed}", flush=True)
+            _show(run, writer, step, weights, heldout())
+        return metrics, -metrics["synthetic_psnr"]  # there whatever the run trains on
+
+    def export(ema):
+        weights = weights_of(ema)
+        return safetensors_io.write(weights, workdir / "tae.safetensors", "float16") if mesh.world.rank == 0 else None
+
+    return loop.Task(
+        name=name,
+        layout=layout,
+        first_state=first_state,
+        micro_batches=functools.partial(_micro_batches, config, source, mesh),
+        loss_and_grads=loss_and_grads,
+        numbers=numbers,
+        validate=validate,
+        export=export,
+        starts={tae_shapes.DISCRIMINATOR: adversarial.start} if adversarial else {},
+    )
 
 
-def _loss_and_grads(config, state, opponent, clips, step, mesh, perceptual):
-    """Losses and gradients of a step's clips, and the discriminator's gradients ({} where it does not play).
+def _perceptual(config: Any, mesh: Mesh) -> dict[str, Any] | None:
+    """Weights of LPIPS, where a loss needs them."""
+    if not config.loss.get("lpips"):
+        return None
+    read = functools.partial(lpips.load, config.loss.lpips_weights, "loss.lpips_weights", "--config.loss.lpips=0")
+    return sync.from_first(mesh.world, read, lpips.shapes())
 
-    The clips are taken in `optim.accumulate` parts, of which the mean is the whole batch's.
-    """
-    pieces = config.optim.get("accumulate", 1)
+
+def _micro_batches(config: Any, source: crops.Source, mesh: Mesh, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Clips (b 3 t h w) and the noise of their posteriors, `optim.accumulate` times."""
+    batch, pieces = mesh.batch, config.optim.get("accumulate", 1)
+    clips = crops.batch(source, config.data, config.seed, step, config.train.batch_size, batch.rank, batch.size)
     if len(clips) % pieces:
         raise ConfigError(
             f"optim.accumulate is {pieces}, which does not divide the {len(clips)} clips of step {step} on each rank "
             "(train.batch_size, or data.image_batch_size, over the ranks)"
         )
-    noise, weights = _noise(config, step, clips, mesh.batch.rank), _weights(config, step)
-    adversarial = config.loss.adversarial if adversary.plays(config, opponent, step) else None
-    params = state.params | (opponent.params if adversarial else {})
-    exchange = comm.make(mesh, config.train.zero_stage, tae_step.shapes(config.tae, adversarial))
-    found: list[dict] = [{}, {}]
-    for own in np.split(np.arange(len(clips)), pieces):
-        more = tae_step.loss_and_grads(
-            params,
-            config.tae,
-            clips[own],
-            noise[own],
-            weights,
-            exchange,
-            perceptual,
-            adversarial,
-            config.train.get("recompute_levels", ()),
-        )
-        for i, tree in enumerate(more):
-            found[i] = {key: found[i][key] + v if found[i] else v for key, v in tree.items()}
-    losses, grads = ({key: v / pieces if pieces > 1 else v for key, v in tree.items()} for tree in found)
-    lesson = {path: grads.pop(path) for path in list(grads) if path.startswith(adversary.PREFIX)}
-    return losses, grads, lesson
+    noise = _noise(config, step, clips, batch.rank)
+    yield from zip(np.split(clips, pieces), np.split(noise, pieces), strict=True)
+
+
+def _noise(config: Any, step: int, clips: np.ndarray, rank: int) -> np.ndarray:
+    b, _, t, h, w = clips.shape
+    shape, first = (config.tae.latent_channels, -(-t // 8), h // 8, w // 8), rank * b
+    draws = [streams.rng(Stream.TAE_POSTERIOR, config.seed, step, first + i) for i in range(b)]
+    return np.stack([rng.standard_normal(shape, np.float32) for rng in draws])
 
 
 def _weights(config: Any, step: int) -> dict[str, float]:
@@ -141,50 +136,10 @@ def _weights(config: Any, step: int) -> dict[str, float]:
     return found
 
 
-def _start(
-    config: Any, folder: Path, layout: states.Layout, rival: states.Layout | None, source: crops.Source
-) -> tuple[int, states.State, states.State | None]:
-    step = checkpoint.latest(folder)
-    if step is not None:
-        state, _ = states.restore(folder, step, adversary.joint_layout(layout, rival))
-        return step, *adversary.parted(state, rival)
-    given = config.train.init_from
-    if given:
-        read = functools.partial(tae_weights.load, given, config.tae)
-        params = sync.from_first(layout.mesh.world, read, layout.shapes)
-    elif config.train.get("linear_start"):
-        params = _linear_start(config, source)
-    else:
-        params = tae.init(config.tae, config.seed)
-    master = {path: layout.place(path, array) for path, array in backend.to_numpy(params).items()}
-    return 0, states.fresh(master, layout), adversary.fresh(config, rival) if rival else None
-
-
-def _linear_start(config: Any, source: crops.Source) -> dict[str, Any]:
-    """Weights fitted in closed form to `train.linear_start` clips, four times as large as the training crops."""
-    data = config.data
-    drawn = [
-        source(streams.rng(Stream.LINEAR_START, config.seed, i), data.num_frames, 2 * data.height, 2 * data.width)
-        for i in range(config.train.linear_start)
-    ]
-    return tae_linear.init(config.tae, drawn, config.seed)
-
-
-def _noise(config: Any, step: int, clips: np.ndarray, rank: int) -> np.ndarray:
-    b, _, t, h, w = clips.shape
-    shape, first = (config.tae.latent_channels, -(-t // 8), h // 8, w // 8), rank * b
-    return np.stack(
-        [
-            streams.rng(Stream.TAE_POSTERIOR, config.seed, step, first + i).standard_normal(shape, np.float32)
-            for i in range(b)
-        ]
-    )
-
-
-def _show(writer: Writer, step: int, params: Any, config: Any, clips: dict[str, np.ndarray]) -> None:
+def _show(run: Run, writer: Writer, step: int, params: Any, clips: dict[str, np.ndarray]) -> None:
+    """Writes sheets of frames, originals above reconstructions."""
     for label, clip in clips.items():
-        made = reconstruction.roundtrip(params, config.tae, clip[:16])
-        pair = np.concatenate([clip[:16:5], made[::5]], 1)  # originals above reconstructions
-        sheet = np.concatenate(list(pair), 1)
-        video.write_png(writer.workdir / "samples" / f"recons-{label}.png", sheet)
+        made = reconstruction.roundtrip(params, run.config.tae, clip[:16])
+        sheet = np.concatenate(list(np.concatenate([clip[:16:5], made[::5]], 1)), 1)
+        video.write_png(run.workdir / "samples" / f"recons-{label}.png", sheet)
         writer.write_images(step, {label: sheet})

@@ -1,8 +1,8 @@
-"""AdamW on float32 trees, in place: schedules, decoupled decay by regex, global-norm clipping, exponential averages.
+"""AdamW on float32 trees, in place: schedules, decoupled decay by regex, global-norm clipping; the EMA of the weights.
 
 State is a pair of trees like the parameters. MindSpore's fused Adam kernel updates its operands' memory, so weights and
-moments exist once; plain functional updates would hold all three twice. Moments and averages that are numpy arrays live
-in host memory: one part of the model at a time is brought to the device, updated and taken back.
+moments exist once; plain functional updates would hold all three twice. Moments and EMA that are numpy arrays live in
+host memory: one chunk at a time is brought to the device, updated and taken back.
 """
 
 import functools
@@ -56,17 +56,17 @@ def plateau(state: dict[str, float], value: float, rule: Any) -> dict[str, float
     return state | {"bad": 0, "factor": state["factor"] * rule.factor}
 
 
-# Updates run compiled, one part of the model at a time: a call for every tensor would take as long as the backward pass
-# of a small model. Parts of equal shapes, such as a transformer's blocks, share one graph.
-_PART = 24
+# Updates run compiled, a chunk of the model at a time: a call for every tensor would take as long as the backward pass
+# of a small model. Chunks of equal shapes, such as a transformer's blocks, share one graph.
+_CHUNK = 24
 
 
-def _parts(params: Mapping[str, Any]) -> list[list[str]]:
-    """Paths that share their first two components, at most _PART of them together."""
+def _chunks(params: Mapping[str, Any]) -> list[list[str]]:
+    """Paths that share their first two components, at most _CHUNK of them together."""
     groups: dict[str, list[str]] = {}
     for path in params:
         groups.setdefault("/".join(path.split("/")[:2]) if "/" in path else "", []).append(path)
-    return [paths[i : i + _PART] for paths in groups.values() for i in range(0, len(paths), _PART)]
+    return [paths[i : i + _CHUNK] for paths in groups.values() for i in range(0, len(paths), _CHUNK)]
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def _scaled(n: int):
 
 def global_norm(grads: Mapping[str, ms.Tensor], shard: Group = ALONE) -> float:
     """Root of the sum of all squared gradients; of those of all ranks of `shard` where the gradients are shards."""
-    sums = [_square_sum(len(part))(*[grads[path] for path in part]) for part in _parts(grads)]
+    sums = [_square_sum(len(chunk))(*[grads[path] for path in chunk]) for chunk in _chunks(grads)]
     total = np.float32(sum(float(each.asnumpy()) for each in sums))
     if shard.size > 1:
         total = collectives.all_reduce(shard)(backend.tensor(total)).asnumpy()
@@ -137,34 +137,34 @@ def adamw_update(
     numbers = [backend.tensor(np.float32(x)) for x in numbers]
     if optim.weight_decay:
         kept = backend.tensor(np.float32(1.0 - lr * optim.weight_decay))
-        for part in _parts({path: p for path, p in params.items() if not re.search(optim.no_decay, path)}):
-            for path, value in zip(part, _scaled(len(part))(kept, *[params[path] for path in part]), strict=True):
+        for chunk in _chunks({path: p for path, p in params.items() if not re.search(optim.no_decay, path)}):
+            for path, value in zip(chunk, _scaled(len(chunk))(kept, *[params[path] for path in chunk]), strict=True):
                 params[path].assign_value(value)
-    for part in _parts(params):
-        weights, slopes = ([tree[path] for path in part] for tree in (params, grads))
-        m, v = (_to_device(state[name], part) for name in "mv")
-        _adam_step(len(part))(*numbers, *weights, *m, *v, *slopes)
+    for chunk in _chunks(params):
+        weights, slopes = ([tree[path] for path in chunk] for tree in (params, grads))
+        m, v = (_to_device(state[name], chunk) for name in "mv")
+        _adam_step(len(chunk))(*numbers, *weights, *m, *v, *slopes)
         for name, tensors in zip("mv", (m, v), strict=True):
-            _to_host(state[name], part, tensors)
+            _to_host(state[name], chunk, tensors)
 
 
-def ema_update(average: Tree, params: Tree, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * params, in place, float32."""
+def ema_update(ema: Tree, params: Tree, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * params, in place, float32."""
     rate = backend.tensor(np.float32(1.0 - decay))
-    for part in _parts(params):
-        old = _to_device(average, part)
-        moved = _moved(len(part))(rate, *old, *[params[path] for path in part])
+    for chunk in _chunks(params):
+        old = _to_device(ema, chunk)
+        moved = _moved(len(chunk))(rate, *old, *[params[path] for path in chunk])
         for tensor, value in zip(old, moved, strict=True):
             tensor.assign_value(value)
-        _to_host(average, part, old)
+        _to_host(ema, chunk, old)
 
 
-def _to_device(tree: Mapping[str, Any], part: list[str]) -> list[ms.Tensor]:
-    return [backend.tensor(tree[path]) for path in part]
+def _to_device(tree: Mapping[str, Any], chunk: list[str]) -> list[ms.Tensor]:
+    return [backend.tensor(tree[path]) for path in chunk]
 
 
-def _to_host(tree: dict[str, Any], part: list[str], tensors: list[ms.Tensor]) -> None:
+def _to_host(tree: dict[str, Any], chunk: list[str], tensors: list[ms.Tensor]) -> None:
     """Takes updated tensors back to a tree that lives in host memory; the others were updated in place."""
-    for path, tensor in zip(part, tensors, strict=True):
+    for path, tensor in zip(chunk, tensors, strict=True):
         if isinstance(tree[path], np.ndarray):
             tree[path][...] = tensor.asnumpy()

@@ -1,4 +1,4 @@
-"""What a training run holds on this rank: weights, their average and the optimizer's moments, sharded as ZeRO says."""
+"""The training state on this rank: weights, their exponential moving average (EMA) and moments, sharded by ZeRO stage."""
 
 import re
 import time
@@ -20,9 +20,9 @@ Tree = dict[str, Any]
 
 
 class Layout(NamedTuple):
-    """Which shapes the whole parameters have, on which mesh and at which ZeRO stage they are sharded.
+    """Shapes of the whole parameters, and the mesh and ZeRO stage by which they are sharded.
 
-    With `offload` moments and average are numpy arrays, in host memory.
+    With `offload` the moments and the EMA are numpy arrays, in host memory.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
     @property
     def shard(self) -> Group:
-        """The ranks that share one copy of the state."""
+        """The ranks over which the state is sharded."""
         return self.mesh.shard if self.zero_stage else ALONE
 
     def place(self, path: str, array: np.ndarray) -> Any:
@@ -40,40 +40,40 @@ class Layout(NamedTuple):
         return backend.tensor(sharding.cut(array, self.shard))
 
     def model(self, shards: Tree) -> Tree:
-        """Weights that the model can compute with: the shards themselves at stage 3, else gathered."""
+        """The parameters as the model's step takes them: shards at stage 3, else all-gathered."""
         return shards if self.zero_stage == 3 else self.whole(shards)
 
     def whole(self, shards: Tree) -> Tree:
-        """Every parameter put together, on every rank: for models that are small beside a training step."""
+        """All-gathers every parameter, on every rank: for models that are small beside a training step."""
         return zero.whole(self.shard, backend.to_tensors(shards), self.shapes)
 
     def keep(self, tree: dict[str, np.ndarray]) -> Tree:
-        """Moments or an average, which the optimizer alone needs, moved to where they are to live."""
+        """Moments or EMA, in the memory where they are kept: the host's or the device's."""
         return tree if self.offload else backend.moved(tree)
 
 
 class State(NamedTuple):
-    """Weights as the model computes with them, the same as float32 shards, their average, and moments {"m", "v"}."""
+    """Parameters as the model's step takes them; the float32 master shards, their EMA, and the moments {"m", "v"}."""
 
     params: Tree
     master: Tree
-    average: Tree
+    ema: Tree
     moments: dict[str, Tree]
 
 
 def fresh(master: Tree, layout: Layout) -> State:
     """The state of step 0, given this rank's shards of the weights."""
-    average = {path: array.copy() for path, array in backend.to_numpy(master).items()}
-    return State(layout.model(master), master, layout.keep(average), optim.init_state(master, layout.offload))
+    ema = {path: array.copy() for path, array in backend.to_numpy(master).items()}
+    return State(layout.model(master), master, layout.keep(ema), optim.init_state(master, layout.offload))
 
 
-def averaged(state: State, config: Any) -> Tree:
-    """Shards of the weights to sample with: the average, where one is made (ema.decay)."""
-    return state.average if config.ema.decay else state.master
+def ema_weights(state: State, config: Any) -> Tree:
+    """Shards of the weights to sample with: the EMA, or the master weights where `ema.decay` is 0."""
+    return state.ema if config.ema.decay else state.master
 
 
 def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
-    """The state of a checkpoint, written under whatever mesh, and its meta. Reads this rank's slices alone."""
+    """The state and meta of a checkpoint, which any mesh may have written; reads this rank's slices alone."""
     trees, meta = _read(folder, step, layout)
     if layout.mesh.world.rank == 0:
         print(f"continuing from step {step} in {folder}", flush=True)
@@ -82,16 +82,16 @@ def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
     return State(layout.model(master), master, layout.keep(trees["ema"]), moments), meta
 
 
-def load_average(folder: Path, layout: Layout) -> tuple[Tree, dict]:
-    """The averaged weights of the newest checkpoint as the model computes with them, and the checkpoint's meta."""
+def load_ema(folder: Path, layout: Layout) -> tuple[Tree, dict]:
+    """The EMA weights of the newest checkpoint as the model's step takes them, and the checkpoint's meta."""
     trees, meta = _read(folder, None, layout, "^ema/")
     return layout.model(backend.moved(trees["ema"])), meta
 
 
 def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
-    """The state of step 0 from the averaged weights in a checkpoint folder; reads this rank's slices alone.
+    """The state of step 0 with the EMA weights of a checkpoint folder; reads this rank's slices alone.
 
-    Position tables, which are small, are read whole and go through `grow`, since a larger one has other shards.
+    Position tables are read whole and go through `grow`, since a larger table has other shards.
     """
     own = backend.moved(_read(folder, None, layout, "^ema/(?!position/)")[0]["ema"])
     tables = backend.to_numpy(grow(checkpoint.load(folder, select="^ema/position/")[0]["ema"]))
@@ -99,7 +99,7 @@ def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> S
 
 
 def _read(folder, step, layout, select=""):
-    """This rank's shards of what `select` finds. DataError, before any of them is read, if it is of another model."""
+    """This rank's shards of what `select` matches. DataError, before any is read, where another model was saved."""
     for tree, all_found in checkpoint.shapes(folder, step).items():
         want, found = (
             {path: tuple(shape) for path, shape in table.items() if re.search(select, f"{tree}/{path}")}
@@ -117,30 +117,55 @@ def _read(folder, step, layout, select=""):
     return trees, meta
 
 
-def update(state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout) -> float:
-    """One optimizer step in place; returns the global norm of the gradients, which come as the model's step gives them."""
-    shard = layout.shard
-    if layout.zero_stage == 1 and shard.size > 1:
-        grads = zero.own(grads, shard)
-    norm = optim.global_norm(grads, shard)
-    optim.adamw_update(state.master, grads, state.moments, step, lr, config.optim, norm)
-    if config.ema.decay:
-        # An average over few steps weighs the random start too much: the decay grows to its value.
-        optim.ema_update(state.average, state.master, min(config.ema.decay, (1 + step) / (10 + step)))
-    if state.params is not state.master:
-        for path, value in layout.whole(state.master).items():
-            state.params[path].assign_value(value)
-    return norm
+def update(
+    state: State,
+    grads: Tree,
+    step: int,
+    lr: float,
+    config: Any,
+    layout: Layout,
+    starts: Mapping[str, int] | None = None,
+) -> float:
+    """One optimizer step in place; returns the global norm of the gradients, which come as the model's step gives them.
+
+    `starts` ({prefix of paths: first step}) tells networks with optimizer steps of their own, such as a discriminator:
+    they have their own global norm and clipping, and count their steps from the first one. Before it they stay as they
+    are, and `grads` need not have them. The norm returned is that of all other gradients.
+    """
+    starts, shard, norms = starts or {}, layout.shard, {}
+    for prefix, start in {"": 0, **starts}.items():
+        if step < start:
+            continue
+        done = step - start
+        master, own = (
+            {path: value for path, value in tree.items() if _prefix(path, starts) == prefix}
+            for tree in (state.master, grads)
+        )
+        if layout.zero_stage == 1 and shard.size > 1:
+            own = zero.own(own, shard)
+        norm = norms[prefix] = optim.global_norm({path.removeprefix(prefix): g for path, g in own.items()}, shard)
+        optim.adamw_update(master, own, state.moments, done, lr, config.optim, norm)
+        if config.ema.decay:
+            # An average over few steps weighs the random start too much: the decay grows to its value.
+            optim.ema_update(state.ema, master, min(config.ema.decay, (1 + done) / (10 + done)))
+        if state.params is not state.master:
+            for path, value in layout.whole(master).items():
+                state.params[path].assign_value(value)
+    return norms[""]
+
+
+def _prefix(path, starts):
+    return next((prefix for prefix in starts if path.startswith(prefix)), "")
 
 
 def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout: Layout) -> Future | None:
-    """Copies this rank's shards and writes them while training goes on; of several copies of the state, one is written."""
+    """Copies this rank's shards and writes them in the background; the first replica of the state alone is written."""
     # New for every attempt and the same on every rank.
     token = sync.agree(int(time.time()) % 10_000_000, layout.mesh.world)
     if layout.mesh.world.rank >= layout.shard.size:
         return None
     trees = {"params": state.master, "opt/m": state.moments["m"], "opt/v": state.moments["v"]}
-    trees["ema"] = averaged(state, config)
+    trees["ema"] = ema_weights(state, config)
 
     def part(path, value):
         return sharding.part(tuple(layout.shapes[path]), np.array(dtypes.to_numpy(path, value)), layout.shard)

@@ -13,9 +13,10 @@ from moviegen.data import latents  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
 from moviegen.parallel import mesh as meshes  # noqa: E402
 from moviegen.parallel import sync  # noqa: E402
-from moviegen.runner import Run
+from moviegen.runner import Run  # noqa: E402
+from moviegen.training import generator  # noqa: E402
 
-train.VALIDATION_TIMES, latents.HELDOUT_SAMPLES = (0.5,), 8
+generator.VALIDATION_TIMES, latents.HELDOUT_SAMPLES = (0.5,), 8
 
 
 def experiment(folder: Path, steps: int):

@@ -12,7 +12,7 @@ from experiments import common, tae  # noqa: E402
 from moviegen.evaluation import reconstruction  # noqa: E402
 from moviegen.jobs import train_tae  # noqa: E402
 from moviegen.parallel import mesh as meshes  # noqa: E402
-from moviegen.runner import Run
+from moviegen.runner import Run  # noqa: E402
 
 
 def experiment(steps: int, zero_stage: int, every_loss: bool):

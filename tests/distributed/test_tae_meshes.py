@@ -39,7 +39,7 @@ def test_every_mesh_trains_the_autoencoder_as_one_rank_does(tmp_path, steps, mes
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero=2/3", "zero=2/1", "data=2/0"])
-def test_the_adversary_and_the_outlier_penalty_on_a_mesh(tmp_path, name):
+def test_the_discriminator_and_the_outlier_penalty_on_a_mesh(tmp_path, name):
     """Losses alone: the adaptive weight is a quotient of norms, and weights after five steps differ by 4e-4 at most."""
     ranks.run("check_tae_meshes.py", 2, tmp_path, str(tmp_path), "5", "data=1/0/every", f"{name}/every")
     folders = [tmp_path / f"{each}/every".replace("/", "-") for each in ("data=1/0", name)]

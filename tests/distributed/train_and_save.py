@@ -18,9 +18,9 @@ from experiments import common  # noqa: E402
 from moviegen.data import latents  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
 from moviegen.models.transformer import step as transformer_step  # noqa: E402
-from moviegen.nn import backend
+from moviegen.nn import backend  # noqa: E402
 from moviegen.parallel import mesh as meshes  # noqa: E402
-from moviegen.runner import Run
+from moviegen.runner import Run  # noqa: E402
 
 
 def experiment(steps: int):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from moviegen.errors import ConfigError
-from moviegen.jobs import export, import_weights, sample, train
+from moviegen.jobs import export, import_weights, sample
 from moviegen.models.transformer import model as transformer
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import arraystore, checkpoint, safetensors_io
+from moviegen.training import generator
 from moviegen.training import state as states
 from tests.jobs.test_export import META, settings, trained
 
@@ -33,7 +34,7 @@ def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, dty
     assert trees.keys() == {"params", "ema"} and meta == {"samples_seen": 0, "step": 0} | statistics
     expected = {path: arraystore.cast(arraystore.cast(value, dtype), "float32") for path, value in weights.items()}
     config.train.init_from = config.sample.checkpoint = str(folder)
-    state = train._start(config, tmp_path / "none", states.Layout(transformer.shapes(config.model), ONE, 3))[1]
+    state = generator.first_state(config, states.Layout(transformer.shapes(config.model), ONE, 3))
     sampled, tae_cfg = sample._load(config, tmp_path, ONE)
     assert list(tae_cfg.latent_scale) == META["latent_scale"]
     for path, value in expected.items():

@@ -37,14 +37,14 @@ def test_samples_come_one_for_each_request_whatever_the_batch(seen, config, requ
 
 def test_a_sampler_loads_once_for_any_number_of_requests(seen, config, requests, tmp_path, monkeypatch):
     loaded = []
-    for module, name in ((sampler.states, "load_average"), (sampler.tae_weights, "load")):
+    for module, name in ((sampler.states, "load_ema"), (sampler.tae_weights, "load")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, real=real, name=name: loaded.append(name) or real(*args))
     one = Sampler(Run(config, tmp_path))
     list(one.sample(requests))
     again = [request for request, _ in one.sample([requests[2], requests[0], Request("another", 9), requests[1]])]
     assert [request.index for request in again] == [2, 0, 9, 1]
-    assert sorted(loaded) == ["load", "load_average"]
+    assert sorted(loaded) == ["load", "load_ema"]
     np.testing.assert_array_equal([seen[3], seen[4], seen[6]], [seen[2], seen[0], seen[1]])
     assert list(one.sample([])) == []
 

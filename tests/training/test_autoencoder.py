@@ -11,13 +11,13 @@ from moviegen.evaluation import reconstruction
 from moviegen.models import lpips
 from moviegen.models.tae import discriminator
 from moviegen.models.tae import model as tae
+from moviegen.models.tae import shapes as tae_shapes
 from moviegen.models.tae import weights as tae_weights
 from moviegen.nn import backend
-from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
-from moviegen.training import adversary, autoencoder
+from moviegen.training import autoencoder, loop
 from moviegen.training import state as states
 
 
@@ -126,19 +126,19 @@ def test_every_loss_trains_and_resumes_exactly(tmp_path, monkeypatch):
     assert not late & lines[0].keys() and "tae/lpips" in lines[0]  # both start after one step
     assert all(late <= line.keys() and line["tae/outlier"] > 0 for line in lines[1:])
 
-    monkeypatch.setattr(autoencoder.states, "save", killed(states.save))
+    monkeypatch.setattr(states, "save", killed(states.save))
     with pytest.raises(Killed):
         autoencoder.train(Run(every_loss(), tmp_path / "cut"))
     monkeypatch.undo()
     monkeypatch.setattr(lpips, "load", small_lpips)
     assert autoencoder.train(Run(every_loss(), tmp_path / "cut")) == metrics
     found, expected = final(tmp_path / "cut"), final(tmp_path / "whole")
-    opponents = adversary.layout(every_loss(), ONE).shapes
+    prefix, adversarial = tae_shapes.DISCRIMINATOR, every_loss().loss.adversarial
     for tree, values in expected.items():
-        assert {path for path in values if path.startswith(adversary.PREFIX)} == {path for path in opponents}
+        assert {path for path in values if path.startswith(prefix)} == discriminator.shapes(adversarial).keys()
         for path, value in values.items():
             np.testing.assert_array_equal(found[tree][path], value, err_msg=f"{tree}/{path}")
-    start = backend.to_numpy(discriminator.init(every_loss().loss.adversarial, every_loss().seed))
+    start = backend.to_numpy(discriminator.init(adversarial, every_loss().seed))
     assert all(abs(expected["params"][path] - value).max() > 1e-4 for path, value in start.items())
     exported = tae_weights.load(tmp_path / "whole" / "checkpoints", every_loss().tae)
     assert exported.keys() == tae.shapes(every_loss().tae).keys()
@@ -171,15 +171,13 @@ def test_the_discriminator_learns_to_tell(monkeypatch, tmp_path):
     assert last["tae/verdict_real"] > last["tae/verdict_fake"] + 1
 
 
-def test_accumulated_parts_are_the_whole_batch():
+def test_micro_batches_are_the_whole_batch(tmp_path):
     whole = settings(batch_size=2)
-    clips = crops.batch(crops.source(whole.data), whole.data, whole.seed, 0, 2)
     parts = whole.copy_and_resolve_references()
     parts.optim.accumulate = 2
-    _, state, _ = autoencoder._start(
-        whole, Path("/nowhere"), states.Layout(tae.shapes(whole.tae), ONE, 0), None, crops.source(whole.data)
-    )
-    found = [autoencoder._loss_and_grads(config, state, None, clips, 0, ONE, None) for config in (whole, parts)]
+    tasks = [autoencoder.make(Run(config, tmp_path)) for config in (whole, parts)]
+    state = tasks[0].first_state()
+    found = [loop.loss_and_grads(task, state.params, 0) for task in tasks]
     for key, value in found[0][0].items():
         assert float(found[1][0][key]) == pytest.approx(float(value), rel=1e-5)
     largest = max(abs(g.asnumpy()).max() for g in found[0][1].values())
@@ -187,7 +185,7 @@ def test_accumulated_parts_are_the_whole_batch():
         np.testing.assert_allclose(found[1][1][path].asnumpy(), g.asnumpy(), atol=1e-5 * largest, err_msg=path)
     parts.optim.accumulate = 3
     with pytest.raises(ConfigError, match="optim.accumulate is 3, which does not divide the 2 clips"):
-        autoencoder._loss_and_grads(parts, state, None, clips, 0, ONE, None)
+        loop.loss_and_grads(tasks[1], state.params, 0)
 
 
 def test_lpips_without_weights_is_refused_before_anything_is_read(tmp_path):
@@ -196,6 +194,21 @@ def test_lpips_without_weights_is_refused_before_anything_is_read(tmp_path):
     config.data.source = "nowhere"
     with pytest.raises(ConfigError, match=r"loss.lpips_weights is ''.*vgg16-397923af.pth.*--config.loss.lpips=0"):
         autoencoder.train(Run(config, tmp_path))
+
+
+def test_without_an_adversarial_loss_there_is_no_discriminator(monkeypatch, tmp_path):
+    monkeypatch.setattr(lpips, "load", small_lpips)
+    config = every_loss()
+
+    def shapes():
+        return autoencoder.make(Run(config, tmp_path)).layout.shapes
+
+    assert shapes() == tae.shapes(config.tae) | discriminator.shapes(config.loss.adversarial)
+    config.loss.adversarial.weight = 0.0
+    assert shapes() == tae.shapes(config.tae)
+    with config.unlocked():
+        del config.loss["adversarial"]
+    assert shapes() == tae.shapes(config.tae)
 
 
 def test_overfitting_one_batch(tmp_path, monkeypatch):
@@ -211,15 +224,13 @@ def test_starting_from_weights(unbroken, tmp_path, kind):
     workdir, _ = unbroken
     given = workdir / ("tae.safetensors" if kind == "safetensors" else "checkpoints")
     config = settings(init_from=str(given))
-    layout, source = states.Layout(tae.shapes(config.tae), ONE, 0), crops.source(config.data)
-    step, state, opponent = autoencoder._start(config, tmp_path / "checkpoints", layout, None, source)
-    assert opponent is None
-    assert step == 0
+    step, state, _ = loop.resume(config, tmp_path / "checkpoints", autoencoder.make(Run(config, tmp_path)))
+    assert step == 0 and state.params.keys() == tae.shapes(config.tae).keys()
     tolerance = dict(rtol=2**-10, atol=1e-7) if kind == "safetensors" else dict(rtol=0, atol=0)
     for path, value in final(workdir)["ema"].items():
         np.testing.assert_allclose(state.params[path].asnumpy(), value, **tolerance)
-        np.testing.assert_array_equal(state.average[path].asnumpy(), state.params[path].asnumpy())
-        assert state.average[path] is not state.params[path]
+        np.testing.assert_array_equal(state.ema[path].asnumpy(), state.params[path].asnumpy())
+        assert state.ema[path] is not state.params[path]
     assert not any(v.asnumpy().any() for moment in state.moments.values() for v in moment.values())
 
 

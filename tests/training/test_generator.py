@@ -13,7 +13,7 @@ from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
-from moviegen.training import generator, optim
+from moviegen.training import generator, loop, optim
 from moviegen.training.state import Layout
 
 
@@ -111,20 +111,20 @@ def test_a_finished_run_is_not_run_again(unbroken, tmp_path, monkeypatch):
     same_everywhere(final(workdir)[0], before[0])
 
 
-def test_gradient_accumulation_is_the_same_batch_in_pieces():
+def test_gradient_accumulation_is_the_same_batch_in_pieces(tmp_path):
     config = settings()
-    data = pipeline.open_data(config, "unused")
     params = transformer.init(config.model, 0)
     rng = np.random.default_rng(0)  # at the start most gradients are zero
     params = {
         p: backend.tensor(v.asnumpy() + 0.1 * rng.standard_normal(v.shape).astype("f")) for p, v in params.items()
     }
-    whole, grads = generator._loss_and_grads(params, config, data, 3, generator._parts(config, ONE), ONE)
+    losses, grads = loop.loss_and_grads(generator.make(Run(config, tmp_path)), params, 3)
+    assert generator._positions(config, ONE) == [range(0, 4)]
     pieces = config.copy_and_resolve_references()
     pieces.optim.accumulate = 2
-    assert generator._parts(pieces, ONE) == [range(0, 2), range(2, 4)]
-    loss, accumulated = generator._loss_and_grads(params, pieces, data, 3, generator._parts(pieces, ONE), ONE)
-    assert loss == pytest.approx(whole, rel=1e-6)
+    assert generator._positions(pieces, ONE) == [range(0, 2), range(2, 4)]
+    means, accumulated = loop.loss_and_grads(generator.make(Run(pieces, tmp_path)), params, 3)
+    assert float(means["loss"]) == pytest.approx(float(losses["loss"]), rel=1e-6)
     assert accumulated.keys() == grads.keys() == params.keys()
     for path, value in grads.items():
         value = value.asnumpy()
@@ -145,8 +145,8 @@ def test_the_next_stage_starts_from_the_averaged_weights_with_grown_tables(unbro
     config = settings(init_from=str(workdir / "checkpoints"))
     config.unlock()
     config.model.position_lengths = (3, 2, 4)
-    state = generator._start(config, tmp_path / "checkpoints", Layout(transformer.shapes(config.model), ONE, 3))[1]
-    params, average = state.params, state.average
+    state = generator.first_state(config, Layout(transformer.shapes(config.model), ONE, 3))
+    params, average = state.params, state.ema
     ema = final(workdir)[0]["ema"]
     for path, value in ema.items():
         found = params[path].asnumpy()
@@ -189,13 +189,13 @@ def test_weights_follow_adamw_on_the_gradients(unbroken):
         np.testing.assert_array_equal(params[path].asnumpy(), value)
 
 
-def test_the_next_stage_of_another_model_is_refused(unbroken, tmp_path):
+def test_the_next_stage_of_another_model_is_refused(unbroken):
     config = settings(init_from=str(unbroken[0] / "checkpoints"))
     config.unlock()
     config.model.ffn_size = 48
     layout = Layout(transformer.shapes(config.model), ONE, 3)
     with pytest.raises(DataError, match="its ema is not of this model config: blocks/0/mlp/down"):
-        generator._start(config, tmp_path / "checkpoints", layout)
+        generator.first_state(config, layout)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):

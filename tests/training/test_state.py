@@ -49,7 +49,42 @@ def test_update_is_adamw_and_the_average_follows(trained):
         optim.ema_update(average, params, min(0.5, (1 + step) / (10 + step)))
     for path in SHAPES:
         np.testing.assert_array_equal(state.params[path].asnumpy(), params[path].asnumpy())
-        np.testing.assert_array_equal(state.average[path].asnumpy(), average[path].asnumpy())
+        np.testing.assert_array_equal(state.ema[path].asnumpy(), average[path].asnumpy())
+
+
+def test_a_network_that_starts_later_has_optimizer_steps_of_its_own():
+    """As if it were trained alone from its first step on, and the others without it."""
+    layout, starts = states.Layout(SHAPES, ONE, 3), {"blocks/": 1}
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+    norms = []
+    for step in range(3):
+        grads = backend.to_tensors(trees(1 + step))
+        if step == 0:
+            del grads["blocks/0/q"]
+        norms.append(states.update(state, grads, step, 0.1, CONFIG, layout, starts))
+    for first, own in ((1, {"blocks/0/q"}), (0, SHAPES.keys() - {"blocks/0/q"})):
+
+        def of(seed, own=own):
+            return backend.to_tensors({path: value for path, value in trees(seed).items() if path in own})
+
+        alone = states.fresh(of(0), layout)
+        found = [states.update(alone, of(1 + step), step - first, 0.1, CONFIG, layout) for step in range(first, 3)]
+        for mine, other in (
+            (state.params, alone.params),
+            (state.ema, alone.ema),
+            (state.moments["v"], alone.moments["v"]),
+        ):
+            for path in own:
+                np.testing.assert_array_equal(mine[path].asnumpy(), other[path].asnumpy())
+    assert norms == found
+
+
+def test_a_missing_gradient_is_an_error(trained):
+    layout, state = trained
+    grads = backend.to_tensors(trees(1))
+    del grads["norm"]
+    with pytest.raises(KeyError, match="norm"):
+        states.update(state, grads, 2, 0.1, CONFIG, layout)
 
 
 def test_moments_and_average_in_host_memory_change_nothing_else(trained, tmp_path):
@@ -62,7 +97,7 @@ def test_moments_and_average_in_host_memory_change_nothing_else(trained, tmp_pat
     states.update(state, backend.to_tensors(trees(2)), 1, 0.1, CONFIG, layout)
     for path in SHAPES:
         np.testing.assert_array_equal(state.params[path].asnumpy(), expected.params[path].asnumpy())
-        for mine, other in ((state.average, expected.average), (state.moments["m"], expected.moments["m"])):
+        for mine, other in ((state.ema, expected.ema), (state.moments["m"], expected.moments["m"])):
             assert isinstance(mine[path], np.ndarray)
             np.testing.assert_array_equal(mine[path], other[path].asnumpy())
 
@@ -78,7 +113,7 @@ def test_any_mesh_picks_up_what_one_rank_saved(trained, tmp_path, size):
         assert meta == {"note": 1, "step": 2}
         for mine, whole in (
             (found.params, state.params),
-            (found.average, state.average),
+            (found.ema, state.ema),
             (found.moments["m"], state.moments["m"]),
             (found.moments["v"], state.moments["v"]),
         ):
