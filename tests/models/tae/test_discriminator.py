@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen.errors import ConfigError
 from moviegen.models.tae import discriminator
 from moviegen.nn import backend
 
@@ -103,11 +102,3 @@ def test_init_depends_on_seed_and_path():
         np.testing.assert_array_equal(one[path], other[path])
     kernel = other["discriminator/1/temporal/w"]
     assert (kernel[:, :, 1] == np.eye(4)).all() and not kernel[:, :, ::2].any()
-
-
-@pytest.mark.parametrize("key, value", [("dims", 1), ("channels", 0)])
-def test_impossible_settings_are_named(key, value):
-    cfg = settings(3)
-    cfg[key] = value
-    with pytest.raises(ConfigError, match=f"loss.adversarial.{key} is {value}"):
-        discriminator.shapes(cfg)

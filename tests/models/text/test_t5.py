@@ -145,5 +145,3 @@ def test_parameters_that_do_not_fit():
     params = random_params(cfg)
     with pytest.raises(ConfigError, match="missing .*blocks/2/attn/k"):
         t5.apply({path: value for path, value in params.items() if path != "blocks/2/attn/k"}, cfg, IDS, MASK)
-    with pytest.raises(ConfigError, match="activation is 'relu'"):
-        t5.shapes(config(activation="relu"))
