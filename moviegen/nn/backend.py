@@ -32,7 +32,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "bfloat16_simulated")
 
 @functools.cache
 def device() -> str:
-    """ "Ascend" or "CPU": what MindSpore runs on in this process. Eager mode; hot code compiles itself (layerwise.py)."""
+    """Sets MindSpore to eager mode and returns what it runs on, "Ascend" or "CPU"; hot code compiles itself (layerwise.py)."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     if os.environ.get("MS_DEV_RUNTIME_CONF"):
         with _muted():  # the runtime prints these settings when the first graph runs

@@ -19,6 +19,7 @@ Collective = Callable[[ms.Tensor], ms.Tensor]
 
 
 def identity(x: ms.Tensor) -> ms.Tensor:
+    """Every collective of a group of one."""
     return x
 
 
@@ -77,7 +78,7 @@ def reduce_scatter(group: Group, axis: int = 0) -> Collective:
 
 @functools.cache
 def all_to_all(group: Group, split: int, concat: int) -> Collective:
-    """Cuts x along axis `split` into a piece for every rank; joins the pieces that came here along `concat`.
+    """Cuts x along axis `split` into a piece for every rank; joins the pieces received along `concat`.
 
     Going back is `all_to_all(group, concat, split)`.
     """

@@ -1,4 +1,4 @@
-"""Cutting parameters into equal shards over a group of ranks: where each lies in the whole array, padding included.
+"""Equal shards of parameters over a group of ranks: how an array is cut, and where each shard lies in it.
 
 A tensor is cut along the axis that needs the least padding, so any shape can be cut.
 """
@@ -42,7 +42,7 @@ def part(shape: Shape, shard: np.ndarray, group: Group) -> arraystore.Part:
 
 
 def pad(own: np.ndarray, shape: Shape, group: Group) -> np.ndarray:
-    """A shard as it is kept in memory, of its part of an array of `shape`: the rest is zeros."""
+    """This rank's shard of an array of `shape`, given without padding, as it is kept in memory: padded with zeros."""
     if group.size == 1:
         return own
     shard = np.zeros(shard_shape(shape, group.size), own.dtype)

@@ -1,4 +1,4 @@
-"""Ranks wait for each other, and take from the first of them what it alone has found, read or made."""
+"""Barriers, and what the first rank does for all: a value, a file, tensors that the other ranks receive from it."""
 
 import random
 import time
@@ -16,19 +16,19 @@ from moviegen.parallel.mesh import Group
 
 
 def agree(value: int, group: Group) -> int:
-    """What the group's first rank says; up to 2^24, as it travels in a float32."""
+    """The first rank's value on every rank of the group; whole numbers up to 2^24, since it is sent as a float32."""
     if group.size == 1:
         return value
     return int(collectives.broadcast(group)(backend.tensor(np.float32([value]))).asnumpy()[0])
 
 
 def barrier(group: Group) -> None:
-    """Waits until every rank of the group is here."""
+    """Returns when every rank of the group has called it."""
     agree(0, group)
 
 
 def first_rank_alone(world: Group, do: Callable[[], None], marker: Path) -> None:
-    """Rank 0 does something; the others wait until it has, however long that takes.
+    """Calls `do` on rank 0; the other ranks wait until it is done, however long that takes.
 
     They wait for the file `marker` in a shared folder: a collective gives up on a rank that comes late.
     """
@@ -48,7 +48,7 @@ def first_rank_alone(world: Group, do: Callable[[], None], marker: Path) -> None
 def found_by_first(
     world: Group, find: Callable[[], Any], leave: Callable[[Any], None], take: Callable[[], Any], file: Path
 ) -> Any:
-    """What `find` gives on rank 0; it leaves that in `file`, from where the other ranks take it."""
+    """The result of `find` on rank 0, which leaves it in `file` (`leave`) for the other ranks to read (`take`)."""
     found = None
 
     def work() -> None:

@@ -39,8 +39,8 @@ def loss_and_grads(
 
     video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"}
     and where wanted {"lpips", "outlier", "outlier_radius", "adversarial"}, each loss a mean so that it does not depend on
-    resolution. perceptual: the parameters of LPIPS. adversarial: the config section of the discriminator, whose parameters
-    are then in params; its loss and gradients are of this step's reconstruction too. Without it none are given.
+    resolution. perceptual: the parameters of LPIPS. adversarial: config section `loss.adversarial`, where the discriminator's
+    parameters are in params; the results then have its losses and gradients, on the same reconstruction.
 
     Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the first
     block's alone. Returns ({"loss", "mse", "kl", ...}, grads), both of the batch of all ranks; params are shards at ZeRO

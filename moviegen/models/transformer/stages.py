@@ -129,7 +129,7 @@ def make_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
     """block(p, x (b n d), positions (1 n d), modulation (b 6d), context (b m d)[, mask (b m 1)]) -> x (b n d).
 
     x is this rank's shard of the sequence. For self-attention the ranks of a sequence exchange: all tokens of some heads
-    for some tokens of all heads, and back (Ulysses). The text is on every rank; its keys and values do not travel.
+    for some tokens of all heads, and back (Ulysses). The text is on every rank; its keys and values are not exchanged.
     """
     to_heads = collectives.all_to_all(shard.group, 1, 2)
     to_tokens = collectives.all_to_all(shard.group, 2, 1)
