@@ -3,21 +3,40 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from moviegen.data import clips
 from moviegen.demo import course
 from moviegen.evaluation import page
 from moviegen.storage import files
 from moviegen.storage.writers import read_metrics
 
-TARGETS = {"prompts.colour": 0.95, "prompts.direction": 0.90, "prompts.shape": 0.80}
-CHANCE = {"prompts.colour": 1 / 6, "prompts.direction": 1 / 4, "prompts.shape": 1 / 4}
-SYNTHETIC_GAIN, REAL_GAIN = 6.0, 3.0  # dB above pooling
+Numbers = dict[str, float]
+
+
+class Target(NamedTuple):
+    """A row of the autoencoder's table: what is measured of which clips, and what it must reach beside pooling."""
+
+    label: str
+    clips: str  # what stands before the metric in the autoencoder's key, "heldout" or "synthetic"
+    metric: str
+    show: str
+    gain: float | None  # above pooling; None: any
+
+
+RECONSTRUCTION = (
+    Target("real clip, PSNR", "heldout", "psnr", "{:.2f} dB", 3.0),
+    Target("real clip, SSIM", "heldout", "ssim", "{:.3f}", None),
+    Target("synthetic clips, PSNR", "synthetic", "psnr", "{:.2f} dB", 6.0),
+    Target("synthetic clips, SSIM", "synthetic", "ssim", "{:.3f}", None),
+)
+# Attribute of a prompt -> share of samples that must show it, and by guessing would.
+PROMPTS = {"colour": (0.95, 1 / 6), "direction": (0.90, 1 / 4), "shape": (0.80, 1 / 4)}
 MAX_SECONDS, MAX_GB = 20 * 60, 8.0
 
 
-def build(config: Any, workdir: str | Path) -> dict[str, float]:
-    """Write report.json and report.html from the finished stages in `workdir`; returns the numbers, flat.
+def build(config: Any, workdir: str | Path) -> Numbers:
+    """Writes report.json and report.html of the finished stages in `workdir`, and returns the numbers, flat.
 
     Time is the sum over stages, memory the largest of any.
     """
@@ -28,11 +47,7 @@ def build(config: Any, workdir: str | Path) -> dict[str, float]:
         raise FileNotFoundError(f"{workdir}: the stages {', '.join(missing)} are not finished")
     numbers = {key: value for name in ("tae", "sample") for key, value in stages[name]["metrics"].items()}
     numbers["peak_memory_gb"] = max(done["peak_memory_gb"] for done in stages.values())
-    sections = [
-        _reconstructions(workdir),
-        _samples(config, workdir),
-        _curves(workdir),
-    ]
+    sections = [_reconstructions(workdir), _samples(config, workdir), _curves(workdir)]
     numbers["seconds"] = round(sum(done["seconds"] for done in stages.values()) + time.time() - start, 1)
     numbers = {key: round(float(value), 4) for key, value in numbers.items()}
     title = "moviegen: the whole course at toy size"
@@ -42,107 +57,73 @@ def build(config: Any, workdir: str | Path) -> dict[str, float]:
     return numbers
 
 
-def nested(flat: dict[str, float]) -> dict:
-    """{"tae.psnr": 1, "seconds": 2} -> {"tae": {"psnr": 1}, "seconds": 2}; whole numbers become ints."""
+def nested(flat: Numbers) -> dict:
+    """Returns {"tae.psnr": 1, "seconds": 2} as {"tae": {"psnr": 1}, "seconds": 2}; whole numbers become ints."""
     made: dict = {}
     for key, value in flat.items():
         *path, last = key.split(".")
         section = made
-        for part in path:
-            section = section.setdefault(part, {})
+        for name in path:
+            section = section.setdefault(name, {})
         section[last] = int(value) if float(value).is_integer() else value
     return made
 
 
-def _headline(numbers: dict[str, float], config: Any) -> str:
-    n = numbers
-    dB, plain = "{:.2f} dB".format, "{:.3f}".format
+def _headline(numbers: Numbers, config: Any) -> str:
+    """What was reached, beside baselines and targets."""
+    samples = _clip_table if config.data.source == "clips" else _prompt_table
+    return _reconstruction_table(numbers) + samples(numbers) + _cost_table(numbers)
 
-    def row(label, key, show, target, goal):
-        prefix, _, metric = key.rpartition("_")
-        start = "tae.synthetic_" if "synthetic" in prefix else "tae."
-        pool, linear = n[f"{start}baseline_{metric}"], n[f"{start}linear_{metric}"]
-        ours = n[key]
-        return [
-            label,
-            f"<b>{show(ours)}</b>",
-            show(pool),
-            show(linear),
-            target,
-            page.mark(goal(ours, pool)),
-            page.mark(ours > linear),
-        ]
 
+def _reconstruction_table(numbers: Numbers) -> str:
+    heads = ("autoencoder, clips not trained on", "TAE", "average pooling", "linear (PCA-16)", "target", "reached")
+    return page.table((*heads, "above linear"), [_reconstruction_row(target, numbers) for target in RECONSTRUCTION])
+
+
+def _reconstruction_row(target: Target, numbers: Numbers) -> list[str]:
+    baseline = "tae." if target.clips == "heldout" else f"tae.{target.clips}_"
+    ours = numbers[f"tae.{target.clips}_{target.metric}"]
+    pooling = numbers[f"{baseline}baseline_{target.metric}"]
+    linear = numbers[f"{baseline}linear_{target.metric}"]
+    wanted = f"pooling + {target.gain:g} dB" if target.gain else "above pooling"
+    reached = ours >= pooling + target.gain if target.gain else ours > pooling
+    shown = [target.show.format(value) for value in (ours, pooling, linear)]
+    return [target.label, f"<b>{shown[0]}</b>", *shown[1:], wanted, page.mark(reached), page.mark(ours > linear)]
+
+
+def _clip_table(numbers: Numbers) -> str:
+    matched, total = numbers["clips.matched"], numbers["clips.total"]
+    row = ["sample nearest to its own clip", f"<b>{matched:.0f} of {total:.0f}</b>", "all", page.mark(matched == total)]
+    return page.table(["text to video, captioned real clips", "samples", "target", "reached"], [row])
+
+
+def _prompt_table(numbers: Numbers) -> str:
+    rows = []
+    for name, (target, chance) in PROMPTS.items():
+        right, ceiling = numbers[f"prompts.{name}"], numbers[f"tae.judged_{name}"]
+        shown = f"<b>{right:.1%}</b> of {numbers['prompts.samples']:.0f}"
+        rows.append(
+            [f"{name} right", shown, f"{chance:.0%}", f"{ceiling:.0%}", f"{target:.0%}", page.mark(right >= target)]
+        )
+    heads = ("text to video, combinations never seen", "samples", "guessing", "held-out clips through the TAE")
+    return page.table((*heads, "target", "reached"), rows)
+
+
+def _cost_table(numbers: Numbers) -> str:
+    seconds, memory = numbers["seconds"], numbers["peak_memory_gb"]
     rows = [
-        row("real clip, PSNR", "tae.heldout_psnr", dB, f"pooling + {REAL_GAIN:g} dB", lambda a, b: a >= b + REAL_GAIN),
-        row("real clip, SSIM", "tae.heldout_ssim", plain, "above pooling", lambda a, b: a > b),
-        row(
-            "synthetic clips, PSNR",
-            "tae.synthetic_psnr",
-            dB,
-            f"pooling + {SYNTHETIC_GAIN:g} dB",
-            lambda a, b: a >= b + SYNTHETIC_GAIN,
-        ),
-        row("synthetic clips, SSIM", "tae.synthetic_ssim", plain, "", lambda a, b: a > b),
+        ["time", f"<b>{seconds / 60:.1f} min</b>", f"{MAX_SECONDS // 60} min", page.mark(seconds <= MAX_SECONDS)],
+        ["peak memory", f"<b>{memory:.1f} GB</b>", f"{MAX_GB:g} GB", page.mark(memory <= MAX_GB)],
     ]
-    heads = [
-        "autoencoder, clips not trained on",
-        "TAE",
-        "average pooling",
-        "linear (PCA-16)",
-        "target",
-        "reached",
-        "above linear",
-    ]
-    tables = page.table(heads, rows)
-    if config.data.source == "clips":
-        matched, total = n["clips.matched"], n["clips.total"]
-        rows = [
-            [
-                "sample nearest to its own clip",
-                f"<b>{matched:.0f} of {total:.0f}</b>",
-                "all",
-                page.mark(matched == total),
-            ]
-        ]
-        tables += page.table(["text to video, captioned real clips", "samples", "target", "reached"], rows)
-    else:
-        rows = []
-        for key, target in TARGETS.items():
-            name = key.removeprefix("prompts.")
-            ceiling = f"{n[f'tae.judged_{name}']:.0%}"
-            share = f"<b>{n[key]:.1%}</b> of {n['prompts.samples']:.0f}"
-            rows.append(
-                [f"{name} right", share, f"{CHANCE[key]:.0%}", ceiling, f"{target:.0%}", page.mark(n[key] >= target)]
-            )
-        heads = [
-            "text to video, combinations never seen",
-            "samples",
-            "guessing",
-            "held-out clips through the TAE",
-            "target",
-            "reached",
-        ]
-        tables += page.table(heads, rows)
-    minutes = f"<b>{n['seconds'] / 60:.1f} min</b>"
-    rows = [
-        ["time", minutes, f"{MAX_SECONDS // 60} min", page.mark(n["seconds"] <= MAX_SECONDS)],
-        [
-            "peak memory",
-            f"<b>{n['peak_memory_gb']:.1f} GB</b>",
-            f"{MAX_GB:g} GB",
-            page.mark(n["peak_memory_gb"] <= MAX_GB),
-        ],
-    ]
-    return tables + page.table(["cost", "this run", "limit, on two cores", "kept"], rows)
+    return page.table(["cost", "this run", "limit, on two cores", "kept"], rows)
 
 
 def _reconstructions(workdir: Path) -> str:
+    """The real clips, the held-out one first."""
     cards = []
-    for path in sorted(
-        (workdir / "tae" / "reconstructions").glob("*.mp4"), key=lambda p: (p.stem != "carphone", p.stem)
-    ):
-        note = "in no training set" if path.stem == "carphone" else "a training clip"
+    paths = (workdir / "tae" / "reconstructions").glob("*.mp4")
+    for path in sorted(paths, key=lambda path: (path.stem != clips.HELDOUT, path.stem)):
+        note = "in no training set" if path.stem == clips.HELDOUT else "a training clip"
         cards.append(page.card(page.video(path, "wide"), f"<b>{path.stem}</b>, {note}"))
     intro = (
         "Left to right: original, average pooling, linear code (PCA-16), TAE; each keeps 16 numbers of 8x8x8 pixels."
@@ -151,28 +132,31 @@ def _reconstructions(workdir: Path) -> str:
 
 
 def _samples(config: Any, workdir: Path) -> str:
+    """Every sample with what was measured of it."""
     folder = workdir / "sample"
     verdicts = json.loads((folder / "samples.json").read_text())
     if config.data.source == "clips":
-        cards = []
-        for v in verdicts:
-            pair = page.video(folder / "originals" / f"{v['wanted']}.mp4") + page.video(
-                folder / "samples" / f"{v['file']}.mp4"
-            )
-            seen = f"{page.mark(v['matched'])} nearest to {v['nearest']}, {v['psnr']:.1f} dB from its own"
-            cards.append(page.card(pair, f"{page.escape(v['prompt'])}<br>{seen}"))
         intro = "Each caption's clip (left) and the sample of that caption (right)."
-        return page.section("Samples of the captions", f"<p>{intro}</p>" + page.grid(cards))
-    cards = []
-    for v in sorted(verdicts, key=lambda v: v["prompt"]):
-        judged = []
-        for key, wanted in v["wanted"].items():
-            seen = v["seen"][key]
-            judged.append(f"{page.mark(seen == wanted)} {seen or 'unclear'}")
-        video = page.video(folder / "samples" / f"{v['file']}.mp4")
-        cards.append(page.card(video, f"{page.escape(v['prompt'])}<br>{' '.join(judged)}"))
+        cards = page.grid([_clip_card(folder, verdict) for verdict in verdicts])
+        return page.section("Samples of the captions", f"<p>{intro}</p>{cards}")
     intro = "No training clip showed these combinations. Below each prompt: what the judge saw in the video."
-    return page.section("Samples of held-out prompts", f"<p>{intro}</p>" + page.grid(cards, "small"))
+    by_prompt = sorted(verdicts, key=lambda verdict: verdict["prompt"])
+    cards = page.grid([_prompt_card(folder, verdict) for verdict in by_prompt], "small")
+    return page.section("Samples of held-out prompts", f"<p>{intro}</p>{cards}")
+
+
+def _clip_card(folder: Path, verdict: dict) -> str:
+    original, made = f"originals/{verdict['wanted']}.mp4", f"samples/{verdict['file']}.mp4"
+    seen = f"nearest to {verdict['nearest']}, {verdict['psnr']:.1f} dB from its own"
+    caption = f"{page.escape(verdict['prompt'])}<br>{page.mark(verdict['matched'])} {seen}"
+    return page.card(page.video(folder / original) + page.video(folder / made), caption)
+
+
+def _prompt_card(folder: Path, verdict: dict) -> str:
+    seen, wanted = verdict["seen"], verdict["wanted"]
+    judged = " ".join(f"{page.mark(seen[key] == wanted[key])} {seen[key] or 'unclear'}" for key in wanted)
+    made = page.video(folder / "samples" / f"{verdict['file']}.mp4")
+    return page.card(made, f"{page.escape(verdict['prompt'])}<br>{judged}")
 
 
 def _curves(workdir: Path) -> str:
