@@ -118,9 +118,8 @@ def _compare(sets: dict[str, list[np.ndarray]], codecs: dict[str, Codec]) -> dic
     }
     found = {}
     for (which, codec), name in names.items():
-        made = [(clip, codecs[codec](clip)) for clip in sets[which]]
-        found[f"tae.{name}_psnr"] = float(np.mean([metrics.mean_psnr(*pair) for pair in made]))
-        found[f"tae.{name}_ssim"] = float(np.mean([metrics.ssim(*pair).mean() for pair in made]))
+        measured = [reconstruction.measure(clip, codecs[codec](clip)) for clip in sets[which]]
+        found |= {f"tae.{name}_{metric}": float(np.mean([m[metric] for m in measured])) for metric in measured[0]}
     return found
 
 

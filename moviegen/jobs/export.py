@@ -14,7 +14,7 @@ CHOICES = {"weights": ("ema", "params"), "dtype": ("float32", "bfloat16", "float
 
 
 def run(run: Run) -> dict[str, float]:
-    """Write `WORKDIR/export/model*.safetensors`, cut at `export.shard_bytes`, one array in memory at a time.
+    """Writes `WORKDIR/export/model*.safetensors`, cut at `export.shard_bytes`, one array in memory at a time.
 
     The checkpoint is the newest of `export.checkpoint`, by default the run's own `checkpoints`, or the one whose folder
     that names. Raises ConfigError for a wrong setting, or when the weights are not those of `config.model`.

@@ -16,7 +16,7 @@ BESIDE_THE_WEIGHTS = ("compute_dtype", "weight_std", "position_std")  # free to 
 
 
 def run(run: Run) -> dict[str, float]:
-    """Write the weights of `import_weights.path` as step 0 in `WORKDIR/imported`, in float32, a few arrays at a time.
+    """Writes the weights of `import_weights.path` as step 0 in `WORKDIR/imported`, in float32, a few arrays at a time.
 
     That folder is for `train.init_from` and `sample.checkpoint`; it is not the run's own `checkpoints`, which step 0
     would replace. Raises ConfigError naming every missing, extra or wrongly shaped array, and settings of the model that
