@@ -30,12 +30,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python launch.py --config=experiments/tiny.py --workdir=runs/tiny
 
-# Two at a time: compiling, which takes most of the time, uses one core.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python tests/run.py
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python tests/run.py -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
