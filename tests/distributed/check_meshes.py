@@ -16,7 +16,9 @@ from moviegen.parallel import sync  # noqa: E402
 from moviegen.runner import Run  # noqa: E402
 from moviegen.training import generator  # noqa: E402
 
-generator.VALIDATION_TIMES, latents.HELDOUT_SAMPLES = (0.5,), 8
+# Whatever is computed, on any mesh, is computed of as many samples at a time: most graphs are compiled once.
+MICRO_BATCH = 4
+generator.VALIDATION_TIMES, latents.HELDOUT_SAMPLES = (0.5,), MICRO_BATCH
 
 
 def experiment(folder: Path, steps: int):
@@ -31,11 +33,13 @@ def experiment(folder: Path, steps: int):
         position_lengths=(2, 3, 3),
         text_dims=dict(ul2=8),
     )
-    config.data.update(height=48, width=48, num_frames=16, num_samples=8, latent_cache=str(folder / "latents"))
+    config.data.update(
+        height=48, width=48, num_frames=16, num_samples=MICRO_BATCH, latent_cache=str(folder / "latents")
+    )
     config.data.update(text_drop_prob=0.3, image_fraction=0.0)  # each kind of sample compiles anew
-    config.optim.update(accumulate=2, learning_rate=0.01, eps=1e-3, clip_norm=0.5, warmup_steps=2)
+    config.optim.update(learning_rate=0.01, eps=1e-3, clip_norm=0.5, warmup_steps=2)
     config.ema.decay = 0.8
-    config.train.update(steps=steps, batch_size=8, checkpoint_every=2, validate_every=steps, keep_checkpoints=3)
+    config.train.update(steps=steps, batch_size=16, checkpoint_every=2, validate_every=steps, keep_checkpoints=3)
     return config
 
 
@@ -49,6 +53,7 @@ def main(folder: str, steps: str, *wanted: str) -> None:
         size = axes["data"] * axes["zero"] * axes["sp"]
         config = experiment(folder, int(steps))
         config.train.zero_stage = int(stage)
+        config.optim.accumulate = config.train.batch_size // (axes["data"] * axes["zero"] * MICRO_BATCH)
 
         def work(size=size, axes=axes, config=config, name=name):
             mesh = meshes.make(axes, range(size)) if size > 1 else meshes.ONE
