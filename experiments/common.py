@@ -205,12 +205,13 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 # --job=encode_text fills them; or the seed's npz files, with empty_text. It feeds ones for MetaCLIP.
                 text_folders=dict(ul2="", metaclip="", byt5=""),
                 empty_text=dict(ul2="", metaclip="", byt5=""),
-                latent_folder="",  # --job=encode_video fills it from video_folder with the weights of tae_weights
+                # --job=encode_video fills it from video_folder with the weights of tae_weights. Of the embedded sets, which
+                # are encoded when training starts, the default is WORKDIR/latents.
+                latent_folder="",
                 tae_weights="",
                 fps=0.0,  # of what is encoded; 0: each file's own
                 latent_dtype="float32",  # of the cache; bfloat16 halves it
                 validation_csv="",
-                latent_cache="",  # of source="synthetic" and "clips" alone; default: WORKDIR/latents
                 num_samples=0,  # of source="synthetic" alone
                 height=height,
                 width=width,

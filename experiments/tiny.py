@@ -80,7 +80,7 @@ def _data(source: str) -> dict:
         num_frames=FRAMES,
         image_fraction=0.1,
         text_drop_prob=0.1,
-        latent_cache="",
+        latent_folder="",  # default: WORKDIR/latents
         tae_weights="",  # those of the stage tae
         max_bad_fraction=0.0,
     )

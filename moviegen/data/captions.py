@@ -1,10 +1,9 @@
 """Tables of prompts: a csv with `video,caption` (and, where known, `fps` and `camera`), or a txt with one in each line."""
 
-import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data import video
+from moviegen.data import rows, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import prompts
 
@@ -24,39 +23,24 @@ def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], di
     when its caption is empty, when it has more or fewer fields than the header, or an fps or camera that is none. Raises
     DataError for a file without the columns or that is no text.
     """
-    if not path or not Path(path).is_file():
-        raise DataError(f"{key} is {path!r}, which does not exist: name a csv with video,caption or a txt of prompts")
+    if Path(path).is_file() and Path(path).suffix.lower() != ".csv":
+        return _txt(path, text), {}
+    found, bad = [], {}
+    for line, row in rows.read(path, ("video", "caption"), key):
+        try:
+            found.append(Caption(line, row["video"], _texts(row, text)))
+        except ConfigError as error:
+            bad[line] = f"line {line}: {error}"
+    return found, bad
+
+
+def _txt(path: str, text: Any) -> list[Caption]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return _csv(path, file, text) if Path(path).suffix.lower() == ".csv" else _txt(file, text)
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error}): save it as UTF-8") from error
-
-
-def _txt(file: Any, text: Any) -> tuple[list[Caption], dict[int, str]]:
-    found = []
-    for number, line in enumerate(file, 1):
-        if prompts.clean(line):
-            found.append(Caption(number, "", prompts.prepare(line, text.fps, text.camera)))
-    return found, {}
-
-
-def _csv(path: str, file: Any, text: Any) -> tuple[list[Caption], dict[int, str]]:
-    reader = csv.DictReader(file, strict=True)
-    for column in ("video", "caption"):
-        if column not in (reader.fieldnames or ()):
-            raise DataError(f"{path}, line 1: no column `{column}` among {reader.fieldnames}")
-    found, bad, last = [], {}, 1
-    try:
-        for row in reader:
-            last = reader.line_num
-            try:
-                found.append(Caption(last, row["video"], _texts(row, text)))
-            except ConfigError as error:
-                bad[last] = f"line {last}: {error}"
-    except csv.Error as error:
-        raise DataError(f"{path}, line {last + 1}: cannot be read as csv ({error}): mend its quotes") from error
-    return found, bad
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if prompts.clean(line)]
+    return [Caption(number, "", prompts.prepare(line, text.fps, text.camera)) for number, line in numbered]
 
 
 def _texts(row: dict, text: Any) -> dict[str, str]:

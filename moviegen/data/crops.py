@@ -19,7 +19,7 @@ Source = Callable[[np.random.Generator, int, int, int], np.ndarray]  # (rng, fra
 def batch(
     source: Source, data: Any, seed: int, step: int, batch_size: int, rank: int = 0, ranks: int = 1
 ) -> np.ndarray:
-    """One rank's clips of a step, float32 (b 3 t h w) in [-1, 1]: images (t = 1) in a share `image_fraction` of the steps.
+    """One rank's clips of a step, float32 (b 3 t h w) in [-1, 1]: images (t = 1) in `image_fraction` of the steps.
 
     All ranks together hold batch_size clips, or `image_batch_size` images in an image step. The same (seed, step) gives
     the same global batch.
@@ -40,7 +40,7 @@ def batch(
 def source(data: Any, workdir: str | Path | None = None, world: Group = ALONE) -> Source:
     """The clips that `data.source` names: "csv" (a `video` column, or a bare folder), "clips" or "synthetic".
 
-    "clips" are the real clips of the demo mixed with synthetic ones in the share `synthetic_fraction`. Files are opened
+    "clips" are the real clips of the demo mixed with `synthetic_fraction` synthetic ones. Files are opened
     first: raises ConfigError or DataError before any training when there is nothing to read, or too many are bad. Several
     ranks tell each other in `workdir` what was found.
     """

@@ -53,7 +53,7 @@ def listed(csv: str, folder: str, section: str = "data") -> list[File]:
 
 
 class Bad:
-    """The files that turned out to be of no use, at most a share `allowed` of `total`; the next one raises a DataError."""
+    """The files that turned out to be of no use, at most a fraction `allowed` of `total`; the next one raises a DataError."""
 
     def __init__(self, total: int, allowed: float, of: str):
         self.total, self.allowed, self.of = total, allowed, of

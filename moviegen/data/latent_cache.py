@@ -1,70 +1,81 @@
-"""Cached latents of a csv's videos: shards of safetensors with a manifest, or the seed's folder of npz files.
+"""Cached latents: shards of safetensors with a manifest, or the seed's folder of npz files.
 
-A shard holds the posterior's `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and notes the sums that their
-statistics are made of. Shards appear whole, by a rename; what is cached is what the shards' headers say, so a kill loses one
-shard's work, ranks need not agree on anything, and any number of them may go on.
+A shard holds the posterior's `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata the sums that
+statistics are computed from. Shards appear whole, by a rename; what is cached is what the shards' headers say, so a kill
+loses one shard's work, ranks need not agree on anything, and any number of them may go on.
 """
 
 import functools
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import einops
 import numpy as np
 
 from moviegen import config as configs
 from moviegen.errors import ConfigError
 from moviegen.models.tae import weights as tae_weights
 from moviegen.storage import files, safetensors_io
-from moviegen.storage.arraystore import Lazy
 
+MANIFEST = "manifest.json"
 SHARD_BYTES = 64 << 20
 SECONDS = 120.0  # after which a shard is written however little is in it: what a kill can cost
 KEYS = ("latent_mean", "latent_std")  # of the seed's npz files
-CROP = "centre"
+
+Statistics = tuple[list[float], list[float]]  # (shift, scale) by channel
 
 
-def manifest(config: Any, weights: Path | None) -> dict[str, Any]:
-    """What the latents of a cache depend on; without the weights if there are none to name."""
-    data = config.data
+def fingerprint(config: Any, weights: Path | None) -> dict[str, Any]:
+    """What the latents of a cache depend on besides names; without the weights if there are none to name."""
+    data, outside = (
+        config.data,
+        ("latent_shift", "latent_scale"),
+    )  # of a space that latents are mapped to once they are read
     found = {
-        "tae": _model(config),
-        "height": data.height,
-        "width": data.width,
-        "num_frames": data.num_frames,
+        "tae": {key: value for key, value in configs.to_plain(config.tae).items() if key not in outside},
+        **{key: data[key] for key in ("height", "width", "num_frames")},
         "fps": float(data.get("fps", 0.0)),
-        "crop": CROP,
+        "crop": "centre",
         "dtype": data.get("latent_dtype", "float32"),
     }
     return found | ({"weights": tae_weights.digest(weights)} if weights else {})
 
 
-def _model(config: Any) -> dict[str, Any]:
-    """The autoencoder's settings but for those of the space that latents are mapped to after they are read."""
-    return {k: v for k, v in configs.to_plain(config.tae).items() if k not in ("latent_shift", "latent_scale")}
+def check_or_write(folder: Path, wanted: dict[str, Any]) -> None:
+    """Writes the fingerprint of a new cache as its manifest, or checks that of one to which latents are to be added.
+
+    Raises ConfigError, naming what differs, when the cache has another.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        files.write_json(wanted, path)
+    differs = _differences(json.loads(path.read_text()), wanted)
+    if differs:
+        raise ConfigError(
+            f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or change data.latent_folder"
+        )
 
 
 def check(folder: Path, config: Any) -> None:
-    """Raises ConfigError, naming what differs, when a cache was made otherwise than `config` would.
+    """Raises ConfigError, naming what differs, when a cache does not serve `config`.
 
     Fewer frames than are cached are as good. The dtype is free. Weights are compared where data.tae_weights names some.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
-        print(
-            f"{folder}: no manifest.json (the seed's cache?), so nothing says whether it fits this config", flush=True
-        )
+        print(f"{folder}: no {MANIFEST} (the seed's cache?), so nothing says whether it fits this config", flush=True)
         return
     found = json.loads(path.read_text())
     weights = tae_weights.configured(config) if config.data.tae_weights else None
-    wanted = manifest(config, weights)
+    wanted = fingerprint(config, weights) | {"dtype": found.get("dtype")}
     if weights is None:
         found.pop("weights", None)
-    wanted["dtype"] = found.get("dtype")
     if found.get("num_frames") == 0 or found.get("num_frames", -1) >= wanted["num_frames"]:
         wanted["num_frames"] = found["num_frames"]
-    differs = configs.changes(found, json.loads(json.dumps(wanted)))
+    differs = _differences(found, wanted)
     if differs:
         raise ConfigError(
             f"data.latent_folder is {str(folder)!r}, whose latents are of something else ({'; '.join(differs)}): encode them "
@@ -72,48 +83,79 @@ def check(folder: Path, config: Any) -> None:
         )
 
 
-class Entry(NamedTuple):
-    """One video's latents: in a shard, or an npz file of its own."""
+def _differences(manifest: dict, wanted: dict) -> list[str]:
+    """What of a fingerprint the manifest has otherwise."""
+    found = {key: value for key, value in manifest.items() if key != "statistics"}
+    return configs.changes(found, json.loads(json.dumps(wanted)))  # tuples are lists there
+
+
+class StoredLatents(NamedTuple):
+    """One video's latents: in the shard `path`, or in an npz file of its own, which may be missing."""
 
     name: str
     path: Path
-    arrays: tuple[Lazy, Lazy] | None
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.path) if self.path.suffix == ".npz" else f"{self.name} in {self.path}"
 
     def is_file(self) -> bool:
-        """Whether there are any."""
-        return self.arrays is not None or self.path.is_file()
+        """Whether they are there."""
+        return self.path.suffix != ".npz" or self.path.is_file()
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std, float32 (t c h w). DataError where the file is damaged."""
-        if self.arrays is not None:
-            mean, std = (np.asarray(array).astype(np.float32) for array in self.arrays)
-            return mean, std
-        return tuple(files.read_npz(self.path, KEYS).values())
+        if self.path.suffix == ".npz":
+            return tuple(files.read_npz(self.path, KEYS).values())
+        mean, std = (safetensors_io.read_rows(self.path, f"{kind}/{self.name}") for kind in ("mean", "std"))
+        return mean.astype(np.float32), std.astype(np.float32)
 
 
 class Cache(NamedTuple):
-    """What the shards of a folder hold: the arrays of every video, and the sums of all."""
+    """A folder's latents: the shard of every name, and by kind of video the sums over all shards."""
 
     folder: Path
-    arrays: dict[str, tuple[Lazy, Lazy]]
-    sums: dict[str, Any]
+    shards: dict[str, Path]
+    sums: dict[str, dict]
 
-    def entry(self, name: str) -> Entry:
+    def find(self, name: str) -> StoredLatents:
         """The latents of a video by its name in the table."""
-        found = self.arrays.get(name)
-        return Entry(name, self.folder / Path(name).with_suffix(".npz"), found)
+        return StoredLatents(name, self.shards.get(name) or self.folder / Path(name).with_suffix(".npz"))
 
-    def statistics(self) -> tuple[list[float], list[float]] | None:
-        """(shift, scale) by channel that give draws of the posteriors zero mean and unit variance; None without shards."""
-        if not self.sums:
-            return None
-        count, total, square = (np.asarray(self.sums[key], np.float64) for key in ("count", "total", "square"))
-        mean = total / count
-        std = np.sqrt(np.maximum(square / count - mean**2, 1e-12))
-        return mean.tolist(), (1 / std).tolist()
+    def statistics(self) -> Statistics | None:
+        """(shift, scale) that draws of the latents are normalized by; None in the seed's caches.
+
+        As the manifest states them once an encoding has ended, so that runs which read one cache agree; before, those of
+        the shards that are there.
+        """
+        path = self.folder / MANIFEST
+        noted = json.loads(path.read_text()).get("statistics") if path.is_file() else None
+        return (noted["shift"], noted["scale"]) if noted else statistics(self.sums)
+
+
+def statistics(sums: Mapping[str, dict]) -> Statistics | None:
+    """(shift, scale) by channel that give draws of the training videos zero mean and, over all channels, unit variance.
+
+    Half way between one scale for all channels and unit variance in each: the square root of a channel's deviation stays.
+    With one scale the faint channels drown in the noise, with unit variance they weigh as much as what they refine.
+    Where there are no videos, of the images.
+    """
+    found = sums.get("video") or sums.get("image")
+    if not found:
+        return None
+    count, total, square = (np.asarray(found[key], np.float64) for key in ("count", "total", "square"))
+    mean = total / count
+    std = np.maximum(np.sqrt(np.maximum(square / count - mean**2, 0)), 1e-3)
+    return mean.tolist(), (1 / np.sqrt(std * std.mean())).tolist()
+
+
+def note_statistics(folder: Path) -> None:
+    """Writes the statistics of all shards to the manifest, again if other ranks have added shards meanwhile."""
+    path, listing = folder / MANIFEST, None
+    while listing != _listing(folder):
+        listing = _listing(folder)
+        if found := statistics(open_cache(folder).sums):
+            noted = {"statistics": {"shift": found[0], "scale": found[1]}}
+            files.write_json(json.loads(path.read_text()) | noted, path)
 
 
 def open_cache(folder: str | Path) -> Cache:
@@ -127,22 +169,22 @@ def _listing(folder: Path) -> list[tuple[str, int]]:
 
 @functools.lru_cache(maxsize=4)
 def _open(folder: str, listing: tuple[tuple[str, int], ...]) -> Cache:
-    arrays: dict[str, tuple[Lazy, Lazy]] = {}
-    sums: dict[str, Any] = {}
+    shards: dict[str, Path] = {}
+    sums: dict[str, dict] = {}
     for file, _ in listing:
-        found, metadata = safetensors_io.lazy(Path(folder) / file)
-        for name in found:
-            if name.startswith("mean/"):
-                arrays[name[5:]] = (found[name], found["std/" + name[5:]])
-        sums = _added(sums, metadata.get("sums", {}))
-    return Cache(Path(folder), arrays, sums)
+        path = Path(folder) / file
+        arrays, metadata = safetensors_io.lazy(path)
+        shards |= {name.removeprefix("mean/"): path for name in arrays if name.startswith("mean/")}
+        for kind, more in metadata.get("sums", {}).items():
+            sums[kind] = _added(sums.get(kind), more)
+    return Cache(Path(folder), shards, sums)
 
 
-def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    return {key: (np.asarray(a[key]) + np.asarray(b[key])).tolist() for key in b} if a and b else a or b
+def _added(a: dict | None, b: dict) -> dict:
+    return {key: (np.asarray(a[key]) + np.asarray(b[key])).tolist() for key in b} if a else b
 
 
-class Writer:
+class ShardWriter:
     """Collects latents and writes them as shards, in `dtype`, numbered for this rank."""
 
     def __init__(self, folder: Path, dtype: str, rank: int):
@@ -150,13 +192,14 @@ class Writer:
             raise ConfigError(f"data.latent_dtype is {dtype!r}, expected 'float32' or 'bfloat16'")
         self.folder, self.dtype, self.rank = folder, dtype, rank
         self._waiting: dict[str, np.ndarray] = {}
-        self._sums: dict[str, Any] = {}
+        self._sums: dict[str, dict] = {}
         self._since = time.monotonic()
 
-    def add(self, name: str, mean: np.ndarray, std: np.ndarray) -> None:
-        """One video's posterior, (c t h w) each."""
-        self._sums = _added(self._sums, _sums(mean, std))
-        self._waiting |= {f"{kind}/{name}": x.swapaxes(0, 1) for kind, x in (("mean", mean), ("std", std))}
+    def add(self, name: str, mean: np.ndarray, std: np.ndarray, kind: str) -> None:
+        """One video's posterior, (c t h w) each; `kind`: the sums that it counts in."""
+        self._sums[kind] = _added(self._sums.get(kind), _sums(mean, std))
+        pair = {f"mean/{name}": mean, f"std/{name}": std}
+        self._waiting |= {key: einops.rearrange(x, "c t h w -> t c h w") for key, x in pair.items()}
         size = sum(x.size for x in self._waiting.values()) * (4 if self.dtype == "float32" else 2)
         if size >= SHARD_BYTES or time.monotonic() - self._since > SECONDS:
             self.flush()
@@ -174,6 +217,5 @@ class Writer:
 
 def _sums(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
     """Count, sum and sum of squares by channel of draws mean + std * noise, in expectation."""
-    flat, spread = (x.astype(np.float64).reshape(len(x), -1) for x in (mean, std))
-    square = (flat**2 + spread**2).sum(1)
-    return {"count": flat.shape[1], "total": flat.sum(1).tolist(), "square": square.tolist()}
+    flat, spread = (einops.rearrange(x.astype(np.float64), "c t h w -> c (t h w)") for x in (mean, std))
+    return {"count": flat.shape[1], "total": flat.sum(1).tolist(), "square": (flat**2 + spread**2).sum(1).tolist()}

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen import flow, streams
-from moviegen.data import latent_cache, latents, table
+from moviegen.data import sources, table
 from moviegen.errors import ConfigError
-from moviegen.models.text import toy as toy_text
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.streams import Stream
-from moviegen.text import batch as text_batch
+from moviegen.text.source import TextSource, open_text
 
 
 class Samples(NamedTuple):
@@ -46,93 +45,45 @@ class Batch(NamedTuple):
 
 def open_data(config: Any, workdir: str | Path, world: Group = ALONE) -> Data:
     """The data that `config.data` names, checked. Raises ConfigError or DataError before any training."""
-    if config.data.source == "csv":
-        samples = _from_csv(config, Path(workdir) / "ranks", world)
-        channels = config.tae.latent_channels
-        shift, scale = (
-            np.broadcast_to(v, channels).tolist() for v in (config.tae.latent_shift, config.tae.latent_scale)
-        )
-        # Statistics of the set itself, where the cache has them, instead of SD3.5's.
-        return Data(samples, *(latent_cache.open_cache(config.data.latent_folder).statistics() or (shift, scale)))
-    cached = latents.prepare(config, workdir, world)
-    samples = {name: _embedded(cached, name, config) for name in cached.latents}
-    images = samples.pop("heldout_image", None)
-    if images is not None and config.data.image_fraction == 1:
-        samples["heldout"] = images
-    return Data(samples, cached.shift, cached.scale)
+    found, text = sources.open_tables(config, Path(workdir), world), open_text(config)
+    frames = -(-config.data.num_frames // 8)
+    return Data({split: _samples(rows, frames, text) for split, rows in found.rows.items()}, *found.statistics)
 
 
-def _embedded(cached: latents.LatentSet, split: str, config: Any) -> Samples:
-    arrays, captions = cached.latents[split], cached.captions[split]
+def _samples(rows: Sequence[table.Row], frames: int, text: TextSource) -> Samples:
+    def latents(index: int, rng: np.random.Generator) -> np.ndarray:
+        return table.read_latents(rows[index], 1 if rows[index].image else frames, rng)
 
-    def text(indices, dropped):
-        found = {}
-        for name, width in config.model.text_dims.items():
-            prompts = ["" if name in drop else captions[i] for i, drop in zip(indices, dropped, strict=True)]
-            found |= toy_text.encode(prompts, {name: width})
-        return found
+    def read_text(indices: Sequence[int], dropped: Sequence[Set[str]]) -> dict:
+        pairs = [(rows[i].text, drop) for i, drop in zip(indices, dropped, strict=True)]
+        return text.read([{k: text.empty[k] if k in drop else v for k, v in own.items()} for own, drop in pairs])
 
-    return Samples(len(arrays), lambda i, rng: arrays[i], text)
-
-
-def _from_csv(config: Any, shared: Path, world: Group) -> dict[str, Samples]:
-    """Images of the table train in image steps, videos in the others; at num_frames 1 every row counts as an image."""
-    data, empty = config.data, table.empty_text(config.data)
-    frames = -(-data.num_frames // 8)
-    rows = table.read_once(config, data.csv, shared / "train.csv", world)
-    images = [row for row in rows if row.image or data.num_frames == 1]
-    videos = [row for row in rows if not row.image]
-    for kind, found, share in (("image", images, data.image_fraction), ("video", videos, 1 - data.image_fraction)):
-        if share and not found and data.num_frames > 1:
-            raise ConfigError(
-                f"data.image_fraction is {data.image_fraction}, but {data.csv} has no usable {kind}: "
-                f"set it to {0.0 if kind == 'image' else 1.0} or add {kind}s"
-            )
-    samples = {"image": _from_table(images, 1, empty), "video": _from_table(videos, frames, empty)}
-    if data.validation_csv:
-        heldout = table.read_once(config, data.validation_csv, shared / "validation.csv", world)
-        heldout = [row for row in heldout if data.num_frames == 1 or not row.image]
-        if not heldout:
-            raise ConfigError(f"data.validation_csv is {data.validation_csv!r}, which has no usable video: add some")
-        samples["heldout"] = _from_table(heldout, frames, empty)
-    return samples
-
-
-def _from_table(rows: list[table.Row], frames: int, empty: dict[str, Any]) -> Samples:
-    def text(indices, dropped):
-        return text_batch.read_text(
-            [
-                {name: empty[name] if name in drop else file for name, file in rows[i].text.items()}
-                for i, drop in zip(indices, dropped, strict=True)
-            ]
-        )
-
-    return Samples(len(rows), lambda i, rng: table.read_latents(rows[i], frames, rng), text)
+    return Samples(len(rows), latents, read_text)
 
 
 def is_image_step(config: Any, step: int) -> bool:
-    """Whether this step trains on images: a share `data.image_fraction` of the steps, drawn from the seed."""
+    """Whether this step trains on images: a fraction `data.image_fraction` of the steps, drawn from the seed."""
     if config.data.num_frames == 1:
         return True
     return streams.rng(Stream.IMAGE_STEP, config.seed, step).random() < config.data.image_fraction
 
 
-def batch(data: Data, config: Any, step: int, part: range) -> Batch:
-    """The samples `part` (positions in the global batch) of step `step`.
+def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
+    """The samples at these positions in the global batch of step `step`.
 
     Every epoch is a new order of all samples, drawn from the seed; the position is counted in samples, so it does not
     depend on how many ranks there are. Prompts are dropped as `draw_dropped` says.
     """
     samples = data.samples["image" if is_image_step(config, step) else "video"]
     made, indices, dropped = [], [], []
-    for position in part:
+    for position in positions:
         index = _index(config.seed, samples.count, step * config.train.batch_size + position)
         rng = streams.rng(Stream.SAMPLE, config.seed, step, position)
         made.append(samples.latents(index, rng))
         indices.append(index)
         dropped.append(draw_dropped(config, rng))
     x = normalize(np.stack(made), data)
-    noise, t = flow.draw_batch(config.seed, step, part, x.shape[1:], config.train.time_logit_mean)
+    noise, t = flow.draw_batch(config.seed, step, positions, x.shape[1:], config.train.time_logit_mean)
     return Batch(x, noise, t, samples.text(indices, dropped))
 
 
@@ -157,10 +108,11 @@ def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
     samples = data.samples["heldout"]
     for start in range(0, samples.count, size):
         stop = min(start + size, samples.count)
-        part = range(stop - size, stop)
-        x = normalize(np.stack([samples.latents(i, streams.rng(Stream.VALIDATION_SAMPLE, 0, i)) for i in part]), data)
-        noise, _ = flow.draw_batch(0, 0, part, x.shape[1:], stream=Stream.VALIDATION_NOISE)
-        text = samples.text(list(part), [frozenset()] * size)
+        indices = range(stop - size, stop)
+        drawn = [samples.latents(i, streams.rng(Stream.VALIDATION_SAMPLE, 0, i)) for i in indices]
+        x = normalize(np.stack(drawn), data)
+        noise, _ = flow.draw_batch(0, 0, indices, x.shape[1:], stream=Stream.VALIDATION_NOISE)
+        text = samples.text(indices, [frozenset()] * size)
         for t in times:
             yield Batch(x, noise, np.full(size, t, np.float32), text)
 

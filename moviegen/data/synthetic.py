@@ -111,11 +111,11 @@ def sample_combination(seed: int, index: int, split: str) -> Combination:
 
 
 def coverage(shape: str, centre: np.ndarray, radius: float, height: int, width: int) -> np.ndarray:
-    """Returns the share of each pixel that a shape covers, (h w) in [0, 1]; `centre` (y, x) is of its bounding box."""
+    """Returns how much of each pixel a shape covers, (h w) in [0, 1]; `centre` (y, x) is of its bounding box."""
     y, x = np.mgrid[0:height, 0:width] + 0.5
     y, x = y - centre[0], x - centre[1]
     tall, wide = np.multiply(_EXTENT[shape], radius)
-    # Signed distance to the edge, in pixels: within half a pixel of it the covered share is linear in the distance.
+    # Signed distance to the edge, in pixels: within half a pixel of it the coverage is linear in the distance.
     if shape == "circle":
         distance = np.hypot(y, x) - radius
     elif shape == "square":
@@ -146,7 +146,7 @@ def _number(split: str) -> int:
 # ---- the judge
 
 _MIN_CHROMA = 40.0  # levels; grey has 0, the colours above have 110 to 170
-_MIN_SHARE = 0.25  # of a pixel; less is noise
+_MIN_COVERAGE = 0.25  # of a pixel; less is noise
 _MIN_OVERLAP = 0.75
 
 
@@ -175,9 +175,9 @@ def _chroma(rgb: np.ndarray) -> np.ndarray:
 
 
 def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Returns the object's share of each pixel (t h w) and its chroma (3,), or None twice when there is no object.
+    """Returns the object's coverage of each pixel (t h w) and its chroma (3,), or None twice when there is no object.
 
-    Backgrounds are grey or of one tint, so the object is where chroma departs from the median; its share is the
+    Backgrounds are grey or of one tint, so the object is where chroma departs from the median; its coverage is the
     projection on the object's own chroma, which is linear: noise and blur neither grow nor shrink it.
     """
     chroma = _chroma(frames.astype(np.float64))
@@ -187,12 +187,12 @@ def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, 
     for _ in range(3):
         if np.linalg.norm(vector) < _MIN_CHROMA:
             return None, None
-        share = chroma @ vector / (vector @ vector)
-        vector = chroma[share > 0.6].mean(axis=0)
+        covered = chroma @ vector / (vector @ vector)
+        vector = chroma[covered > 0.6].mean(axis=0)
     if np.linalg.norm(vector) < _MIN_CHROMA:
         return None, None
-    share = chroma @ vector / (vector @ vector)
-    mask = np.where(share > _MIN_SHARE, np.minimum(share, 1.0), 0.0)
+    covered = chroma @ vector / (vector @ vector)
+    mask = np.where(covered > _MIN_COVERAGE, np.minimum(covered, 1.0), 0.0)
     return (mask, vector) if 0.01 < mask.mean() < 0.4 else (None, None)
 
 
@@ -247,7 +247,7 @@ def _templates() -> list[tuple[str, np.ndarray]]:
                 kernel = np.exp(-0.5 * ((np.arange(128) - np.arange(128)[:, None]) / sigma) ** 2)
                 kernel /= kernel[64].sum()
                 mask = kernel @ mask @ kernel
-            mask = np.where(mask > _MIN_SHARE, mask, 0.0)
+            mask = np.where(mask > _MIN_COVERAGE, mask, 0.0)
             (area,), (centroid,) = _moments(mask[None])
             found.append((shape, _patch(mask, area, centroid)))
     return found

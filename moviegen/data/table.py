@@ -1,29 +1,27 @@
-"""Captioned videos from a csv: cached latents, one npz for each video, and text embeddings.
+"""Captioned videos as rows with their cached latents and text; those of a csv are looked up here."""
 
-Those are in the stores that --job=encode_text fills, by the caption, or in the seed's files, one npz for each video.
-"""
-
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import einops
 import numpy as np
 
-from moviegen.data import captions, latent_cache, video
+from moviegen.data import captions, latent_cache, rows, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
-from moviegen.text import store
+from moviegen.storage import files
+from moviegen.text import source, store
 
 
 class Row(NamedTuple):
-    """A sample's name in the table; its files, latents and embeddings by encoder; whether they are of an image."""
+    """A sample's name in the table; where its latents and embeddings by encoder are; whether they are of an image."""
 
     video: str
-    latents: latent_cache.Entry
-    text: dict[str, Path | store.Entry]
+    latents: latent_cache.StoredLatents
+    text: source.Found
     image: bool
 
 
@@ -34,30 +32,23 @@ def read(config: Any, path: str) -> list[Row]:
     with a DataError.
     """
     data = config.data
-    _check_folders(data)
-    latent_cache.check(Path(data.latent_folder), config)
-    rows, bad, cache = [], [], latent_cache.open_cache(data.latent_folder)
+    text, cache = _opened(data)
+    _check_empty_text(data, text)
+    latent_cache.check(cache.folder, config)
+    usable, bad = [], []
     texts, unusable = _texts(config, path)
     for line, name in videos(path):
         if line in unusable:
             bad.append(unusable[line])
             continue
-        row = _row(data, name, cache, texts.get(line, {}))
-        missing = [file for file in (row.latents, *row.text.values()) if not _is_there(file)]
+        row = _row(name, cache, text, texts.get(line, {}))
+        missing = [found for found in (row.latents, *row.text.values()) if not found.is_file()]
         if missing:
-            bad.append(f"line {line}: no {_describe(missing[0])}")
+            bad.append(f"line {line}: no {missing[0]}")
         else:
-            rows.append(row)
-    if bad:
-        print(
-            f"{path}: {len(bad)} of {len(bad) + len(rows)} rows cannot be used:\n  " + "\n  ".join(bad[:10]), flush=True
-        )
-    if not rows or len(bad) > data.max_bad_fraction * (len(bad) + len(rows)):
-        raise DataError(
-            f"{path}: {len(bad)} bad rows and {len(rows)} good ones, data.max_bad_fraction is {data.max_bad_fraction}: "
-            f"first bad one, {bad[0] if bad else 'none, the table is empty'}"
-        )
-    return rows
+            usable.append(row)
+    rows.refuse_too_many_bad(path, len(usable), bad, data.max_bad_fraction, "rows")
+    return usable
 
 
 def read_once(config: Any, path: str, usable: Path, world: Group = ALONE) -> list[Row]:
@@ -66,42 +57,34 @@ def read_once(config: Any, path: str, usable: Path, world: Group = ALONE) -> lis
     Every rank looking for the files of every row would be thousands of lookups for each file.
     """
 
-    def leave(rows):
-        with open(usable, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["video", "texts"], *([row.video, _texts_of(row)] for row in rows)])
+    def leave(found):
+        files.write_json([(row.video, _texts_of(row)) for row in found], usable)
 
     def take():
-        cache = latent_cache.open_cache(config.data.latent_folder)
-        with open(usable, newline="", encoding="utf-8") as file:
-            return [_row(config.data, row["video"], cache, json.loads(row["texts"])) for row in csv.DictReader(file)]
+        text, cache = _opened(config.data)
+        return [_row(name, cache, text, texts) for name, texts in json.loads(usable.read_text(encoding="utf-8"))]
 
     return sync.found_by_first(world, lambda: read(config, path), leave, take, usable)
 
 
-def _check_folders(data: Any) -> None:
-    for key, folder in {
-        "latent_folder": data.latent_folder,
-        **{f"text_folders.{k}": v for k, v in data.text_folders.items()},
-    }.items():
+def _opened(data: Any) -> tuple[source.TextSource, latent_cache.Cache]:
+    folders = {f"text_folders.{name}": folder for name, folder in data.text_folders.items()}
+    for key, folder in ({"latent_folder": data.latent_folder} | folders).items():
         if not Path(folder).is_dir() or not folder:
             raise ConfigError(
                 f"data.{key} is {folder!r}, which is not a folder (latents: --job=encode_video makes them)"
             )
-    for name, empty in empty_text(data).items():
+    return source.stored(data), latent_cache.open_cache(data.latent_folder)
+
+
+def _check_empty_text(data: Any, text: source.TextSource) -> None:
+    for name, empty in text.empty.items():
         dropped = data.text_drop_prob or data.get("text_drop_each", {}).get(name, 0)
-        if dropped and not _is_there(empty):
+        if dropped and not empty.is_file():
             raise ConfigError(
-                f"data.empty_text.{name} is {_describe(empty)!r}, no file: embed the empty prompt or set "
+                f"data.empty_text.{name} is {str(empty)!r}, no file: embed the empty prompt or set "
                 "data.text_drop_prob=0"
             )
-
-
-def empty_text(data: Any) -> dict[str, Path | store.Entry]:
-    """Where each encoder's embeddings of the empty prompt are: in its store, or the file `data.empty_text` names."""
-    return {
-        name: store.Entry(folder, "") if store.is_store(folder) else Path(data.empty_text[name])
-        for name, folder in data.text_folders.items()
-    }
 
 
 def _texts(config: Any, path: str) -> tuple[dict[int, dict[str, str]], dict[int, str]]:
@@ -112,33 +95,17 @@ def _texts(config: Any, path: str) -> tuple[dict[int, dict[str, str]], dict[int,
     return {row.line: row.texts for row in found}, bad
 
 
-def _texts_of(row: Row) -> str:
-    return json.dumps({name: file.text for name, file in row.text.items() if isinstance(file, store.Entry)})
+def _texts_of(row: Row) -> dict[str, str]:
+    return {name: found.text for name, found in row.text.items() if isinstance(found, store.StoredText)}
 
 
-def _is_there(file: Path | store.Entry | latent_cache.Entry) -> bool:
-    return store.has(file) if isinstance(file, store.Entry) else file.is_file()
-
-
-def _describe(file: Path | store.Entry | latent_cache.Entry) -> str:
-    return f"{file.text[:60]!r} in {file.folder}" if isinstance(file, store.Entry) else str(file)
-
-
-def _row(data: Any, name: str, cache: latent_cache.Cache, texts: Mapping[str, str]) -> Row:
-    stem = Path(name).with_suffix(".npz")
-    text = {k: store.Entry(v, texts[k]) if store.is_store(v) else Path(v) / stem for k, v in data.text_folders.items()}
-    return Row(name, cache.entry(name), text, video.is_image(Path(name)))
+def _row(name: str, cache: latent_cache.Cache, text: source.TextSource, texts: Mapping[str, str]) -> Row:
+    return Row(name, cache.find(name), text.find(str(Path(name).with_suffix("")), texts), video.is_image(Path(name)))
 
 
 def videos(path: str) -> list[tuple[int, str]]:
     """(line number, value of the column `video`) of every row. Raises DataError without such a file or column."""
-    if not path or not Path(path).is_file():
-        raise DataError(f"data.csv is {path!r}, which does not exist: name a csv file with a column `video`")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if "video" not in (reader.fieldnames or ()):
-            raise DataError(f"{path}, line 1: no column `video` among {reader.fieldnames}")
-        return [(reader.line_num, row["video"]) for row in reader]
+    return [(line, row["video"]) for line, row in rows.read(path, ("video",))]
 
 
 def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -148,4 +115,4 @@ def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:
         raise DataError(f"{row.latents}: {len(mean)} latent frames, data.num_frames asks for {frames}")
     start = int(rng.integers(len(mean) - frames + 1))
     mean, std = mean[start : start + frames], std[start : start + frames]
-    return np.moveaxis(mean + std * rng.standard_normal(mean.shape, np.float32), 0, 1)
+    return einops.rearrange(mean + std * rng.standard_normal(mean.shape, np.float32), "t c h w -> c t h w")

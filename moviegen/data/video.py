@@ -6,12 +6,12 @@ Frames are uint8 `(t h w c)` RGB everywhere outside a model; `to_model` and `to_
 import contextlib
 import functools
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import einops
 import numpy as np
 
 from moviegen.errors import DataError
@@ -120,13 +120,13 @@ def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def to_model(frames: np.ndarray) -> np.ndarray:
     """uint8 (t h w c) -> float32 (c t h w) in [-1, 1]."""
-    return np.ascontiguousarray(frames.transpose(3, 0, 1, 2), dtype=np.float32) / 127.5 - 1.0
+    return np.ascontiguousarray(einops.rearrange(frames, "t h w c -> c t h w"), np.float32) / 127.5 - 1.0
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
     """float (c t h w) in [-1, 1], clipped to it -> uint8 (t h w c), rounded to nearest."""
     levels = np.rint((np.clip(np.asarray(video, np.float32), -1.0, 1.0) + 1.0) * 127.5)
-    return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 3, 0))
+    return np.ascontiguousarray(einops.rearrange(levels.astype(np.uint8), "c t h w -> t h w c"))
 
 
 def write_mp4(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float) -> None:
@@ -166,13 +166,11 @@ def write_png(path: str | Path, frame: np.ndarray) -> None:
 def write_sheet(path: str | Path, frames: np.ndarray, columns: int) -> None:
     """Writes uint8 (t h w c) frames as one PNG, row by row in `columns` columns, two white pixels between them."""
     frames, gap = _checked(frames), 2
-    count, height, width = frames.shape[:3]
-    rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for index, frame in enumerate(frames):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = frame
-    write_png(path, sheet)
+    padding = ((0, -len(frames) % columns), (0, gap), (0, gap), (0, 0))
+    padded = np.pad(frames, padding, constant_values=255)
+    write_png(
+        path, einops.rearrange(padded, "(row column) h w c -> (row h) (column w) c", column=columns)[:-gap, :-gap]
+    )
 
 
 def _existing(path: str | Path) -> Path:

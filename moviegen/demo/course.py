@@ -64,8 +64,8 @@ def stage_config(config: Any, workdir: str | Path, name: str) -> ConfigDict:
         made.data.tae_weights = str(workdir / "tae" / "tae.safetensors")
     if name == "t2v" and not made.train.init_from:
         made.train.init_from = str(workdir / "t2i" / "checkpoints")
-    if name == "t2v" and not made.data.latent_cache:
-        made.data.latent_cache = str(workdir / "t2i" / "latents")  # the same, so that both stages normalize alike
+    if name == "t2v" and not made.data.latent_folder:
+        made.data.latent_folder = str(workdir / "t2i" / "latents")  # the same, so that both stages normalize alike
     if name == "sample" and not made.sample.checkpoint:
         made.sample.checkpoint = str(workdir / "t2v" / "checkpoints")
     return made.lock()

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from moviegen.data import captions
-from moviegen.errors import ConfigError, DataError
+from moviegen.data import captions, rows
+from moviegen.errors import ConfigError
 from moviegen.parallel import sync
 from moviegen.runner import Run
 from moviegen.storage.progress import Progress
@@ -36,32 +36,20 @@ def run(run: Run) -> dict[str, float]:
             raise ConfigError(f"data.text_folders.{name} is empty: name the folder to write the embeddings to")
     if config.text.batch_size < 1:
         raise ConfigError(f"text.batch_size is {config.text.batch_size}, expected 1 or more")
-    looked = [
-        encoders.look(config, name) for name in names
-    ]  # before any work: what is wrong with the last comes out too
+    # Before any work, so that what is wrong with the last is told too.
+    looked = [encoders.look(config, name) for name in names]
     key = "text.prompts" if config.text.prompts else "data.csv"
-    rows, bad = captions.read(config.text.prompts or config.data.csv, config.text, key)
-    _judge(
-        config.text.prompts or config.data.csv, rows, list(bad.values()), config.data.max_bad_fraction, mesh.world.rank
-    )
+    path, most = config.text.prompts or config.data.csv, config.data.max_bad_fraction
+    found, bad = captions.read(path, config.text, key)
+    rows.refuse_too_many_bad(path, len(found), list(bad.values()), most, "prompts", tell=mesh.world.rank == 0)
     writer = run.open_writer("encode_text")
     totals = {"embedded": 0, "kept": 0, "cut": 0}
     for files in looked:
-        texts = list(dict.fromkeys(["", *(row.texts[files.name] for row in rows)]))
+        texts = list(dict.fromkeys(["", *(row.texts[files.name] for row in found)]))
         for what, count in _encode(run, files, texts, writer).items():
             totals[what] += count
     writer.close()
     return totals | {"bad": len(bad)}
-
-
-def _judge(path: str, rows: list, bad: list[str], most: float, rank: int) -> None:
-    if bad and rank == 0:
-        print(f"{path}: {len(bad)} of {len(bad) + len(rows)} rows are bad:\n  " + "\n  ".join(bad[:10]), flush=True)
-    if not rows or len(bad) > most * (len(bad) + len(rows)):
-        raise DataError(
-            f"{path}: {len(bad)} bad prompts and {len(rows)} good ones, data.max_bad_fraction is {most}: first bad one, "
-            f"{bad[0] if bad else 'none, there are no prompts'}"
-        )
 
 
 def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -> dict[str, int]:
@@ -69,12 +57,12 @@ def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -
     name, settings = files.name, config.text
     folder, key, budget = Path(config.data.text_folders[name]), f"data.text_folders.{name}", settings.budgets[name]
 
-    def claim():
-        made_of = {"encoder": name, "weights": encoders.digest(files), "tokenizer": files.tokenizer.digest}
-        made_of |= {"budget": budget, "dtype": settings.dtype, "width": files.cfg.width}
-        store.claim(folder, made_of, key)
+    def check_or_write():
+        fingerprint = {"encoder": name, "weights": encoders.digest(files), "tokenizer": files.tokenizer.digest}
+        fingerprint |= {"budget": budget, "dtype": settings.dtype, "width": files.cfg.width}
+        store.check_or_write(folder, fingerprint, key)
 
-    sync.first_rank_alone(world, claim, run.workdir / "ranks" / f"encode_text_{name}.done")
+    sync.first_rank_alone(world, check_or_write, run.workdir / "ranks" / f"encode_text_{name}.done")
     there = store.contains(store.open_store(folder), texts)
     sync.barrier(world)  # no rank writes before all have seen the same
     missing = [text for text, known in zip(texts, there, strict=True) if not known]

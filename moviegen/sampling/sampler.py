@@ -13,7 +13,6 @@ from moviegen.errors import ConfigError
 from moviegen.models.tae import model as tae
 from moviegen.models.tae import tiles as tae_tiles
 from moviegen.models.tae import weights as tae_weights
-from moviegen.models.text import toy as toy_text
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
 from moviegen.parallel import comm
@@ -88,10 +87,7 @@ class Sampler:
 
         Encoders are as large as the generator, and let go before it is read.
         """
-        config = self.run.config
-        if config.data.source == "csv":
-            return online.encode(prompts, config, self.run.mesh)
-        return toy_text.encode([*prompts, ""], config.model.text_dims)
+        return online.encode(prompts, self.run.config, self.run.mesh)
 
     @functools.cached_property
     def _generator(self) -> Generator:

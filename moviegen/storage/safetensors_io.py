@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -100,6 +101,22 @@ def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
     return found, metadata
 
 
+def read_rows(file: str | Path, name: str, rows: slice = slice(None)) -> np.ndarray:
+    """Some rows of one array of a file, which stays open for the next call: for many small reads at random.
+
+    DataError where the file or the array cannot be read.
+    """
+    with _told_as_data_error(file):
+        return dtypes.to_numpy(name, _kept_open(str(file), os.stat(file).st_mtime_ns).get_slice(name)[rows])
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_open(file: str, changed: int) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(file, "np")
+
+
 def _readable(arrays: Arrays) -> Arrays:
     """Returns arrays with a shape and a numpy dtype, without reading those that are `Lazy`."""
     return {name: a if isinstance(a, Lazy) else dtypes.to_numpy(name, a) for name, a in arrays.items()}
@@ -174,11 +191,18 @@ def _places(path: Path) -> dict[Path, set[str]]:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
+
+    with _told_as_data_error(file), safe_open(file, "np") as f:
+        yield f
+
+
+@contextlib.contextmanager
+def _told_as_data_error(file: str | Path) -> Iterator[None]:
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(file, "np") as f:
-            yield f
+        yield
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{file}: not a readable safetensors file ({reason(error)})") from error
 

@@ -2,25 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from moviegen.errors import DataError
-from moviegen.storage import files as stored
+from moviegen.storage import files
 from moviegen.text import store
+from moviegen.text.store import StoredText
 
+Embeddings = dict[str, tuple[np.ndarray, np.ndarray]]  # (b l d) and masks (b l) by encoder
 TEXT_STEP = 64  # tokens, that text is padded to a multiple of: every length is a graph of its own
 
 
-def read_text(files: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Embeddings (b l d) and masks (b l) by encoder, l the longest rounded up to TEXT_STEP. Raises DataError.
+def read_text(samples: Sequence[Mapping[str, StoredText | Path]]) -> Embeddings:
+    """Cached embeddings of some samples, l the longest rounded up to TEXT_STEP. Raises DataError.
 
-    Of each encoder a file is an `Entry` of a store or the path of an npz of the seed's.
+    Those of an encoder are in a store or in an npz of the seed's.
     """
     text = {}
-    for name in files[0]:
-        found = [_embeddings(file[name]) for file in files]
+    for name in samples[0]:
+        found = [_embeddings(sample[name]) for sample in samples]
         widths = {values.shape[1] for values in found}
         if len(widths) > 1:
             raise DataError(f"embeddings of {name} are {sorted(widths)} wide: they are of several encoders")
@@ -38,11 +39,11 @@ def pad_text(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return embeddings, masks
 
 
-def _embeddings(file: Any) -> np.ndarray:
+def _embeddings(file: StoredText | Path) -> np.ndarray:
     """Embeddings (l d) of the true tokens of a text."""
-    if isinstance(file, store.Entry):
+    if isinstance(file, StoredText):
         return store.read(store.cached_store(file.folder), file.text)[0]
-    found = stored.read_npz(Path(file), ("text_emb", "mask"))
+    found = files.read_npz(Path(file), ("text_emb", "mask"))
     if found["text_emb"].ndim != 2 or found["mask"].shape != found["text_emb"].shape[:1]:
         raise DataError(
             f"{file}: text_emb is {found['text_emb'].shape} and mask {found['mask'].shape}, expected (l d) and (l)"

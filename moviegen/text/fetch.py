@@ -149,14 +149,14 @@ def _hub(repository: str, endpoint: str, download: Path) -> Source:
     def get(file):
         # Not hf_hub_download: what that has of a file when it is killed it throws away, and these have 10 GB and more.
         target = download / info.sha / file
-        part = target.with_name(file + ".part")
+        partial = target.with_name(file + ".part")
         if not target.is_file():
-            part.parent.mkdir(parents=True, exist_ok=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
             url = hf_hub_url(repository, file, revision=info.sha, endpoint=where)
-            with open(part, "ab") as f:
+            with open(partial, "ab") as f:
                 size, headers = f.seek(0, os.SEEK_END), build_hf_headers()
                 reached(lambda: http_get(url, f, resume_size=size, headers=headers, expected_size=sizes[file]))
-            os.replace(part, target)
+            os.replace(partial, target)
         return target
 
     return Source(info.sha, files, get)

@@ -9,28 +9,33 @@ import numpy as np
 
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel.mesh import Mesh
-from moviegen.text import batch as text_batch
-from moviegen.text import encoders, prompts, store, tokenizers
-
-Text = dict[str, tuple[np.ndarray, np.ndarray]]
+from moviegen.text import batch, encoders, source, tokenizers
+from moviegen.text.store import StoredText
 
 
-def encode(given: Sequence[str], config: Any, mesh: Mesh) -> Text:
+def encode(given: Sequence[str], config: Any, mesh: Mesh) -> batch.Embeddings:
     """Embeddings (b l d) and masks (b l) of the prompts and, last, of the empty one, by encoder.
 
     An encoder that `text.encoders` names is loaded, run and let go before the next; the others' embeddings are those of
-    `data.text_folders`: a store, or the seed's `<folder>/<prompt>.npz` and `data.empty_text`. Every rank of the mesh
-    must call this with the same prompts. Raises ConfigError or DataError naming what is missing.
+    the config's text source, where npz files are called as the prompts are. Every rank of the mesh must call this with the
+    same prompts. Raises ConfigError or DataError naming what is missing.
     """
-    settings = config.get("text")
-    fps = config.sample.fps if settings and settings.fps else 0
-    texts = [prompts.prepare(prompt, fps, settings.camera if settings else "") for prompt in (*given, "")]
-    names = [name for name in config.data.text_folders if settings and settings.encoders[name]]
-    looked = [encoders.look(config, name) for name in names]
-    found = {name: cached(given, texts, config.data, name) for name in config.data.text_folders if name not in names}
-    for files in looked:
-        found[files.name] = text_batch.pad_text(_run(files, [text[files.name] for text in texts], config, mesh))
-    return found
+    text = source.open_text(config)
+    if source.is_toy(config):
+        return text.read([*(text.find(prompt, text.prepare(prompt)) for prompt in given), text.empty])
+    settings = config.get("text")  # without it all embeddings are cached ones
+    fps, camera = (config.sample.fps if settings.fps else 0, settings.camera) if settings else (0, "")
+    texts = [text.prepare(prompt, fps, camera) for prompt in (*given, "")]
+    looked = {name: encoders.look(config, name) for name in text.empty if settings and settings.encoders[name]}
+    samples = [*(text.find(*named) for named in zip(given, texts, strict=False)), text.empty]
+    cached = [{name: found for name, found in sample.items() if name not in looked} for sample in samples]
+    for prompt, sample in zip((*given, ""), cached, strict=True):
+        for name, found in sample.items():
+            _check_there(found, prompt, name)
+    embedded = text.read(cached)
+    for name, files in looked.items():
+        embedded[name] = batch.pad_text(_run(files, [each[name] for each in texts], config, mesh))
+    return embedded
 
 
 def _run(files: encoders.Files, texts: list[str], config: Any, mesh: Mesh) -> list[np.ndarray]:
@@ -48,30 +53,20 @@ def _run(files: encoders.Files, texts: list[str], config: Any, mesh: Mesh) -> li
         gc.collect()  # tens of gigabytes, before the generator's weights are read
 
 
-def cached(
-    given: Sequence[str], texts: Sequence[dict[str, str]], data: Any, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cached embeddings and masks of one encoder, those of the empty prompt last."""
-    folder = data.text_folders[name]
-    if store.is_store(folder):
-        files = [store.Entry(folder, text[name]) for text in texts]
-        for prompt, file in zip((*given, ""), files, strict=True):
-            if not store.has(file):
-                raise DataError(
-                    f"{folder}: no {name} embeddings of the prompt {prompt!r}: run --job=encode_text on it, or name the "
-                    f"encoder's folder in text.encoders.{name}"
-                )
-    else:
-        files = [Path(folder) / f"{prompt}.npz" for prompt in given]
-        for prompt, file in zip(given, files, strict=True):
-            if not file.is_file():
-                raise DataError(
-                    f"{file}: no {name} embeddings of the prompt {prompt!r}; data.text_folders.{name} must hold them, or "
-                    f"text.encoders.{name} name the encoder's folder"
-                )
-        if not Path(data.empty_text[name]).is_file():
-            raise ConfigError(
-                f"data.empty_text.{name} is {data.empty_text[name]!r}, no file: guidance needs the empty prompt's embeddings"
-            )
-        files.append(Path(data.empty_text[name]))
-    return text_batch.read_text([{name: file} for file in files])[name]
+def _check_there(found: StoredText | Path, prompt: str, name: str) -> None:
+    """Raises an error where the embeddings of a prompt are not cached."""
+    if found.is_file():
+        return
+    if isinstance(found, StoredText):
+        raise DataError(
+            f"{found.folder}: no {name} embeddings of the prompt {prompt!r}: run --job=encode_text on it, or name the "
+            f"encoder's folder in text.encoders.{name}"
+        )
+    if not prompt:
+        raise ConfigError(
+            f"data.empty_text.{name} is {str(found)!r}, no file: guidance needs the empty prompt's embeddings"
+        )
+    raise DataError(
+        f"{found}: no {name} embeddings of the prompt {prompt!r}; data.text_folders.{name} must hold them, or "
+        f"text.encoders.{name} name the encoder's folder"
+    )

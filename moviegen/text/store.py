@@ -6,7 +6,6 @@ holds `embeddings` and `tokens` of its texts one after another at their true len
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,27 +14,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen.errors import ConfigError, DataError
-from moviegen.nn import dtypes
-from moviegen.storage import files, fingerprint, safetensors_io
+from moviegen.storage import fingerprint as fingerprints
+from moviegen.storage import safetensors_io
 
 MANIFEST = "embeddings.json"
 _KEY = "S16"  # 128 bits: that two texts share one is out of the question
 
 
 class Store(NamedTuple):
-    """Keys in order, of each the number of its shard and its rows there, the shards and what they were made of."""
+    """Keys in order, of each the number of its shard and its rows there, and the shards."""
 
     keys: np.ndarray
     places: np.ndarray
     files: tuple[Path, ...]
-    made_of: dict
 
 
-class Entry(NamedTuple):
+class StoredText(NamedTuple):
     """A text's embeddings in the store of this folder."""
 
     folder: str
     text: str
+
+    def __str__(self) -> str:
+        return f"{self.text[:60]!r} in {self.folder}"
+
+    def is_file(self) -> bool:
+        """Whether the embeddings are there, as of a path."""
+        return bool(contains(cached_store(self.folder), [self.text])[0])
 
 
 def is_store(folder: str | Path) -> bool:
@@ -43,19 +48,14 @@ def is_store(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def has(entry: Entry) -> bool:
-    """Whether the embeddings are there."""
-    return bool(contains(cached_store(entry.folder), [entry.text])[0])
-
-
-def claim(folder: Path, made_of: dict, key: str) -> None:
-    """Note what the embeddings in a folder are made of, before the first is.
+def check_or_write(folder: Path, fingerprint: dict, key: str) -> None:
+    """Writes the fingerprint of a new store, or checks that of one which is to grow.
 
     Raises ConfigError, naming the config key and what differs, where the folder holds something else.
     """
     if not is_store(folder) and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no embeddings of ours: name another folder as {key}")
-    fingerprint.check(folder / MANIFEST, made_of, "embeddings of another making", key)
+    fingerprints.check(folder / MANIFEST, fingerprint, "embeddings with another fingerprint", key)
 
 
 def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]], embeddings: Sequence[Any]) -> Path:
@@ -76,10 +76,8 @@ def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]],
 def open_store(folder: str | Path) -> Store:
     """The index of a store. DataError names a shard that is damaged."""
     folder = Path(folder)
-    try:
-        made_of = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: its {MANIFEST} cannot be read ({error}): encode the texts again") from error
+    if not is_store(folder):
+        raise DataError(f"{folder}: has no {MANIFEST}: encode the texts again")
     files = tuple(sorted(folder.glob("shard-*.safetensors")))
     keys, places = [np.empty(0, _KEY)], [np.empty((0, 3), np.int64)]
     for number, file in enumerate(files):
@@ -91,7 +89,7 @@ def open_store(folder: str | Path) -> Store:
         places.append(np.stack([np.full_like(ends, number), np.r_[0, ends[:-1]], ends], 1))
     keys, places = np.concatenate(keys), np.concatenate(places)
     order = np.argsort(keys, kind="stable")
-    return Store(keys[order], places[order], files, made_of)
+    return Store(keys[order], places[order], files)
 
 
 def cached_store(folder: str) -> Store:
@@ -118,20 +116,12 @@ def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
             "run --job=encode_text on it, with the same text.fps"
         )
     number, start, stop = (int(n) for n in store.places[at])
-    file = store.files[number]
+    file, rows = store.files[number], slice(start, stop)
     try:
-        shard = _opened(str(file), os.stat(file).st_mtime_ns)
-        rows = dtypes.to_numpy("embeddings", shard.get_slice("embeddings")[start:stop])
-        return rows.astype(np.float32), shard.get_slice("tokens")[start:stop]
-    except Exception as error:  # the library has an exception class of its own for each kind of damage
-        raise DataError(f"{file}: cannot be read ({files.reason(error)}): delete it and encode again") from error
-
-
-@functools.lru_cache(maxsize=64)
-def _opened(file: str, changed: int) -> Any:
-    from safetensors import safe_open
-
-    return safe_open(file, "np")
+        embeddings = safetensors_io.read_rows(file, "embeddings", rows)
+        return embeddings.astype(np.float32), safetensors_io.read_rows(file, "tokens", rows)
+    except DataError as error:
+        raise DataError(f"{file}: cannot be read ({error}): delete it and encode again") from error
 
 
 def _find(store: Store, texts: Iterable[str]) -> np.ndarray:

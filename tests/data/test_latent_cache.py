@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -13,9 +15,9 @@ def posterior(seed, frames):
 
 def filled(folder, dtype="float32", count=5):
     given = {f"deep/{i}.mp4": posterior(i, 1 + i) for i in range(count)}
-    store = latent_cache.Writer(folder, dtype, 0)
+    store = latent_cache.ShardWriter(folder, dtype, 0)
     for name, (mean, std) in given.items():
-        store.add(name, mean, std)
+        store.add(name, mean, std, "video")
     store.flush()
     return given
 
@@ -26,17 +28,21 @@ def test_what_is_added_is_read_back(tmp_path, monkeypatch, dtype, tolerance):
     given = filled(tmp_path, dtype)
     assert len(list(tmp_path.glob("latents-00000-*.safetensors"))) > 1
     cache = latent_cache.open_cache(tmp_path)
-    assert cache.arrays.keys() == given.keys()
+    assert cache.shards.keys() == given.keys()
     for name, pair in given.items():
-        found = cache.entry(name).read()
+        found = cache.find(name).read()
         for x, y in zip(found, pair, strict=True):
             assert x.dtype == np.float32
             np.testing.assert_allclose(x, y.swapaxes(0, 1), rtol=tolerance)
 
 
-def test_statistics_are_those_of_draws_from_all_posteriors(tmp_path, monkeypatch):
+def test_statistics_are_those_of_draws_from_all_videos(tmp_path, monkeypatch):
     monkeypatch.setattr(latent_cache, "SHARD_BYTES", 1500)
     given = filled(tmp_path)
+    store = latent_cache.ShardWriter(tmp_path, "float32", 1)
+    for kind in ("image", "heldout"):
+        store.add(kind, *(1000 * x for x in posterior(0, 1)), kind)
+    store.flush()
     rng = np.random.default_rng(9)
     drawn = [
         (mean + std * rng.standard_normal((2000, *mean.shape))).swapaxes(0, 1).reshape(3, -1)
@@ -45,23 +51,62 @@ def test_statistics_are_those_of_draws_from_all_posteriors(tmp_path, monkeypatch
     drawn = np.concatenate(drawn, 1)
     shift, scale = latent_cache.open_cache(tmp_path).statistics()
     np.testing.assert_allclose(shift, drawn.mean(1), atol=0.01)
-    np.testing.assert_allclose(scale, 1 / drawn.std(1), rtol=0.01)
+    values = (drawn - np.array(shift)[:, None]) * np.array(scale)[:, None]
+    assert values.var(1).mean() == pytest.approx(1, abs=0.02)
+    ratio = values.std(1) ** 2 / drawn.std(1)  # deviations to the power of a half
+    np.testing.assert_allclose(ratio, ratio[0], rtol=0.02)
+
+
+def test_statistics_are_those_of_images_where_there_are_no_videos(tmp_path):
+    store = latent_cache.ShardWriter(tmp_path, "float32", 0)
+    mean, std = posterior(0, 1)
+    store.add("a.png", mean, std, "image")
+    store.flush()
+    np.testing.assert_allclose(latent_cache.open_cache(tmp_path).statistics()[0], mean.mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_the_manifest_states_the_statistics_of_an_encoding_that_has_ended(tmp_path):
+    latent_cache.check_or_write(tmp_path, {"height": 8})
+    filled(tmp_path, count=2)
+    latent_cache.note_statistics(tmp_path)
+    noted = latent_cache.open_cache(tmp_path).statistics()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest == {"height": 8, "statistics": {"shift": noted[0], "scale": noted[1]}}
+    store = latent_cache.ShardWriter(tmp_path, "float32", 1)
+    store.add("more", *posterior(7, 1), "video")
+    store.flush()
+    assert latent_cache.open_cache(tmp_path).statistics() == noted
+    latent_cache.check_or_write(tmp_path, {"height": 8})  # the statistics are no part of the fingerprint
+    latent_cache.note_statistics(tmp_path)
+    assert latent_cache.open_cache(tmp_path).statistics() != noted
+
+
+def test_entries_are_read_at_random_from_shards_that_stay_open(tmp_path, monkeypatch):
+    given = filled(tmp_path, count=200)
+    entries = {name: latent_cache.open_cache(tmp_path).find(name) for name in given}
+    opened, kept = [], latent_cache.safetensors_io._kept_open
+    monkeypatch.setattr(latent_cache.safetensors_io, "_opened", None)
+    monkeypatch.setattr(latent_cache.safetensors_io, "_kept_open", lambda *at: opened.append(at) or kept(*at))
+    before = kept.cache_info().misses
+    for name in np.random.default_rng(0).permutation(list(given)):
+        np.testing.assert_array_equal(entries[name].read()[0], given[name][0].swapaxes(0, 1))
+    assert len(opened) == 400 and kept.cache_info().misses == before + 1
 
 
 def test_more_can_be_added_later_and_shards_are_not_written_over(tmp_path):
     filled(tmp_path, count=2)
-    assert latent_cache.open_cache(tmp_path).entry("deep/1.mp4").is_file()
-    store = latent_cache.Writer(tmp_path, "float32", 0)
-    store.add("x.png", *posterior(7, 1))
+    assert latent_cache.open_cache(tmp_path).find("deep/1.mp4").is_file()
+    store = latent_cache.ShardWriter(tmp_path, "float32", 0)
+    store.add("x.png", *posterior(7, 1), "image")
     store.flush()
     cache = latent_cache.open_cache(tmp_path)
-    assert len(cache.arrays) == 3 and cache.entry("x.png").is_file() and not cache.entry("y.png").is_file()
-    assert cache.sums["count"] == 20 * (1 + 2 + 1)
+    assert len(cache.shards) == 3 and cache.find("x.png").is_file() and not cache.find("y.png").is_file()
+    assert [cache.sums[kind]["count"] for kind in ("video", "image")] == [20 * (1 + 2), 20]
 
 
 def test_a_shard_is_written_after_some_time(tmp_path, monkeypatch):
     monkeypatch.setattr(latent_cache, "SECONDS", -1.0)
-    latent_cache.Writer(tmp_path, "float32", 3).add("a", *posterior(0, 1))
+    latent_cache.ShardWriter(tmp_path, "float32", 3).add("a", *posterior(0, 1), "video")
     assert [path.name for path in tmp_path.iterdir()] == ["latents-00003-000000.safetensors"]
 
 
@@ -77,9 +122,9 @@ def test_damaged_files_are_named(tmp_path):
         latent_cache.open_cache(tmp_path)
     (tmp_path / "a.npz").write_bytes(b"no")
     with pytest.raises(DataError, match="a.npz: cannot be read as npz with latent_mean, latent_std"):
-        latent_cache.Entry("a.mp4", tmp_path / "a.npz", None).read()
+        latent_cache.StoredLatents("a.mp4", tmp_path / "a.npz").read()
 
 
 def test_an_unknown_dtype_is_named(tmp_path):
     with pytest.raises(ConfigError, match="data.latent_dtype is 'int8'"):
-        latent_cache.Writer(tmp_path, "int8", 0)
+        latent_cache.ShardWriter(tmp_path, "int8", 0)

@@ -8,7 +8,7 @@ from moviegen.data import table
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel.mesh import Group
 from moviegen.text import batch as text_batch
-from moviegen.text import store
+from moviegen.text import source, store
 
 ENCODERS = {"ul2": 6, "byt5": 4}
 
@@ -168,7 +168,7 @@ def test_damaged_files_are_named(config, tmp_path):
 def with_store(config, tmp_path):
     """UL2 in a store, ByT5 in the seed's files. The captions are all "one, two"."""
     folder = tmp_path / "store"
-    store.claim(folder, {"encoder": "ul2"}, "key")
+    store.check_or_write(folder, {"encoder": "ul2"}, "key")
     tokens = [[1], [5, 6, 1], [7, 1]]
     embeddings = [np.full((len(ids), 6), i, np.float32) for i, ids in enumerate(tokens)]
     store.write_shard(folder, ["", "FPS-16 one, two", "one, two"], tokens, embeddings)
@@ -181,7 +181,7 @@ def with_store(config, tmp_path):
 def test_stores_and_files_side_by_side(with_store, tmp_path, monkeypatch):
     path, usable = str(tmp_path / "train.csv"), tmp_path / "ranks" / "train.csv"
     rows = table.read(with_store, path)
-    text = text_batch.read_text([*(row.text for row in rows), table.empty_text(with_store.data)])
+    text = text_batch.read_text([*(row.text for row in rows), source.stored(with_store.data).empty])
     assert text["ul2"][1].sum(1).tolist() == [3, 3, 2, 1]  # an image has no rate
     assert text["ul2"][0][:, 0, 0].tolist() == [1, 1, 2, 0]
     assert text["byt5"][1].sum(1).tolist() == [2, 3, 4, 1]
@@ -205,7 +205,7 @@ def test_captions_without_embeddings_are_bad_rows(with_store, tmp_path, capsys):
 
 def test_a_store_without_the_empty_prompt_is_named(with_store, tmp_path):
     folder = tmp_path / "other"
-    store.claim(folder, {"encoder": "ul2"}, "key")
+    store.check_or_write(folder, {"encoder": "ul2"}, "key")
     with_store.data.text_folders.ul2 = str(folder)
     with pytest.raises(ConfigError, match="data.empty_text.ul2 is \"'' in .*other\""):
         table.read(with_store, str(tmp_path / "train.csv"))

@@ -42,7 +42,7 @@ def test_all_stages_in_order_and_joined_up(config, ran, tmp_path):
     assert stages["t2i"].data.tae_weights == str(tmp_path / "tae/tae.safetensors")
     assert stages["t2i"].train.init_from == ""
     assert stages["t2v"].train.init_from == str(tmp_path / "t2i/checkpoints")
-    assert stages["t2v"].data.latent_cache == str(tmp_path / "t2i/latents")
+    assert stages["t2v"].data.latent_folder == str(tmp_path / "t2i/latents")
     assert stages["sample"].sample.checkpoint == str(tmp_path / "t2v/checkpoints")
     assert stages["t2i"].model.position_lengths == (1, 4, 4)
     assert stages["t2v"].model.position_lengths == (2, 4, 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import common  # noqa: E402
-from moviegen.data import latents  # noqa: E402
+from moviegen.data import embedded  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
 from moviegen.parallel import mesh as meshes  # noqa: E402
 from moviegen.parallel import sync  # noqa: E402
@@ -18,7 +18,7 @@ from moviegen.training import generator  # noqa: E402
 
 # Whatever is computed, on any mesh, is computed of as many samples at a time: most graphs are compiled once.
 MICRO_BATCH = 4
-generator.VALIDATION_TIMES, latents.HELDOUT_SAMPLES = (0.5,), MICRO_BATCH
+generator.VALIDATION_TIMES, embedded.HELDOUT_SAMPLES = (0.5,), MICRO_BATCH
 
 
 def experiment(folder: Path, steps: int):
@@ -34,7 +34,7 @@ def experiment(folder: Path, steps: int):
         text_dims=dict(ul2=8),
     )
     config.data.update(
-        height=48, width=48, num_frames=16, num_samples=MICRO_BATCH, latent_cache=str(folder / "latents")
+        height=48, width=48, num_frames=16, num_samples=MICRO_BATCH, latent_folder=str(folder / "latents")
     )
     config.data.update(text_drop_prob=0.3, image_fraction=0.0)  # each kind of sample compiles anew
     config.optim.update(learning_rate=0.01, eps=1e-3, clip_norm=0.5, warmup_steps=2)

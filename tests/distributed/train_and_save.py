@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
-from moviegen.data import latents  # noqa: E402
+from moviegen.data import sources  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
 from moviegen.models.transformer import step as transformer_step  # noqa: E402
 from moviegen.nn import backend  # noqa: E402
 from moviegen.parallel import mesh as meshes  # noqa: E402
 from moviegen.runner import Run  # noqa: E402
+from tests.data import made_up  # noqa: E402
 
 
 def experiment(steps: int):
@@ -33,11 +34,12 @@ def experiment(steps: int):
     return config.lock()
 
 
-def made_up_latents(config, workdir, world):
+def made_up_tables(config, workdir, world):
     arrays = {
         name: np.random.default_rng(0).standard_normal((6, 4, 1, 4, 4), np.float32) for name in ("video", "image")
     }
-    return latents.LatentSet(arrays, {name: [f"number {i}" for i in range(6)] for name in arrays}, [0.0] * 4, [1.0] * 4)
+    captions = {name: [f"number {i}" for i in range(6)] for name in arrays}
+    return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
 
 
 def loss_and_grads(params, cfg, latents, noise, t, text, comm):
@@ -47,7 +49,7 @@ def loss_and_grads(params, cfg, latents, noise, t, text, comm):
 
 def main(folder: str, steps: str) -> None:
     mesh = meshes.setup({"data": 1, "zero": meshes.ranks(), "sp": 1})
-    latents.prepare, transformer_step.loss_and_grads = made_up_latents, loss_and_grads
+    sources.open_tables, transformer_step.loss_and_grads = made_up_tables, loss_and_grads
     note = Path(folder) / f"rank-{meshes.rank()}.tmp"
     note.write_text(str(os.getpid()))
     note.rename(note.with_suffix(".pid"))

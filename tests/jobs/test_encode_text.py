@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -53,8 +55,8 @@ def test_every_distinct_text_is_embedded_once(config, tmp_path, monkeypatch, cap
             found, ids = store.read(stored(config, name), text)
             assert ids.tolist() == files.tokenizer.encode([text])[0]
             np.testing.assert_allclose(found, embed(encoder, [ids.tolist()])[0], atol=1e-5)
-    made_of = stored(config, "byt5").made_of
-    assert made_of.keys() == {"encoder", "weights", "tokenizer", "budget", "dtype", "width"}
+    fingerprint = json.loads((tmp_path / "emb" / "byt5" / store.MANIFEST).read_text())
+    assert fingerprint.keys() == {"encoder", "weights", "tokenizer", "budget", "dtype", "width"}
     out = capsys.readouterr().out
     assert "encode_text ul2 5/5" in out and "ul2: 5 texts embedded (" in out and "prompts/s" in out
     rates = [line.get("encode_text/ul2_prompts_per_second") for line in read_metrics(tmp_path, "encode_text")]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen.data import latent_cache, pipeline, table, video
+from moviegen.data import encode, latent_cache, pipeline, table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_video, train
 from moviegen.models.tae import model as tae
@@ -64,7 +64,7 @@ def settings(root, folder, **data):
 
 
 def stored(folder, name):
-    mean, std = latent_cache.open_cache(folder / "latents").entry(name).read()
+    mean, std = latent_cache.open_cache(folder / "latents").find(name).read()
     return {"latent_mean": mean, "latent_std": std}
 
 
@@ -90,7 +90,7 @@ def test_the_cache_holds_mean_and_std_of_the_first_frames(encoded, shared):
 
 
 def test_a_run_that_was_killed_goes_on_where_its_last_shard_ends(shared, tmp_path, monkeypatch):
-    whole = encode_video.tae_tiles.encode
+    whole = encode.tae_tiles.encode
     calls = []
 
     def killed_at_the_third(*args):
@@ -99,15 +99,18 @@ def test_a_run_that_was_killed_goes_on_where_its_last_shard_ends(shared, tmp_pat
             raise KeyboardInterrupt
         return whole(*args)
 
-    flush = latent_cache.Writer.flush
+    flush = latent_cache.ShardWriter.flush
     monkeypatch.setattr(latent_cache, "SHARD_BYTES", 1)  # a shard for each
+    monkeypatch.setattr(encode, "BATCH", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(encode_video.tae_tiles, "encode", killed_at_the_third)
-        patch.setattr(latent_cache.Writer, "flush", lambda self: flush(self) if len(calls) < 3 else None)  # kill -9
+        patch.setattr(encode.tae_tiles, "encode", killed_at_the_third)
+        patch.setattr(
+            latent_cache.ShardWriter, "flush", lambda self: flush(self) if len(calls) < 3 else None
+        )  # kill -9
         with pytest.raises(KeyboardInterrupt):
             encode_video.run(Run(settings(shared, tmp_path), tmp_path))
     assert encode_video.run(Run(settings(shared, tmp_path), tmp_path)) == {"encoded": 1, "kept": 2, "bad": 0}
-    monkeypatch.setattr(encode_video.tae_tiles, "encode", None)
+    monkeypatch.setattr(encode.tae_tiles, "encode", None)
     assert encode_video.run(Run(settings(shared, tmp_path), tmp_path)) == {"encoded": 0, "kept": 3, "bad": 0}
     assert len(list((tmp_path / "latents").glob("*.safetensors"))) == 3
 
@@ -134,7 +137,7 @@ def test_latents_of_other_settings_are_not_mixed(encoded, shared, tmp_path):
 def test_a_bare_folder_is_encoded(shared, tmp_path):
     found = encode_video.run(Run(settings(shared, tmp_path, csv="", latent_dtype="bfloat16"), tmp_path))
     assert found["encoded"] == 3
-    assert latent_cache.open_cache(tmp_path / "latents").arrays.keys() == VIDEOS.keys()
+    assert latent_cache.open_cache(tmp_path / "latents").shards.keys() == VIDEOS.keys()
 
 
 def test_all_frames_at_zero(shared, tmp_path):

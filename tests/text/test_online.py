@@ -1,4 +1,5 @@
 import gc
+import types
 import weakref
 
 import numpy as np
@@ -6,9 +7,10 @@ import pytest
 
 from experiments import common
 from moviegen.errors import ConfigError, DataError
-from moviegen.jobs import encode_text, sample
+from moviegen.jobs import encode_text
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
+from moviegen.sampling.sampler import Sampler
 from moviegen.text import encoders, online
 from tests.text import tiny_encoders
 
@@ -43,10 +45,10 @@ def test_a_plain_prompt_gives_what_the_cache_would(config, tmp_path):
         online.encode(PROMPTS, config, ONE)  # the text is another: FPS-24
 
 
-def test_sampling_asks_for_it(config):
-    text, empty = sample._encode(PROMPTS, config)
-    assert {name: len(values) for name, (values, _) in text.items()} == dict.fromkeys(tiny_encoders.WIDTHS, 2)
-    assert {name: len(values) for name, (values, _) in empty.items()} == dict.fromkeys(tiny_encoders.WIDTHS, 1)
+def test_sampling_asks_for_it(config, tmp_path):
+    asking = types.SimpleNamespace(run=Run(config, tmp_path))  # without a generator's weights
+    text = Sampler._encode(asking, PROMPTS)
+    assert {name: len(values) for name, (values, _) in text.items()} == dict.fromkeys(tiny_encoders.WIDTHS, 3)
 
 
 def test_one_encoder_is_in_memory_at_a_time(config, monkeypatch):

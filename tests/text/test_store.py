@@ -1,3 +1,5 @@
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import store
 
-MADE_OF = {"encoder": "byt5", "budget": 100, "dtype": "float32"}
+FINGERPRINT = {"encoder": "byt5", "budget": 100, "dtype": "float32"}
 
 
 def items(texts, dtype=np.float32, width=5):
@@ -16,12 +18,12 @@ def items(texts, dtype=np.float32, width=5):
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_any_text_comes_back_from_whichever_shard(tmp_path, dtype):
-    store.claim(tmp_path, MADE_OF, "key")
+    store.check_or_write(tmp_path, FINGERPRINT, "key")
     shards = [items(["", "a dog", "日本語"], dtype), items(["x" * 300], dtype), items(["b", "cc"], dtype)]
     for shard in shards:
         store.write_shard(tmp_path, *shard)
     opened = store.open_store(tmp_path)
-    assert opened.made_of == MADE_OF and len(opened.files) == 3
+    assert json.loads((tmp_path / store.MANIFEST).read_text()) == FINGERPRINT and len(opened.files) == 3
     for texts, tokens, embeddings in shards:
         assert store.contains(opened, texts).all()
         for text, ids, values in zip(texts, tokens, embeddings, strict=True):
@@ -34,7 +36,7 @@ def test_any_text_comes_back_from_whichever_shard(tmp_path, dtype):
 
 
 def test_rows_are_read_without_their_shard(tmp_path, monkeypatch):
-    store.claim(tmp_path, MADE_OF, "key")
+    store.check_or_write(tmp_path, FINGERPRINT, "key")
     store.write_shard(tmp_path, *items(["a", "b" * 50, "c"]))
     opened, asked = store.open_store(tmp_path), []
 
@@ -46,13 +48,14 @@ def test_rows_are_read_without_their_shard(tmp_path, monkeypatch):
             asked.append((self.name, where.start, where.stop))
             return np.zeros((where.stop - where.start, 5), np.float32)
 
-    monkeypatch.setattr(store, "_opened", lambda *_: type("Shard", (), {"get_slice": lambda self, name: Slice(name)})())
+    shard = type("Shard", (), {"get_slice": lambda self, name: Slice(name)})()
+    monkeypatch.setattr(store.safetensors_io, "_kept_open", lambda *_: shard)
     store.read(opened, "c")
     assert asked == [("embeddings", 53, 55), ("tokens", 53, 55)]
 
 
 def test_a_store_grows(tmp_path):
-    store.claim(tmp_path, MADE_OF, "key")
+    store.check_or_write(tmp_path, FINGERPRINT, "key")
     assert not store.contains(store.open_store(tmp_path), ["a"]).any()
     for text in ("a", "b"):
         store.write_shard(tmp_path, *items([text]))
@@ -62,20 +65,20 @@ def test_a_store_grows(tmp_path):
 def test_a_folder_belongs_to_one_encoder_and_budget(tmp_path):
     own = tmp_path / "byt5"
     assert not store.is_store(own)
-    store.claim(own, MADE_OF, "data.text_folders.byt5")
-    store.claim(own, MADE_OF, "data.text_folders.byt5")
+    store.check_or_write(own, FINGERPRINT, "data.text_folders.byt5")
+    store.check_or_write(own, FINGERPRINT, "data.text_folders.byt5")
     assert store.is_store(own)
     with pytest.raises(ConfigError, match="budget: 100 -> 50.*delete it or change data.text_folders.byt5"):
-        store.claim(own, MADE_OF | {"budget": 50}, "data.text_folders.byt5")
+        store.check_or_write(own, FINGERPRINT | {"budget": 50}, "data.text_folders.byt5")
     seeds = tmp_path / "npz"
     seeds.mkdir()
     (seeds / "a.npz").touch()
     with pytest.raises(ConfigError, match="is not empty"):
-        store.claim(seeds, MADE_OF, "data.text_folders.byt5")
+        store.check_or_write(seeds, FINGERPRINT, "data.text_folders.byt5")
 
 
 def test_damaged_shards_are_named(tmp_path):
-    store.claim(tmp_path, MADE_OF, "key")
+    store.check_or_write(tmp_path, FINGERPRINT, "key")
     shard = store.write_shard(tmp_path, *items(["a dog"]))
     opened = store.open_store(tmp_path)
     shard.write_bytes(shard.read_bytes()[:-40])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen.data import latents, pipeline
+from moviegen.data import pipeline, sources
 from moviegen.errors import DataError
 from moviegen.models.transformer import model as transformer
 from moviegen.models.transformer import step as transformer_step
@@ -15,6 +15,7 @@ from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
 from moviegen.training import generator, loop, optim
 from moviegen.training.state import Layout
+from tests.data import made_up
 
 
 def settings(**train_settings):
@@ -29,18 +30,18 @@ def settings(**train_settings):
     return config.lock()
 
 
-def made_up_latents(config, workdir, world):
+def made_up_tables(config, workdir, world):
     rng = np.random.default_rng(0)
     shapes = {"video": (6, 4, 2, 2, 2), "image": (6, 4, 1, 2, 2), "heldout": (5, 4, 2, 2, 2)}
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     captions = {name: [f"a clip number {i}" for i in range(len(a))] for name, a in arrays.items()}
-    return latents.LatentSet(arrays, captions, [0.0] * 4, [1.0] * 4)
+    return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_autoencoder():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "prepare", made_up_latents)
+        patch.setattr(sources, "open_tables", made_up_tables)
         yield
 
 

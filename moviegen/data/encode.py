@@ -1,0 +1,100 @@
+"""Videos and images into the latent cache, those of one shape together."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen.data import files, latent_cache, video
+from moviegen.errors import DataError
+from moviegen.models.tae import tiles as tae_tiles
+from moviegen.models.tae import weights as tae_weights
+from moviegen.parallel.mesh import ALONE, Group
+from moviegen.storage.progress import Progress
+
+BATCH, BATCH_PIXELS = 8, 1 << 19  # encoded at once: so many of one shape, fewer where they are large
+
+
+class Item(NamedTuple):
+    """One row of a table: its name in the cache, its kind or split, its frames uint8 (t h w c) on demand.
+
+    `caption` is that of an embedded set's row, `line` that of a row of a csv.
+    """
+
+    name: str
+    kind: str
+    frames: Callable[[], np.ndarray]
+    caption: str = ""
+    line: int = 0
+
+
+def encode(
+    items: Sequence[Item],
+    config: Any,
+    folder: Path,
+    of: str,
+    identity: Mapping[str, Any] = MappingProxyType({}),
+    world: Group = ALONE,
+) -> dict[str, int]:
+    """Writes the posteriors of this rank's share of `items` to the cache `folder`, and its statistics.
+
+    What is in the cache is kept, so an encoding that was stopped goes on. Bad items of the source `of` are listed; more
+    than `data.max_bad_fraction` of a rank's are refused (DataError). `identity` is what the items depend on besides their
+    names and the config's size, frames and rate. Raises ConfigError where the cache is of something else. Returns how many
+    items were encoded, kept and bad.
+    """
+    store = latent_cache.ShardWriter(folder, config.data.get("latent_dtype", "float32"), world.rank)
+    weights = tae_weights.configured(config)
+    latent_cache.check_or_write(folder, latent_cache.fingerprint(config, weights) | dict(identity))
+    own, cached = items[world.rank :: world.size], latent_cache.open_cache(folder)
+    missing = [item for item in own if not cached.find(item.name).is_file()]
+    bad = files.Bad(len(own), config.data.max_bad_fraction, of)
+    kept, encoded = len(own) - len(missing), 0
+    if missing:
+        params = tae_weights.load(weights, config.tae)
+        progress = Progress("encode_video", len(own), world.rank)
+        try:
+            for batch, clips in _batches(files.each(missing, bad, lambda item: item.frames())):
+                mean, logvar = tae_tiles.encode(params, config.tae, clips)
+                for item, *posterior in zip(batch, mean, np.exp(0.5 * logvar), strict=False):
+                    store.add(item.name, *posterior, item.kind)
+                encoded += len(batch)
+                progress.update(kept + encoded + len(bad.reasons), encoded=encoded, bad=len(bad.reasons))
+        finally:
+            store.flush()
+    latent_cache.note_statistics(folder)
+    return {"encoded": encoded, "kept": kept, "bad": len(bad.reasons)}
+
+
+def _batches(read: Iterable[tuple[Item, np.ndarray]]) -> Iterator[tuple[list[Item], np.ndarray]]:
+    """Items of one shape with their clips, float32 (b c t h w).
+
+    The last batch of a shape is filled up with copies of a clip: another batch size would be another graph to compile.
+    When too many items are bad, those that were read before are given out first.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[Item, np.ndarray]]] = {}
+    refused = None
+    try:
+        for item, frames in read:
+            group = waiting.setdefault(frames.shape, [])
+            group.append((item, frames))
+            if len(group) == _batch_size(frames):
+                yield _stacked(waiting.pop(frames.shape))
+    except DataError as error:
+        refused = error
+    for group in waiting.values():
+        yield _stacked(group)
+    if refused:
+        raise refused
+
+
+def _batch_size(frames: np.ndarray) -> int:
+    return min(BATCH, max(1, BATCH_PIXELS // (frames.size // 3)))
+
+
+def _stacked(group: list[tuple[Item, np.ndarray]]) -> tuple[list[Item], np.ndarray]:
+    clips = [video.to_model(frames) for _, frames in group]
+    clips += clips[-1:] * (_batch_size(group[0][1]) - len(clips))
+    return [item for item, _ in group], np.stack(clips)

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import common, tiny
+from moviegen.models.text import toy
+from moviegen.text import source, store
+
+
+@pytest.fixture
+def config(tmp_path):
+    """UL2 in a store, ByT5 in an npz."""
+    store.check_or_write(tmp_path / "ul2", {"encoder": "ul2"}, "key")
+    tokens = [[1], [5, 6, 1]]
+    embeddings = [np.full((len(ids), 6), i, np.float32) for i, ids in enumerate(tokens)]
+    store.write_shard(tmp_path / "ul2", ["", "FPS-16 a dog"], tokens, embeddings)
+    for path, tokens in ((tmp_path / "byt5" / "deep" / "a.npz", 2), (tmp_path / "empty.npz", 1)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, text_emb=np.ones((4, 3), np.float32), mask=np.arange(4) < tokens)
+    folders = {name: str(tmp_path / name) for name in ("ul2", "byt5")}
+    data = dict(source="csv", text_folders=folders, empty_text=dict(ul2="", byt5=str(tmp_path / "empty.npz")))
+    return ConfigDict(dict(data=data, text=dict(fps=16), model=dict(text_dims=dict(ul2=6, byt5=3))))
+
+
+def test_the_toy_is_for_embedded_sets():
+    assert source.is_toy(tiny.get_config()) and source.is_toy(common.shrink(common.stage("1b", 1)))
+    assert not source.is_toy(common.stage("1b", 1))
+
+
+def test_cached_embeddings_of_stores_and_files(config):
+    text = source.open_text(config)
+    sample = text.find("deep/a", text.prepare("a dog", 16, ""))
+    assert all(found.is_file() for found in (*sample.values(), *text.empty.values()))
+    assert not any(found.is_file() for found in text.find("b", text.prepare("a cat", 16, "")).values())
+    found = text.read([sample, text.empty])
+    assert {name: (values.shape[2], mask.sum(1).tolist()) for name, (values, mask) in found.items()} == {
+        "ul2": (6, [3, 1]),
+        "byt5": (3, [2, 1]),
+    }
+
+
+def test_the_toy_has_the_same_interface(config):
+    config.data.source = "synthetic"
+    text = source.open_text(config)
+    sample = text.find("any", text.prepare('a dog "x"', 16, "arc"))
+    mixed = {"ul2": sample["ul2"], "byt5": text.empty["byt5"]}
+    found = text.read([sample, text.empty, mixed])
+    for name, prompts in (("ul2", ['a dog "x"', "", 'a dog "x"']), ("byt5", ['a dog "x"', "", ""])):
+        for x, y in zip(found[name], toy.encode(prompts, config.model.text_dims)[name], strict=True):
+            np.testing.assert_array_equal(x, y)
