@@ -23,6 +23,7 @@ from moviegen.sampling.generate import generate, noise
 from moviegen.storage import checkpoint
 from moviegen.storage.progress import Progress
 from moviegen.text import online
+from moviegen.text.encoders import Encoder
 from moviegen.training import state as states
 
 
@@ -44,12 +45,14 @@ class Generator(NamedTuple):
 class Sampler:
     """The models of a run, each read when it is first needed and then kept; every rank of the mesh has one.
 
-    Weights are the EMA in `sample.checkpoint`, by default the newest of the run's own `checkpoints`. Raises ConfigError
-    where there are none, or for a size that the models cannot make.
+    Weights are the EMA in `sample.checkpoint`, by default the newest of the run's own `checkpoints`. Text encoders are
+    kept with `keep_encoders`, for a program that goes on taking requests; they are let go after each call without. Raises
+    ConfigError where there are no weights, or for a size that the models cannot make.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, keep_encoders: bool = False):
         self.run, config = run, run.config
+        self.encoders: dict[str, Encoder] | None = {} if keep_encoders else None
         self.latent_shape = latent_shape(config)
         tiles = len(tae_tiles.starts(self.latent_shape[1]))
         self.assignment = assign(run.mesh, config.sample.guidance_scale != 1, tiles)
@@ -68,7 +71,8 @@ class Sampler:
         requests are in memory at once. Raises ConfigError or DataError when the embeddings of a prompt are missing.
         """
         config, by = self.run.config, self.assignment
-        text = self._encode([request.prompt for request in requests])
+        # Before the generator's weights are read, since encoders are as large.
+        text = online.encode([request.prompt for request in requests], config, self.run.mesh, self.encoders)
         progress = Progress("sample", len(requests), self.run.mesh.world.rank)
         for batch, decoded_here in by.batches(len(requests), config.sample.batch_size):
             rows = {name: (values[[*batch, -1]], mask[[*batch, -1]]) for name, (values, mask) in text.items()}
@@ -81,13 +85,6 @@ class Sampler:
                     progress.update(batch[place] + 1)
                 for _ in pieces:  # the other ranks of the group decode their tiles of it
                     pass
-
-    def _encode(self, prompts: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Embeddings (b+1 l d) and masks (b+1 l) by encoder, the empty prompt last.
-
-        Encoders are as large as the generator, and let go before it is read.
-        """
-        return online.encode(prompts, self.run.config, self.run.mesh)
 
     @functools.cached_property
     def _generator(self) -> Generator:

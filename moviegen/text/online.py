@@ -13,12 +13,14 @@ from moviegen.text import batch, encoders, source, tokenizers
 from moviegen.text.store import StoredText
 
 
-def encode(given: Sequence[str], config: Any, mesh: Mesh) -> batch.Embeddings:
+def encode(
+    given: Sequence[str], config: Any, mesh: Mesh, kept: dict[str, encoders.Encoder] | None = None
+) -> batch.Embeddings:
     """Embeddings (b l d) and masks (b l) of the prompts and, last, of the empty one, by encoder.
 
-    An encoder that `text.encoders` names is loaded, run and let go before the next; the others' embeddings are those of
-    the config's text source, where npz files are called as the prompts are. Every rank of the mesh must call this with the
-    same prompts. Raises ConfigError or DataError naming what is missing.
+    An encoder that `text.encoders` names is loaded, run and let go before the next, or taken from and left in `kept`; the
+    others' embeddings are those of the config's text source, where npz files are called as the prompts are. Every rank of
+    the mesh must call this with the same prompts. Raises ConfigError or DataError naming what is missing.
     """
     text = source.open_text(config)
     if source.is_toy(config):
@@ -34,18 +36,20 @@ def encode(given: Sequence[str], config: Any, mesh: Mesh) -> batch.Embeddings:
             _check_there(found, prompt, name)
     embedded = text.read(cached)
     for name, files in looked.items():
-        embedded[name] = batch.pad_text(_run(files, [each[name] for each in texts], config, mesh))
+        embedded[name] = batch.pad_text(_run(files, [each[name] for each in texts], config, mesh, kept))
     return embedded
 
 
-def _run(files: encoders.Files, texts: list[str], config: Any, mesh: Mesh) -> list[np.ndarray]:
+def _run(files: encoders.Files, texts: list[str], config: Any, mesh: Mesh, kept: dict | None) -> list[np.ndarray]:
     budget = config.text.budgets[files.name]
     tokens, cut = tokenizers.cut(files.tokenizer.encode(texts), budget)
     if cut and mesh.world.rank == 0:
         print(f"sample: {cut} of {len(texts) - 1} prompts are cut to {budget} tokens for {files.name}", flush=True)
     size = config.text.batch_size
     try:
-        encoder = encoders.load(files, config.text.dtype, mesh, config.train.zero_stage)
+        encoder = (kept or {}).get(files.name) or encoders.load(files, config.text.dtype, mesh, config.train.zero_stage)
+        if kept is not None:
+            kept[files.name] = encoder
         batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
         return [array for batch in batches for array in encoders.embed(encoder, batch)]
     finally:

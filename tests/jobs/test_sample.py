@@ -36,6 +36,7 @@ def test_a_prompt_without_embeddings_is_named(config, tmp_path):
     config.data.source = "csv"
     with config.unlocked():
         config.data.text_folders = {"metaclip": str(tmp_path)}
+        config.data.empty_text = {"metaclip": ""}
     config.sample.prompts = ("a dog",)
     with pytest.raises(DataError, match="a dog.npz: no metaclip embeddings of the prompt 'a dog'"):
         sample.run(Run(config, tmp_path))

@@ -56,7 +56,7 @@ def test_latents_are_scaled_back_by_the_checkpoints_statistics(seen, config, req
     np.testing.assert_allclose(seen[1][0], noise / scale + shift, rtol=1e-6)
 
 
-def test_prompts_of_a_csv_experiment_come_as_files(seen, config, tmp_path):
+def test_prompts_of_a_csv_experiment_come_as_files(seen, config, requests, tmp_path, monkeypatch):
     config.data.source = "csv"
     names = ("ul2", "metaclip")
     for name in names:
@@ -67,7 +67,31 @@ def test_prompts_of_a_csv_experiment_come_as_files(seen, config, tmp_path):
     with config.unlocked():
         config.data.text_folders = {name: str(tmp_path / name) for name in names}
         config.data.empty_text = {name: str(tmp_path / name / "empty.npz") for name in names}
-    text = Sampler(Run(config, tmp_path))._encode(list(config.sample.prompts))
+    given = []
+
+    def generate(params, config, text, start, by, comm):
+        given.append(text)
+        return start
+
+    monkeypatch.setattr(sampler, "generate", generate)
+    config.sample.batch_size = 8
+    list(Sampler(Run(config, tmp_path)).sample(requests))
+    (text,) = given
     assert text["ul2"][0].shape == (4, 64, 3)
     np.testing.assert_array_equal(text["metaclip"][1].sum(1), [2, 3, 4, 5])
     assert text["ul2"][0][3].max() == 3 and text["ul2"][0][1].max() == 1
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(False, None), (True, {"ul2"})])
+def test_text_encoders_are_kept_where_asked_for(seen, config, requests, tmp_path, monkeypatch, keep, kept):
+    real = sampler.online.encode
+
+    def encode(prompts, config, mesh, encoders):
+        if encoders is not None:
+            encoders["ul2"] = "loaded"
+        return real(prompts, config, mesh)
+
+    monkeypatch.setattr(sampler.online, "encode", encode)
+    one = Sampler(Run(config, tmp_path), keep_encoders=keep)
+    list(one.sample(requests))
+    assert one.encoders == kept or set(one.encoders) == kept

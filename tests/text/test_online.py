@@ -1,5 +1,4 @@
 import gc
-import types
 import weakref
 
 import numpy as np
@@ -10,7 +9,6 @@ from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_text
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
-from moviegen.sampling.sampler import Sampler
 from moviegen.text import encoders, online
 from tests.text import tiny_encoders
 
@@ -45,12 +43,6 @@ def test_a_plain_prompt_gives_what_the_cache_would(config, tmp_path):
         online.encode(PROMPTS, config, ONE)  # the text is another: FPS-24
 
 
-def test_sampling_asks_for_it(config, tmp_path):
-    asking = types.SimpleNamespace(run=Run(config, tmp_path))  # without a generator's weights
-    text = Sampler._encode(asking, PROMPTS)
-    assert {name: len(values) for name, (values, _) in text.items()} == dict.fromkeys(tiny_encoders.WIDTHS, 3)
-
-
 def test_one_encoder_is_in_memory_at_a_time(config, monkeypatch):
     load, living = encoders.load, []
 
@@ -64,6 +56,17 @@ def test_one_encoder_is_in_memory_at_a_time(config, monkeypatch):
     online.encode(PROMPTS, config, ONE)
     gc.collect()
     assert len(living) > 50 and not [ref for ref in living if ref() is not None]
+
+
+def test_kept_encoders_are_loaded_once(config, monkeypatch):
+    once, kept = online.encode(PROMPTS, config, ONE), {}
+    first = online.encode(PROMPTS[:1], config, ONE, kept)
+    monkeypatch.setattr(online.encoders, "load", None)
+    again = online.encode(PROMPTS, config, ONE, kept)
+    assert set(kept) == set(tiny_encoders.WIDTHS) == set(first)
+    for name, (values, mask) in again.items():
+        np.testing.assert_array_equal(values, once[name][0])
+        np.testing.assert_array_equal(mask, once[name][1])
 
 
 def test_cut_prompts_are_told(config, capsys):
