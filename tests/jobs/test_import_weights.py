@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from moviegen.errors import ConfigError
-from moviegen.jobs import export, import_weights, sample
+from moviegen.jobs import export, import_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
+from moviegen.sampling import sampler
 from moviegen.storage import arraystore, checkpoint, safetensors_io
 from moviegen.training import generator
 from moviegen.training import state as states
@@ -22,7 +23,7 @@ def with_path(path, **model):
 
 
 @pytest.mark.parametrize(("dtype", "shard_bytes"), [("float32", 20_000), ("bfloat16", 10**9)])
-def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, dtype, shard_bytes):
+def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, monkeypatch, dtype, shard_bytes):
     config = settings(dtype=dtype, shard_bytes=shard_bytes)
     weights = trained(tmp_path / "checkpoints", config)["ema"]
     export.run(Run(config, tmp_path))
@@ -35,8 +36,9 @@ def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, dty
     expected = {path: arraystore.cast(arraystore.cast(value, dtype), "float32") for path, value in weights.items()}
     config.train.init_from = config.sample.checkpoint = str(folder)
     state = generator.first_state(config, states.Layout(transformer.shapes(config.model), ONE, 3))
-    sampled, tae_cfg = sample._load(config, tmp_path, ONE)
-    assert list(tae_cfg.latent_scale) == META["latent_scale"]
+    monkeypatch.setattr(sampler.tae_weights, "configured", lambda config: "none are read here")
+    sampled, _, statistics = sampler.Sampler(Run(config, tmp_path))._generator
+    assert list(statistics.latent_scale) == META["latent_scale"]
     for path, value in expected.items():
         for found in (trees["params"][path], trees["ema"][path], state.master[path].asnumpy(), sampled[path].asnumpy()):
             assert found.dtype == np.float32
