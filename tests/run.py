@@ -21,6 +21,7 @@ LONG = (  # longest first
     "experiments/test_run_tiny.py",
     "models/tae/test_step.py",
     "distributed/test_meshes.py",
+    "models/transformer/test_step.py",
     "models/transformer/test_model.py",
     "distributed/test_tae_meshes.py",
     "models/tae/test_linear_start.py",
