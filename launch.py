@@ -18,8 +18,7 @@ import traceback
 
 from absl import flags
 
-from moviegen import config as configs
-from moviegen import runner, sweep
+from moviegen import config as configs, runner, sweep
 from moviegen.errors import ConfigError
 from moviegen.parallel import launcher
 

@@ -113,8 +113,7 @@ def attention(batch: int, heads: int, tokens: int, width: int) -> Work:
 def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...] = (), **sizes: Any) -> Work:
     """Loss and gradients of the autoencoder on batch x frames x side x side noise, some levels recomputed."""
     from experiments import common
-    from moviegen.models.tae import model
-    from moviegen.models.tae import step as tae_step
+    from moviegen.models.tae import model, step as tae_step
 
     cfg = common.tae(size, **sizes)
     params = model.init(cfg, 0)
@@ -134,8 +133,7 @@ def tae(size: str, batch: int, frames: int, side: int, recompute: tuple[int, ...
 def tae_decode(size: str, frames: int, side: int, **sizes: Any) -> Work:
     """Decoding of random latents, in tiles of 32 frames, a few frames at a time as a video is written."""
     from experiments import common
-    from moviegen.models.tae import model
-    from moviegen.models.tae import tiles as tae_tiles
+    from moviegen.models.tae import model, tiles as tae_tiles
     from moviegen.nn import backend
 
     cfg = common.tae(size, **sizes)

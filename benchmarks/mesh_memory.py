@@ -41,11 +41,9 @@ def measure(axis: str, size: int) -> float:
     import numpy as np
 
     from experiments import common
-    from moviegen.models.transformer import model as transformer
-    from moviegen.models.transformer import step as transformer_step
+    from moviegen.models.transformer import model as transformer, step as transformer_step
     from moviegen.nn import backend
-    from moviegen.parallel import comm
-    from moviegen.parallel import mesh as meshes
+    from moviegen.parallel import comm, mesh as meshes
     from moviegen.training import state as states
 
     mesh = meshes.setup(dict.fromkeys(meshes.AXES, 1) | {axis: size})

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from moviegen import config as configs
 from moviegen.errors import ConfigError
-from moviegen.parallel import heartbeat, rules
-from moviegen.parallel import mesh as meshes
+from moviegen.parallel import heartbeat, mesh as meshes, rules
 from moviegen.parallel.mesh import ONE, Mesh, rank, ranks
 from moviegen.storage import files
 

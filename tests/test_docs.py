@@ -11,8 +11,7 @@ import pytest
 
 import moviegen
 from experiments import common
-from moviegen import config as configs
-from moviegen import runner
+from moviegen import config as configs, runner
 from moviegen.data import video
 from moviegen.storage import checkpoint
 

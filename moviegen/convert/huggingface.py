@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from moviegen.convert.names import by_layers
 from moviegen.errors import ConfigError
-from moviegen.models.text import clip as clip_model
-from moviegen.models.text import t5 as t5_model
+from moviegen.models.text import clip as clip_model, t5 as t5_model
 from moviegen.nn import backend, dtypes
 from moviegen.nn.tree import match
 from moviegen.storage import arraystore

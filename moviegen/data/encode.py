@@ -9,8 +9,7 @@ import numpy as np
 
 from moviegen.data import files, latent_cache, video
 from moviegen.errors import DataError
-from moviegen.models.tae import tiles as tae_tiles
-from moviegen.models.tae import weights as tae_weights
+from moviegen.models.tae import tiles as tae_tiles, weights as tae_weights
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.storage.progress import Progress
 

@@ -10,9 +10,7 @@ from ml_collections import ConfigDict
 
 from moviegen.data import video
 from moviegen.errors import ConfigError
-from moviegen.models.tae import model as tae
-from moviegen.models.tae import tiles as tae_tiles
-from moviegen.models.tae import weights as tae_weights
+from moviegen.models.tae import model as tae, tiles as tae_tiles, weights as tae_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
 from moviegen.parallel import comm

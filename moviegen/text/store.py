@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen.errors import ConfigError, DataError
-from moviegen.storage import fingerprint as fingerprints
-from moviegen.storage import safetensors_io
+from moviegen.storage import fingerprint as fingerprints, safetensors_io
 
 MANIFEST = "embeddings.json"
 _KEY = "S16"  # 128 bits: that two texts share one is out of the question

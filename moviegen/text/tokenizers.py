@@ -106,8 +106,7 @@ def _t5_json(folder: Path) -> tuple[Any, int]:
 
 
 def _clip(folder: Path) -> tuple[Any, int]:
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Library
+    from tokenizers import Regex, Tokenizer as Library, decoders, models, normalizers, pre_tokenizers
 
     vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")

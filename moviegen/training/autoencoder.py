@@ -11,8 +11,7 @@ from moviegen.data import crops, video
 from moviegen.errors import ConfigError
 from moviegen.evaluation import reconstruction
 from moviegen.models import lpips
-from moviegen.models.tae import shapes as tae_shapes
-from moviegen.models.tae import step as tae_step
+from moviegen.models.tae import shapes as tae_shapes, step as tae_step
 from moviegen.nn import backend
 from moviegen.parallel import comm, sync
 from moviegen.parallel.mesh import Mesh
@@ -20,8 +19,7 @@ from moviegen.runner import Run
 from moviegen.storage import safetensors_io
 from moviegen.storage.writers import Writer
 from moviegen.streams import Stream
-from moviegen.training import loop, tae_start
-from moviegen.training import state as states
+from moviegen.training import loop, state as states, tae_start
 
 
 def train(run: Run) -> dict[str, float]:

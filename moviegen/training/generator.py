@@ -8,15 +8,16 @@ import numpy as np
 
 from moviegen import flow
 from moviegen.data import pipeline
-from moviegen.models.transformer import model as transformer
-from moviegen.models.transformer import positions
-from moviegen.models.transformer import shapes as transformer_shapes
-from moviegen.models.transformer import step as transformer_step
+from moviegen.models.transformer import (
+    model as transformer,
+    positions,
+    shapes as transformer_shapes,
+    step as transformer_step,
+)
 from moviegen.parallel import comm
 from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
-from moviegen.training import loop
-from moviegen.training import state as states
+from moviegen.training import loop, state as states
 
 VALIDATION_TIMES = tuple(np.linspace(0, 1, 12)[1:-1])  # ten times without the ends, as the seed's
 

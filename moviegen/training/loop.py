@@ -11,8 +11,7 @@ from moviegen.runner import Run
 from moviegen.storage import checkpoint, files
 from moviegen.storage.progress import Progress
 from moviegen.storage.writers import Writer
-from moviegen.training import optim
-from moviegen.training import state as states
+from moviegen.training import optim, state as states
 
 Tree = dict[str, Any]
 FRESH_PLATEAU = {"best": float("inf"), "bad": 0, "factor": 1.0}

@@ -5,8 +5,7 @@ from typing import Any
 
 from moviegen import streams
 from moviegen.data import crops
-from moviegen.models.tae import linear_start, shapes
-from moviegen.models.tae import weights as tae_weights
+from moviegen.models.tae import linear_start, shapes, weights as tae_weights
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import Group
 from moviegen.streams import Stream

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import __main__ as command
-from benchmarks import cases
+from benchmarks import __main__ as command, cases
 
 TRANSFORMER = dict(size="tiny", batch=1, grid=(1, 2, 2), text_tokens=2, hidden_size=8, num_heads=2, ffn_size=12)
 TAE = dict(size="tiny", base_channels=2, channel_multipliers=(1, 1, 1, 1), norm_groups=1, side=16)

@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 from moviegen.data import table
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel.mesh import Group
-from moviegen.text import batch as text_batch
-from moviegen.text import source, store
+from moviegen.text import batch as text_batch, source, store
 
 ENCODERS = {"ul2": 6, "byt5": 4}
 

@@ -5,8 +5,7 @@ import pytest
 
 from experiments import tiny
 from moviegen.data import clips, synthetic
-from moviegen.demo import course
-from moviegen.demo import stages as demo_stages
+from moviegen.demo import course, stages as demo_stages
 from moviegen.evaluation import metrics
 
 

@@ -11,8 +11,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments import common  # noqa: E402
 from moviegen.data import embedded  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
-from moviegen.parallel import mesh as meshes  # noqa: E402
-from moviegen.parallel import sync  # noqa: E402
+from moviegen.parallel import (
+    mesh as meshes,  # noqa: E402
+    sync,  # noqa: E402
+)
 from moviegen.runner import Run  # noqa: E402
 from moviegen.training import generator  # noqa: E402
 

@@ -14,8 +14,10 @@ from experiments import common  # noqa: E402
 from moviegen.models.tae import model as tae
 from moviegen.models.transformer import model as transformer  # noqa: E402
 from moviegen.nn import backend
-from moviegen.parallel import mesh as meshes  # noqa: E402
-from moviegen.parallel import sync  # noqa: E402
+from moviegen.parallel import (
+    mesh as meshes,  # noqa: E402
+    sync,  # noqa: E402
+)
 from moviegen.runner import Run  # noqa: E402
 from moviegen.sampling.sampler import Request, Sampler  # noqa: E402
 from moviegen.storage import checkpoint, safetensors_io  # noqa: E402

@@ -10,8 +10,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import common  # noqa: E402
 from moviegen.jobs import encode_text  # noqa: E402
-from moviegen.parallel import mesh as meshes  # noqa: E402
-from moviegen.parallel import sync  # noqa: E402
+from moviegen.parallel import (
+    mesh as meshes,  # noqa: E402
+    sync,  # noqa: E402
+)
 from moviegen.runner import Run
 from tests.text import tiny_encoders  # noqa: E402
 

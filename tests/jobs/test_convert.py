@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from moviegen import config as configs
-from moviegen.convert import lpips as convert_lpips
-from moviegen.convert import seed
+from moviegen.convert import lpips as convert_lpips, seed
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import convert, import_weights, sample
 from moviegen.models import lpips
-from moviegen.models.tae import model as tae
-from moviegen.models.tae import weights as tae_weights
+from moviegen.models.tae import model as tae, weights as tae_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
 from moviegen.runner import Run

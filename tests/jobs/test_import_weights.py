@@ -10,8 +10,7 @@ from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.sampling import sampler
 from moviegen.storage import arraystore, checkpoint, safetensors_io
-from moviegen.training import generator
-from moviegen.training import state as states
+from moviegen.training import generator, state as states
 from tests.jobs.test_export import META, settings, trained
 
 

@@ -5,8 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from moviegen.nn import convolution as convolutions
-from moviegen.nn import layerwise
+from moviegen.nn import convolution as convolutions, layerwise
 from moviegen.nn.convolution import doubling_conv, halving_conv, spatial_conv, temporal_conv, temporal_doubling_conv
 from tests.numeric import assert_close, slopes
 

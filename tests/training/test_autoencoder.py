@@ -9,16 +9,12 @@ from moviegen.data import crops
 from moviegen.errors import ConfigError, DataError
 from moviegen.evaluation import reconstruction
 from moviegen.models import lpips
-from moviegen.models.tae import discriminator
-from moviegen.models.tae import model as tae
-from moviegen.models.tae import shapes as tae_shapes
-from moviegen.models.tae import weights as tae_weights
+from moviegen.models.tae import discriminator, model as tae, shapes as tae_shapes, weights as tae_weights
 from moviegen.nn import backend
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
-from moviegen.training import autoencoder, loop
-from moviegen.training import state as states
+from moviegen.training import autoencoder, loop, state as states
 
 
 def settings(**train_settings):

@@ -6,8 +6,7 @@ import pytest
 from experiments import common
 from moviegen.data import pipeline, sources
 from moviegen.errors import DataError
-from moviegen.models.transformer import model as transformer
-from moviegen.models.transformer import step as transformer_step
+from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.nn import backend
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run

@@ -9,8 +9,7 @@ from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
-from moviegen.training import loop
-from moviegen.training import state as states
+from moviegen.training import loop, state as states
 
 
 def settings(**train_settings):

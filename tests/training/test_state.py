@@ -11,8 +11,7 @@ from moviegen.nn import backend
 from moviegen.parallel import sharding
 from moviegen.parallel.mesh import ONE, Group, Mesh
 from moviegen.storage import checkpoint
-from moviegen.training import optim
-from moviegen.training import state as states
+from moviegen.training import optim, state as states
 
 SHAPES = {"blocks/0/q": (5, 4), "norm": (3,), "modulation": (6, 2)}
 CONFIG = ConfigDict(

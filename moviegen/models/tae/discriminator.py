@@ -15,8 +15,12 @@ import numpy as np
 from mindspore import ops
 
 from moviegen import streams
-from moviegen.models.tae.shapes import DISCRIMINATOR_LEVELS, discriminator_parameters, discriminator_plan
-from moviegen.models.tae.shapes import discriminator as shapes
+from moviegen.models.tae.shapes import (
+    DISCRIMINATOR_LEVELS,
+    discriminator as shapes,
+    discriminator_parameters,
+    discriminator_plan,
+)
 from moviegen.nn import backend, layerwise
 from moviegen.nn.convolution import halving_conv, spatial_conv, temporal_conv
 from moviegen.nn.group_norm import group_norm_silu

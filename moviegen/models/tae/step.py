@@ -9,8 +9,7 @@ from mindspore import ops
 
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
-from moviegen.models.tae import discriminator, losses
-from moviegen.models.tae import model as tae
+from moviegen.models.tae import discriminator, losses, model as tae
 from moviegen.models.tae.shapes import shapes as shapes
 from moviegen.nn import backend, layerwise
 from moviegen.parallel.comm import LOCAL, Comm

@@ -5,8 +5,7 @@ from experiments import common
 from moviegen.data import synthetic, video
 from moviegen.errors import ConfigError
 from moviegen.evaluation import baselines, metrics, reconstruction
-from moviegen.models.tae import linear_start as tae_linear
-from moviegen.models.tae import model as tae
+from moviegen.models.tae import linear_start as tae_linear, model as tae
 
 
 @pytest.fixture(scope="module")

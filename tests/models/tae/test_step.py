@@ -6,10 +6,7 @@ from ml_collections import ConfigDict
 
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
-from moviegen.models.tae import discriminator
-from moviegen.models.tae import losses as tae_losses
-from moviegen.models.tae import model as tae
-from moviegen.models.tae import step as tae_step
+from moviegen.models.tae import discriminator, losses as tae_losses, model as tae, step as tae_step
 from moviegen.nn import backend, layerwise
 from tests.models.tae.tiny_tae import WRONG_VIDEOS, random_params, tiny, video
 

@@ -9,9 +9,7 @@ import pytest
 
 from experiments import common
 from moviegen.data import clips, video
-from moviegen.models.tae import model as tae
-from moviegen.models.tae import tiles as tae_tiles
-from moviegen.models.tae import weights as tae_weights
+from moviegen.models.tae import model as tae, tiles as tae_tiles, weights as tae_weights
 from moviegen.nn import backend
 from moviegen.parallel.mesh import Group
 

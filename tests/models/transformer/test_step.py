@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from moviegen import flow
-from moviegen.models.transformer import model as transformer
-from moviegen.models.transformer import stages
+from moviegen.models.transformer import model as transformer, stages
 from moviegen.models.transformer.shapes import SequenceShard
 from moviegen.models.transformer.step import loss_and_grads
 from moviegen.nn import tree
