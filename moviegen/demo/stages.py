@@ -11,7 +11,7 @@ import numpy as np
 
 from moviegen.data import clips, synthetic, video
 from moviegen.demo import report as reports
-from moviegen.evaluation import baselines, linear_code, metrics, reconstruction
+from moviegen.evaluation import baselines, metrics, reconstruction
 from moviegen.models.tae import weights as tae_weights
 from moviegen.runner import Run
 from moviegen.sampling.sampler import Request, Sampler
@@ -40,7 +40,7 @@ def tae(config: Any, workdir: str) -> dict[str, float]:
     size = (config.data.height, config.data.width)
     codecs = {
         "pool": baselines.pool,
-        "linear": functools.partial(linear_code.roundtrip, code),
+        "linear": functools.partial(baselines.linear, code),
         "tae": functools.partial(reconstruction.roundtrip, params, config.tae),
     }
     heldout = [
@@ -96,11 +96,11 @@ def report(config: Any, workdir: str) -> dict[str, float]:
     return reports.build(config, Path(workdir).parent)
 
 
-def _linear_code(config: Any) -> linear_code.LinearCode:
+def _linear_code(config: Any) -> baselines.LinearCode:
     """PCA fitted on the autoencoder's own kinds of training data: all real training clips, and synthetic ones."""
     size = (config.data.height, config.data.width)
     drawn = [synthetic.sample_clip(config.seed, i, "train", config.data.num_frames, size)[0] for i in range(160)]
-    return linear_code.fit([*clips.training_videos(config.data.height), *drawn], config.tae.latent_channels)
+    return baselines.fit_linear([*clips.training_videos(config.data.height), *drawn], config.tae.latent_channels)
 
 
 def _compare(sets: dict[str, list[np.ndarray]], codecs: dict[str, Codec]) -> dict[str, float]:

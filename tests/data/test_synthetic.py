@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moviegen.data import synthetic
-from moviegen.evaluation import linear_code, metrics
+from moviegen.evaluation import baselines, metrics
 
 EVERY = synthetic.combinations("train") + synthetic.combinations("heldout")
 
@@ -69,8 +69,8 @@ def test_the_judge_sees_through_noise_of_25_decibels(rendered):
 
 
 def test_the_judge_sees_through_a_lossy_code(rendered):
-    code = linear_code.fit(rendered)
-    decoded = [linear_code.roundtrip(code, frames) for frames in rendered]
+    code = baselines.fit_linear(rendered)
+    decoded = [baselines.linear(code, frames) for frames in rendered]
     assert np.mean([metrics.mean_psnr(a, b) for a, b in zip(rendered, decoded, strict=True)]) < 28
     assert [synthetic.judge(frames) for frames in decoded] == EVERY
 

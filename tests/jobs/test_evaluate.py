@@ -9,7 +9,7 @@ import pytest
 from moviegen import config
 from moviegen.data import clips, video
 from moviegen.errors import ConfigError, DataError
-from moviegen.evaluation import linear_code, metrics, reconstruction
+from moviegen.evaluation import baselines, metrics, reconstruction
 from moviegen.jobs import evaluate
 from moviegen.models import lpips
 from moviegen.models.tae import weights as tae_weights
@@ -70,7 +70,7 @@ def test_numbers_of_the_real_clip_are_those_of_its_parts(real):
     assert row["ssim"] == pytest.approx(metrics.ssim(clip, made).mean())
     a, b = (video.to_model(x)[None] for x in (clip, made))
     assert row["lpips"] == pytest.approx(lpips.of_clips(small, a, b).mean(), rel=1e-5)
-    linear = linear_code.roundtrip(linear_code.fit(clips.training_videos(64)), clip)
+    linear = baselines.linear(baselines.fit_linear(clips.training_videos(64)), clip)
     assert row["linear_psnr"] == pytest.approx(metrics.mean_psnr(clip, linear))
     for key in ("psnr", "ssim", "lpips", "linear_psnr", "linear_ssim", "linear_lpips"):
         assert found[key] == pytest.approx(np.mean([r[key] for r in summary["clips"]])) == summary["mean"][key]
