@@ -49,32 +49,23 @@ def lazy(path: Path) -> Mapping[str, Lazy]:
 
 
 def _settings(config: Any) -> Any:
-    if "convert" not in config:
-        raise ConfigError(
-            "this experiment has no section `convert`: take one with it, experiments/tae.py for the autoencoder and "
-            "LPIPS, a stage such as experiments/1b_stage1.py for the generator"
-        )
+    where = "tae and lpips are in experiments/tae.py, the generator in a stage such as experiments/1b_stage1.py"
+    configs.require(config, "convert", take=f"one with it ({where})")
     settings = config.convert
     kinds = ("transformer",) if "model" in config else ("tae", "lpips")
     if settings.kind not in kinds:
-        raise ConfigError(
-            f"convert.kind is {settings.kind!r}, expected one of {', '.join(kinds)} in this experiment: the autoencoder "
-            "and LPIPS are in experiments/tae.py, the generator in a stage such as experiments/1b_stage1.py"
-        )
+        expected = f"expected one of {', '.join(kinds)} in this experiment"
+        raise ConfigError(f"convert.kind is {settings.kind!r}, {expected}: {where}")
     if settings.kind == "tae" and settings.naming not in tae_names.NAMINGS:
         raise ConfigError(f"convert.naming is {settings.naming!r}, expected one of {', '.join(tae_names.NAMINGS)}")
     if not settings.target.endswith(".safetensors"):
-        raise ConfigError(
-            f"convert.target is {settings.target!r}, expected the name of a file that ends in .safetensors"
-        )
+        raise ConfigError(f"convert.target is {settings.target!r}, expected a file name that ends in .safetensors")
     return settings
 
 
 def _tae(source: Path, cfg: Any) -> tuple[dict, str]:
-    if source.is_dir():
-        return tae_weights.load(source, cfg), "an autoencoder of ours"
-    arrays = lazy(source)
-    if any(name.startswith("encoder/") for name in arrays):
+    arrays = {} if source.is_dir() else lazy(source)
+    if source.is_dir() or any(name.startswith("encoder/") for name in arrays):
         return tae_weights.load(source, cfg), "an autoencoder of ours"
     if any("down_blocks." in name for name in arrays):
         return sd35.tae(arrays, cfg), "an image autoencoder in diffusers' names, inflated,"

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from moviegen import config as configs
 from moviegen.data import captions, rows
 from moviegen.errors import ConfigError
 from moviegen.parallel import sync
@@ -24,13 +25,10 @@ def run(run: Run) -> dict[str, float]:
     listed, more than `data.max_bad_fraction` of them refused.
     """
     config, mesh = run.config, run.mesh
-    if "text" not in config:
-        raise ConfigError("this experiment has no section `text`: take a generator's, such as experiments/1b_stage1.py")
+    configs.require(config, "text")
     names = [name for name, folder in config.text.encoders.items() if folder]
     if not names:
-        raise ConfigError(
-            "text.encoders names no folder: set those of the encoders to run, for example text.encoders.byt5"
-        )
+        raise ConfigError("text.encoders names no folder: set those of the encoders to run, such as text.encoders.byt5")
     for name in names:
         if not config.data.text_folders[name]:
             raise ConfigError(f"data.text_folders.{name} is empty: name the folder to write the embeddings to")
@@ -68,9 +66,8 @@ def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -
     missing = [text for text, known in zip(texts, there, strict=True) if not known]
     tokens, cut = tokenizers.cut(files.tokenizer.encode(missing), budget)
     order = sorted(range(len(missing)), key=lambda i: len(tokens[i]))  # like with like: little padding, few graphs
-    size = settings.batch_size
+    size, rate, kept = settings.batch_size, 0.0, len(texts) - len(missing)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    begun = time.monotonic()
     if batches:
         # With the same number of batches on every rank, as ranks that share weights must all take part: where one has
         # none left it embeds the last again and keeps nothing of it.
@@ -89,13 +86,10 @@ def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -
                 store.write_shard(folder, *zip(*waiting, strict=True))
                 waiting, saved = [], time.monotonic()
             progress.update(done)
-    rate = len(missing) / max(time.monotonic() - begun, 1e-9)
-    writer.write_scalars(0, {f"encode_text/{name}_prompts_per_second": rate if missing else 0.0})
+        rate = len(missing) / (time.monotonic() - begun)
+    writer.write_scalars(0, {f"encode_text/{name}_prompts_per_second": rate})
     sync.barrier(world)
     if world.rank == 0:
-        print(
-            f"encode_text: {name}: {len(missing)} texts embedded ({rate:.1f} prompts/s), {len(texts) - len(missing)} "
-            f"there before, {cut} cut to {budget} tokens; in {folder}",
-            flush=True,
-        )
-    return {"embedded": len(missing), "kept": len(texts) - len(missing), "cut": cut}
+        counts = f"{len(missing)} texts embedded ({rate:.1f} prompts/s), {kept} there before"
+        print(f"encode_text: {name}: {counts}, {cut} cut to {budget} tokens; in {folder}", flush=True)
+    return {"embedded": len(missing), "kept": kept, "cut": cut}

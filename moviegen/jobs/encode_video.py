@@ -33,10 +33,8 @@ def run(run: Run) -> dict[str, float]:
     ]
     folder, of = Path(data.latent_folder), data.csv or data.video_folder
     found = encode.encode(items, run.config, folder, of, world=run.mesh.world)
-    print(
-        f"encode_video: {found['encoded']} encoded, {found['kept']} there before, {found['bad']} bad; latents in {folder}",
-        flush=True,
-    )
+    counts = "{encoded} encoded, {kept} there before, {bad} bad".format(**found)
+    print(f"encode_video: {counts}; latents in {folder}", flush=True)
     return found
 
 

@@ -1,7 +1,6 @@
 """Exports the weights of a checkpoint as safetensors files, which other tools read."""
 
 from pathlib import Path
-from typing import Any
 
 from moviegen import config as configs
 from moviegen.errors import ConfigError
@@ -20,7 +19,13 @@ def run(run: Run) -> dict[str, float]:
     that names. Raises ConfigError for a wrong setting, or when the weights are not those of `config.model`.
     """
     config, workdir = run.config, run.workdir
-    settings = _settings(config)
+    configs.require(config, "export", "model")
+    settings = config.export
+    for key, known in CHOICES.items():
+        if settings[key] not in known:
+            raise ConfigError(f"export.{key} is {settings[key]!r}, expected one of {', '.join(known)}")
+    if settings.shard_bytes < 1:
+        raise ConfigError(f"export.shard_bytes is {settings.shard_bytes}, expected at least 1")
     folder = Path(settings.checkpoint or workdir / "checkpoints")
     trees, meta = checkpoint.lazy(folder, select=f"^{settings.weights}/")
     arrays = trees[settings.weights]
@@ -30,16 +35,3 @@ def run(run: Run) -> dict[str, float]:
     files = safetensors_io.write_shards(arrays, workdir / "export", settings.dtype, settings.shard_bytes, metadata)
     print(f"export: step {meta['step']} of {folder} in {len(files)} file(s) in {files[0].parent}", flush=True)
     return {"step": meta["step"], "files": len(files)}
-
-
-def _settings(config: Any) -> Any:
-    if "export" not in config or "model" not in config:
-        raise ConfigError(
-            "this experiment has no section `export`: take a generator's, such as experiments/1b_stage1.py"
-        )
-    for key, known in CHOICES.items():
-        if config.export[key] not in known:
-            raise ConfigError(f"export.{key} is {config.export[key]!r}, expected one of {', '.join(known)}")
-    if config.export.shard_bytes < 1:
-        raise ConfigError(f"export.shard_bytes is {config.export.shard_bytes}, expected at least 1")
-    return config.export

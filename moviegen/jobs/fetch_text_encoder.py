@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from moviegen import config as configs
 from moviegen.errors import ConfigError
 from moviegen.runner import Run
 from moviegen.text import fetch
@@ -13,20 +14,15 @@ def run(run: Run) -> dict[str, float]:
     What a stopped run has downloaded is not downloaded again, and a folder that is whole is only checked.
     """
     config = run.config
-    if "text" not in config:
-        raise ConfigError("this experiment has no section `text`: take a generator's, such as experiments/1b_stage1.py")
+    configs.require(config, "text")
     folders = {name: Path(folder) for name, folder in config.text.encoders.items() if folder}
     if not folders:
-        raise ConfigError(
-            "text.encoders names no folder: set those to fill, for example text.encoders.byt5=encoders/byt5"
-        )
+        raise ConfigError("text.encoders names no folder: set those to fill, such as text.encoders.byt5=encoders/byt5")
     counts = {"fetched": 0, "kept": 0}
     for name, folder in folders.items():
         repository = config.text.repositories[name]
         new = fetch.fetch(name, repository, folder, config.text.endpoint, config.text.offline)
         counts["fetched" if new else "kept"] += 1
-        print(
-            f"fetch_text_encoder: {name}: {repository} {'fetched' if new else 'there and whole'} in {folder}",
-            flush=True,
-        )
+        state = "fetched" if new else "there and whole"
+        print(f"fetch_text_encoder: {name}: {repository} {state} in {folder}", flush=True)
     return counts

@@ -23,10 +23,7 @@ def run(run: Run) -> dict[str, float]:
     an export of ours was made with and that differ.
     """
     config, workdir = run.config, run.workdir
-    if "import_weights" not in config or "model" not in config:
-        raise ConfigError(
-            "this experiment has no section `import_weights`: take a generator's, such as experiments/1b_stage1.py"
-        )
+    configs.require(config, "import_weights", "model")
     path = Path(config.import_weights.path)
     if not config.import_weights.path or not path.exists():
         raise ConfigError(
@@ -34,21 +31,17 @@ def run(run: Run) -> dict[str, float]:
         )
     arrays, metadata = safetensors_io.lazy(path)
     match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {path}")
-    _check_model(path, metadata.get("model", {}), configs.to_plain(config.model))
+    made_with = metadata.get("model")
+    differs = configs.changes(made_with, configs.to_plain(config.model)) if made_with else []
+    differs = [line for line in differs if line.split(":")[0] not in BESIDE_THE_WEIGHTS]
+    if differs:
+        raise ConfigError(f"{path} was exported with another model: {'; '.join(differs)}; change the config's model")
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
     folder = workdir / "imported"
-    meta = {"samples_seen": 0, **_statistics(config, metadata)}
+    meta = {"samples_seen": 0} | _statistics(config, metadata)
     checkpoint.save(folder, 0, {"params": weights, "ema": weights}, meta)
     print(f"import: {len(weights)} arrays of {path}; start from {folder}", flush=True)
     return {"arrays": len(weights)}
-
-
-def _check_model(path: Path, made_with: dict, model: dict) -> None:
-    differs = [
-        line for line in configs.changes(made_with, model) if made_with and line.split(":")[0] not in BESIDE_THE_WEIGHTS
-    ]
-    if differs:
-        raise ConfigError(f"{path} was exported with another model: {'; '.join(differs)}; change the config's model")
 
 
 def _statistics(config: Any, metadata: dict) -> dict[str, list[float]]:

@@ -15,9 +15,7 @@ def run(run: Run) -> dict[str, float]:
     """
     settings, folder = run.config.sample, run.workdir / "samples"
     if not settings.prompts:
-        raise ConfigError(
-            "sample.prompts is empty: give at least one, --config.sample.prompts='a red circle moves left'"
-        )
+        raise ConfigError("sample.prompts is empty: give at least one, --config.sample.prompts='a red circle'")
     requests = [Request(prompt, index) for index, prompt in enumerate(settings.prompts)]
     for request, pieces in Sampler(run).sample(requests):
         write(folder, request, pieces, settings.num_frames, settings.fps)
