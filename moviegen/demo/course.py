@@ -45,9 +45,7 @@ def run(run: Run) -> dict[str, float]:
         elif only is None:
             print(f"{label} was done before: {_summary(done)}", flush=True)
         elif not current:
-            raise ConfigError(
-                f"--stage={only} needs the stage {name}, which is not done in {workdir}: run --stage={name} first"
-            )
+            raise ConfigError(f"--stage={only} needs the stage {name}, not done in {workdir}: run --stage={name} first")
         metrics = done["metrics"]
         if name == only:
             return metrics
@@ -99,12 +97,9 @@ def _run_stage(config: Any, workdir: Path, name: str, before: str, identity: str
     start = time.time()
     # A process for each stage: compiled graphs keep their memory for the life of the process.
     metrics, peak = isolate.call(f"moviegen.demo.stages:{name}", made, str(folder))
-    done = dict(
-        metrics=metrics,
-        seconds=round(time.time() - start, 1),
-        peak_memory_gb=round(peak + isolate.own_peak_memory_gb(), 3),  # both are alive at the same time
-        identity=identity,
-    )
+    peak = round(peak + isolate.own_peak_memory_gb(), 3)  # both are alive at the same time
+    seconds = round(time.time() - start, 1)
+    done = {"metrics": metrics, "seconds": seconds, "peak_memory_gb": peak, "identity": identity}
     files.write_json(done, folder / "done.json")
     return done
 

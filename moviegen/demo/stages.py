@@ -22,6 +22,7 @@ from moviegen.training import autoencoder, generator
 Codec = Callable[[np.ndarray], np.ndarray]  # uint8 (t h w c) -> the same, encoded and decoded
 
 ATTRIBUTES = ("colour", "shape", "direction")
+LINEAR_CLIPS = 160  # synthetic ones that the linear code is fitted to, beside all real training clips
 HELDOUT_CLIPS = 32  # every held-out combination twice
 SHOWN = ("rabbit-meadow", "traffic")  # training clips that the report shows beside the held-out one
 SHOWN_FRAMES = 48
@@ -36,18 +37,18 @@ def tae(config: Any, workdir: str) -> dict[str, float]:
     config.train.init_from = config.train.init_from or str(tae_weights.configured(config))
     autoencoder.train(Run(config, Path(workdir), stage="tae"))
     params = tae_weights.load(Path(workdir) / "tae.safetensors", config.tae)
-    code = _linear_code(config)
-    size = (config.data.height, config.data.width)
+    frames, size = config.data.num_frames, (config.data.height, config.data.width)
+    drawn = [synthetic.sample_clip(config.seed, i, "train", frames, size)[0] for i in range(LINEAR_CLIPS)]
+    heldout = [synthetic.sample_clip(config.seed, i, "heldout", frames, size)[0] for i in range(HELDOUT_CLIPS)]
+    # PCA is fitted to the autoencoder's own kinds of training data.
+    code = baselines.fit_linear([*clips.training_videos(config.data.height), *drawn], config.tae.latent_channels)
     codecs = {
         "pool": baselines.pool,
         "linear": functools.partial(baselines.linear, code),
         "tae": functools.partial(reconstruction.roundtrip, params, config.tae),
     }
-    heldout = [
-        synthetic.sample_clip(config.seed, i, "heldout", config.data.num_frames, size)[0] for i in range(HELDOUT_CLIPS)
-    ]
     print(
-        f"tae: measuring {HELDOUT_CLIPS} held-out synthetic clips and {clips.HELDOUT}, beside both baselines",
+        f"tae: measuring {len(heldout)} synthetic clips and {clips.HELDOUT}, held out, beside both baselines",
         flush=True,
     )
     found = _compare({"synthetic": heldout, "heldout": _pieces(clips.heldout_clip(size=size), config)}, codecs)
@@ -77,18 +78,15 @@ def sample(config: Any, workdir: str) -> dict[str, float]:
     for request, pieces in Sampler(Run(config, Path(workdir))).sample(requests):
         frames = np.concatenate(list(pieces))
         base = write(Path(workdir) / "samples", request, [frames], len(frames), config.sample.fps)
-        verdicts.append(
-            {"prompt": request.prompt, "file": base.name} | _verdict(config, wanted[request.index][1], frames)
-        )
+        verdict = _verdict(config, wanted[request.index][1], frames)
+        verdicts.append({"prompt": request.prompt, "file": base.name} | verdict)
     files.write_text(json.dumps(verdicts, indent=1), Path(workdir) / "samples.json")
     if config.data.source == "clips":
         for name, clip in _originals(config).items():
             video.write_mp4(Path(workdir) / "originals" / f"{name}.mp4", clip, config.sample.fps)
         return {"clips.matched": sum(v["matched"] for v in verdicts), "clips.total": len(verdicts)}
-    right = {
-        f"prompts.{key}": float(np.mean([v["seen"][key] == v["wanted"][key] for v in verdicts])) for key in ATTRIBUTES
-    }
-    return right | {"prompts.samples": len(verdicts)}
+    right = {key: np.mean([v["seen"][key] == v["wanted"][key] for v in verdicts]) for key in ATTRIBUTES}
+    return {f"prompts.{key}": float(rate) for key, rate in right.items()} | {"prompts.samples": len(verdicts)}
 
 
 def report(config: Any, workdir: str) -> dict[str, float]:
@@ -96,30 +94,16 @@ def report(config: Any, workdir: str) -> dict[str, float]:
     return reports.build(config, Path(workdir).parent)
 
 
-def _linear_code(config: Any) -> baselines.LinearCode:
-    """PCA fitted on the autoencoder's own kinds of training data: all real training clips, and synthetic ones."""
-    size = (config.data.height, config.data.width)
-    drawn = [synthetic.sample_clip(config.seed, i, "train", config.data.num_frames, size)[0] for i in range(160)]
-    return baselines.fit_linear([*clips.training_videos(config.data.height), *drawn], config.tae.latent_channels)
-
-
 def _compare(sets: dict[str, list[np.ndarray]], codecs: dict[str, Codec]) -> dict[str, float]:
     """Mean PSNR and SSIM of each codec on each set: `tae.heldout_psnr`, `tae.baseline_psnr`, `tae.linear_psnr`, ...
 
     Of the set "heldout" only the autoencoder's numbers carry the set's name.
     """
-    names = {
-        ("heldout", "tae"): "heldout",
-        ("heldout", "pool"): "baseline",
-        ("heldout", "linear"): "linear",
-        ("synthetic", "tae"): "synthetic",
-        ("synthetic", "pool"): "synthetic_baseline",
-        ("synthetic", "linear"): "synthetic_linear",
-    }
     found = {}
-    for (which, codec), name in names.items():
-        measured = [reconstruction.measure(clip, codecs[codec](clip)) for clip in sets[which]]
-        found |= {f"tae.{name}_{metric}": float(np.mean([m[metric] for m in measured])) for metric in measured[0]}
+    for which, before in (("heldout", ""), ("synthetic", "synthetic_")):
+        for codec, name in (("tae", which), ("pool", f"{before}baseline"), ("linear", f"{before}linear")):
+            measured = [reconstruction.measure(clip, codecs[codec](clip)) for clip in sets[which]]
+            found |= {f"tae.{name}_{metric}": float(np.mean([m[metric] for m in measured])) for metric in measured[0]}
     return found
 
 
@@ -127,10 +111,8 @@ def _judged_through(codec: Codec, heldout: Iterable[np.ndarray], config: Any) ->
     """How often the judge is right on real held-out clips after the autoencoder: what no sample can be better than."""
     right = []
     for i, clip in enumerate(heldout):
-        seen = synthetic.judge(codec(clip))
-        right.append(
-            [a == b for a, b in zip(seen, synthetic.sample_combination(config.seed, i, "heldout"), strict=True)]
-        )
+        wanted = synthetic.sample_combination(config.seed, i, "heldout")
+        right.append([a == b for a, b in zip(synthetic.judge(codec(clip)), wanted, strict=True)])
     return {f"tae.judged_{key}": float(rate) for key, rate in zip(ATTRIBUTES, np.mean(right, 0), strict=True)}
 
 
@@ -170,6 +152,5 @@ def _verdict(config: Any, wanted: Any, frames: np.ndarray) -> dict:
 
 
 def _originals(config: Any) -> dict[str, np.ndarray]:
-    settings = config.sample
-    size = (settings.height, settings.width)
-    return {clip.name: clips.read_clip(clip, settings.num_frames, size) for clip in clips.captioned_clips()}
+    frames, size = config.sample.num_frames, (config.sample.height, config.sample.width)
+    return {clip.name: clips.read_clip(clip, frames, size) for clip in clips.captioned_clips()}
