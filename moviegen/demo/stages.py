@@ -48,8 +48,7 @@ def tae(config: Any, workdir: str) -> dict[str, float]:
         "tae": functools.partial(reconstruction.roundtrip, params, config.tae),
     }
     print(
-        f"tae: measuring {len(heldout)} synthetic clips and {clips.HELDOUT}, held out, beside both baselines",
-        flush=True,
+        f"tae: measuring {len(heldout)} held-out synthetic clips and {clips.HELDOUT}, beside both baselines", flush=True
     )
     found = _compare({"synthetic": heldout, "heldout": _pieces(clips.heldout_clip(size=size), config)}, codecs)
     found |= _judged_through(codecs["tae"], heldout, config)

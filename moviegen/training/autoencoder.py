@@ -11,15 +11,15 @@ from moviegen.data import crops, video
 from moviegen.errors import ConfigError
 from moviegen.evaluation import reconstruction
 from moviegen.models import lpips
-from moviegen.models.tae import shapes as tae_shapes, step as tae_step
+from moviegen.models.tae import linear_start, shapes as tae_shapes, step as tae_step, weights as tae_weights
 from moviegen.nn import backend
 from moviegen.parallel import comm, sync
-from moviegen.parallel.mesh import Mesh
+from moviegen.parallel.mesh import Group, Mesh
 from moviegen.runner import Run
 from moviegen.storage import safetensors_io
 from moviegen.storage.writers import Writer
 from moviegen.streams import Stream
-from moviegen.training import loop, state as states, tae_start
+from moviegen.training import loop, state as states
 
 
 def train(run: Run) -> dict[str, float]:
@@ -36,7 +36,8 @@ def make(run: Run) -> loop.Task:
     """
     config, workdir, mesh, name = run.config, run.workdir, run.mesh, run.stage or "tae"
     adversarial = config.loss.get("adversarial")
-    adversarial = adversarial if adversarial and adversarial.weight else None
+    if adversarial and not adversarial.weight:
+        adversarial = None
     layout = states.Layout(tae_shapes.shapes(config.tae, adversarial), mesh, config.train.zero_stage)
     exchange = comm.make(mesh, config.train.zero_stage, layout.shapes)
     perceptual = _perceptual(config, mesh)
@@ -44,26 +45,18 @@ def make(run: Run) -> loop.Task:
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))
 
     def first_state():
-        params = tae_step.init(config.tae, config.seed, adversarial) | tae_start.weights(config, source, mesh.world)
+        params = tae_step.init(config.tae, config.seed, adversarial) | start_weights(config, source, mesh.world)
         shards = {path: layout.place(path, array) for path, array in backend.to_numpy(params).items()}
         return states.fresh(shards, layout)
 
     def loss_and_grads(params, inputs, step):
-        weights, on = _weights(config, step), adversarial and step >= adversarial.start
-        return tae_step.loss_and_grads(
-            params,
-            config.tae,
-            *inputs,
-            weights,
-            exchange,
-            perceptual=perceptual,
-            adversarial=adversarial if on else None,
-            recompute=config.train.get("recompute_levels", ()),
-        )
+        weights, recompute = _weights(config, step), config.train.get("recompute_levels", ())
+        on = adversarial if adversarial and step >= adversarial.start else None
+        return tae_step.loss_and_grads(params, config.tae, *inputs, weights, exchange, perceptual, on, recompute)
 
     def numbers(losses, step):
-        found = losses | {"psnr": float(10 * np.log10(4 / losses["mse"]))}  # the video's range [-1, 1] is 2 wide
-        del found["mse"]
+        psnr = float(10 * np.log10(4 / losses["mse"]))  # the video's range [-1, 1] is 2 wide
+        found = {key: value for key, value in losses.items() if key != "mse"} | {"psnr": psnr}
         return found, found
 
     def weights_of(ema):
@@ -83,17 +76,28 @@ def make(run: Run) -> loop.Task:
         weights = weights_of(ema)
         return safetensors_io.write(weights, workdir / "tae.safetensors", "float16") if mesh.world.rank == 0 else None
 
+    micro_batches = functools.partial(_micro_batches, config, source, mesh)
+    starts = {tae_shapes.DISCRIMINATOR: adversarial.start} if adversarial else {}
     return loop.Task(
-        name=name,
-        layout=layout,
-        first_state=first_state,
-        micro_batches=functools.partial(_micro_batches, config, source, mesh),
-        loss_and_grads=loss_and_grads,
-        numbers=numbers,
-        validate=validate,
-        export=export,
-        starts={tae_shapes.DISCRIMINATOR: adversarial.start} if adversarial else {},
+        name, layout, first_state, micro_batches, loss_and_grads, numbers, validate, export=export, starts=starts
     )
+
+
+def start_weights(config: Any, source: crops.Source, world: Group) -> dict[str, Any]:
+    """Whole parameters on every rank to start with, as the config asks for them; none where they are random.
+
+    `train.init_from` is a safetensors file or a checkpoint folder. `train.linear_start` is the number of clips to which a
+    linear autoencoder is fitted in closed form; they are four times as large as the training crops.
+    """
+    if config.train.init_from:
+        read = functools.partial(tae_weights.load, config.train.init_from, config.tae)
+        return sync.from_first(world, read, tae_shapes.shapes(config.tae))
+    count, data = config.train.get("linear_start", 0), config.data
+    if not count:
+        return {}
+    rngs = (streams.rng(Stream.LINEAR_START, config.seed, i) for i in range(count))
+    drawn = [source(rng, data.num_frames, 2 * data.height, 2 * data.width) for rng in rngs]
+    return linear_start.init(config.tae, drawn, config.seed)
 
 
 def _perceptual(config: Any, mesh: Mesh) -> dict[str, Any] | None:
@@ -129,9 +133,8 @@ def _weights(config: Any, step: int) -> dict[str, float]:
     loss = config.loss
     found = {key: loss.get(key, 0.0) for key in ("l1", "mse", "kl", "lpips")}
     found["outlier"] = loss.get("outlier", 0.0) if step >= loss.get("outlier_start", 0) else 0.0
-    found["outlier_radius"] = loss.get("outlier_radius", 3.0)
-    found["adversarial"] = loss.adversarial.weight if "adversarial" in loss else 0.0
-    return found
+    adversarial = loss.adversarial.weight if "adversarial" in loss else 0.0
+    return found | {"outlier_radius": loss.get("outlier_radius", 3.0), "adversarial": adversarial}
 
 
 def _show(run: Run, writer: Writer, step: int, params: Any, clips: dict[str, np.ndarray]) -> None:

@@ -1,19 +1,13 @@
 """Trains the generator by flow matching."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from moviegen import flow
 from moviegen.data import pipeline
-from moviegen.models.transformer import (
-    model as transformer,
-    positions,
-    shapes as transformer_shapes,
-    step as transformer_step,
-)
+from moviegen.models.transformer import model as transformer, positions, step as transformer_step
 from moviegen.parallel import comm
 from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
@@ -35,10 +29,13 @@ def make(run: Run) -> loop.Task:
     DataError where the data cannot be used.
     """
     config, mesh, stage = run.config, run.mesh, run.config.train.zero_stage
-    shapes = transformer_shapes.shapes(config.model)
+    shapes = transformer.shapes(config.model)
     layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer)
     exchange = comm.make(mesh, stage, shapes, config.model.get("compute_dtype", "float32"))
     data = pipeline.open_data(config, run.workdir, mesh.world)
+
+    def micro_batches(step):
+        return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh))
 
     def loss_and_grads(params, batch, step):
         loss, grads = transformer_step.loss_and_grads(params, config.model, *batch, exchange)
@@ -53,19 +50,12 @@ def make(run: Run) -> loop.Task:
         return {"heldout_loss": loss}, loss
 
     def meta(step):
-        samples = {"samples_seen": step * config.train.batch_size}
-        return samples | {"latent_shift": data.shift, "latent_scale": data.scale}
+        samples = step * config.train.batch_size
+        return {"samples_seen": samples, "latent_shift": data.shift, "latent_scale": data.scale}
 
-    return loop.Task(
-        name=run.stage or "train",
-        layout=layout,
-        first_state=functools.partial(first_state, config, layout),
-        micro_batches=functools.partial(_micro_batches, config, data, mesh),
-        loss_and_grads=loss_and_grads,
-        numbers=numbers,
-        validate=validate if "heldout" in data.samples else None,
-        meta=meta,
-    )
+    first = functools.partial(first_state, config, layout)
+    validate = validate if "heldout" in data.samples else None
+    return loop.Task(run.stage or "train", layout, first, micro_batches, loss_and_grads, numbers, validate, meta)
 
 
 def first_state(config: Any, layout: states.Layout) -> states.State:
@@ -77,11 +67,6 @@ def first_state(config: Any, layout: states.Layout) -> states.State:
         grow = functools.partial(positions.interpolate_positions, cfg=config.model)
         return states.grown(config.train.init_from, layout, grow)
     return states.fresh(transformer.init(config.model, config.seed, layout.place), layout)
-
-
-def _micro_batches(config: Any, data: pipeline.Data, mesh: Mesh, step: int) -> Iterator[pipeline.Batch]:
-    for own in _positions(config, mesh):
-        yield pipeline.batch(data, config, step, own)
 
 
 def _positions(config: Any, mesh: Mesh) -> list[range]:

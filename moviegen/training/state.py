@@ -118,13 +118,7 @@ def _read(folder, step, layout, select=""):
 
 
 def update(
-    state: State,
-    grads: Tree,
-    step: int,
-    lr: float,
-    config: Any,
-    layout: Layout,
-    starts: Mapping[str, int] | None = None,
+    state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout, starts: Mapping[str, int] = {}
 ) -> float:
     """One optimizer step in place; returns the global norm of the gradients, which come as the model's step gives them.
 
@@ -132,13 +126,13 @@ def update(
     they have their own global norm and clipping, and count their steps from the first one. Before it they stay as they
     are, and `grads` need not have them. The norm returned is that of all other gradients.
     """
-    starts, shard, norms = starts or {}, layout.shard, {}
+    shard, norms = layout.shard, {}
     for prefix, start in {"": 0, **starts}.items():
         if step < start:
             continue
         done = step - start
         master, own = (
-            {path: value for path, value in tree.items() if _prefix(path, starts) == prefix}
+            {path: value for path, value in tree.items() if prefix == next(filter(path.startswith, starts), "")}
             for tree in (state.master, grads)
         )
         if layout.zero_stage == 1 and shard.size > 1:
@@ -152,10 +146,6 @@ def update(
             for path, value in layout.whole(master).items():
                 state.params[path].assign_value(value)
     return norms[""]
-
-
-def _prefix(path, starts):
-    return next((prefix for prefix in starts if path.startswith(prefix)), "")
 
 
 def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout: Layout) -> Future | None:

@@ -3,16 +3,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments import common, tae as tae_experiment
 from moviegen import config as configs
 from moviegen.data import crops
 from moviegen.errors import ConfigError, DataError
 from moviegen.evaluation import reconstruction
 from moviegen.models import lpips
-from moviegen.models.tae import discriminator, model as tae, shapes as tae_shapes, weights as tae_weights
+from moviegen.models.tae import discriminator, linear_start, model as tae, shapes as tae_shapes, weights as tae_weights
 from moviegen.nn import backend
+from moviegen.parallel.mesh import ALONE
 from moviegen.runner import Run
-from moviegen.storage import checkpoint
+from moviegen.storage import checkpoint, safetensors_io
 from moviegen.storage.writers import read_metrics
 from moviegen.training import autoencoder, loop, state as states
 
@@ -244,3 +245,35 @@ def test_posterior_noise_depends_on_the_step_and_fits_the_latents():
     noise = [autoencoder._noise(config, step, clips, 0) for step in (1, 1, 2)]
     np.testing.assert_array_equal(noise[0], noise[1])
     assert not np.array_equal(noise[0], noise[2])
+
+
+def start_settings(**train):
+    config = tae_experiment.get_config(tiny=True)
+    config.tae = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=4)
+    config.data.update(num_frames=8, height=16, width=24)
+    config.train.update(init_from="", linear_start=0)
+    config.train.update(train)
+    return config
+
+
+def start_weights(config):
+    return autoencoder.start_weights(config, crops.source(config.data), ALONE)
+
+
+def test_training_begins_with_random_weights_where_nothing_is_asked_for():
+    assert start_weights(start_settings()) == {}
+
+
+def test_weights_of_a_file_come_before_fitted_ones(tmp_path):
+    arrays = {path: np.full(shape, 0.5, np.float32) for path, shape in tae_shapes.shapes(start_settings().tae).items()}
+    path = safetensors_io.write(arrays, tmp_path / "tae.safetensors")
+    found = start_weights(start_settings(init_from=str(path), linear_start=2))
+    assert found.keys() == arrays.keys() and all((value.asnumpy() == 0.5).all() for value in found.values())
+
+
+def test_the_linear_start_is_fitted_to_clips_of_four_times_the_size(monkeypatch):
+    monkeypatch.setattr(linear_start, "init", lambda cfg, clips, seed: clips)
+    first, second = start_weights(start_settings(linear_start=2))
+    assert first.shape == second.shape and set(first.shape) == {3, 8, 32, 48}
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, start_weights(start_settings(linear_start=1))[0])
