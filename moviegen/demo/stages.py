@@ -14,8 +14,7 @@ from moviegen.demo import report as reports
 from moviegen.evaluation import baselines, metrics, reconstruction
 from moviegen.models.tae import weights as tae_weights
 from moviegen.runner import Run
-from moviegen.sampling.sampler import Request, Sampler
-from moviegen.sampling.write import write
+from moviegen.sampling.sampler import Request, Sampler, write
 from moviegen.storage import files
 from moviegen.training import autoencoder, generator
 

@@ -3,8 +3,7 @@
 from moviegen.errors import ConfigError
 from moviegen.parallel import sync
 from moviegen.runner import Run
-from moviegen.sampling.sampler import Request, Sampler
-from moviegen.sampling.write import write
+from moviegen.sampling.sampler import Request, Sampler, write
 
 
 def run(run: Run) -> dict[str, float]:

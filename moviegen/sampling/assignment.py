@@ -41,8 +41,7 @@ def assign(mesh: Mesh, guided: bool, tiles: int = 1) -> Assignment:
     if guided and mesh.data == 2:  # each half of the mesh computes one branch
         branch, team = divmod(batch.rank, mesh.zero)
         teams, decoder, decoders = mesh.zero, branch, 2
-    if tiles >= sequence.size:
-        return Assignment(mesh, team, teams, branch, decoder, decoders, sequence)
-    # Too few tiles for every rank of the sequence: each decodes whole videos.
-    decoder, decoders = decoder * sequence.size + sequence.rank, decoders * sequence.size
-    return Assignment(mesh, team, teams, branch, decoder, decoders, ALONE)
+    if tiles < sequence.size:  # too few for every rank of the sequence: each decodes whole videos
+        decoder, decoders = decoder * sequence.size + sequence.rank, decoders * sequence.size
+        sequence = ALONE
+    return Assignment(mesh, team, teams, branch, decoder, decoders, sequence)

@@ -1,6 +1,6 @@
 """Latents of one batch: Euler steps through the flow from noise, with classifier-free guidance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from moviegen.parallel import collectives
 from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.sampling.assignment import Assignment
 from moviegen.streams import Stream
+from moviegen.text.batch import Embeddings
 
 
 def noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> np.ndarray:
@@ -21,12 +22,7 @@ def noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> np.ndarray
 
 
 def generate(
-    params: Any,
-    config: Any,
-    text: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    start: np.ndarray,
-    by: Assignment,
-    comm: Comm = LOCAL,
+    params: Any, config: Any, text: Embeddings, start: np.ndarray, by: Assignment, comm: Comm = LOCAL
 ) -> np.ndarray:
     """Returns latents (b c t h w), in the transformer's space and float32 like `start`, the noise.
 

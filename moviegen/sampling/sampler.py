@@ -1,7 +1,9 @@
-"""Samples videos of prompts: text, generator and decoder, loaded once for any number of requests."""
+"""Samples videos of prompts: text, generator and decoder, loaded once for any number of requests; writes their files."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,20 +26,14 @@ from moviegen.text import online
 from moviegen.text.encoders import Encoder
 from moviegen.training import state as states
 
+SHEET_FRAMES = 8
+
 
 class Request(NamedTuple):
     """What is asked for. The sample depends on the seed, `index` and `prompt` alone, not on the batch or the mesh."""
 
     prompt: str
     index: int
-
-
-class Generator(NamedTuple):
-    """EMA weights, what computing with them exchanges on the mesh, and the statistics of the latents that it makes."""
-
-    params: dict[str, Any]
-    comm: Comm
-    statistics: ConfigDict  # latent_shift, latent_scale
 
 
 class Sampler:
@@ -75,9 +71,10 @@ class Sampler:
         for batch, decoded_here in by.batches(len(requests), config.sample.batch_size):
             rows = {name: (values[[*batch, -1]], mask[[*batch, -1]]) for name, (values, mask) in text.items()}
             start = noise(config.seed, [requests[number].index for number in batch], self.latent_shape)
-            latents = generate(self._generator.params, config, rows, start, by, self._generator.comm)
+            params, exchange, statistics = self._generator
+            latents = generate(params, config, rows, start, by, exchange)
             for place in decoded_here:
-                pieces = self._decode(latents[place])
+                pieces = self._decode(latents[place], statistics)
                 if by.tile_group.rank == 0:
                     yield requests[batch[place]], pieces
                     progress.update(batch[place] + 1)
@@ -85,7 +82,8 @@ class Sampler:
                     pass
 
     @functools.cached_property
-    def _generator(self) -> Generator:
+    def _generator(self) -> tuple[dict[str, Any], Comm, ConfigDict]:
+        """EMA weights, what computing with them exchanges on the mesh, and the statistics of the latents they make."""
         config, mesh, zero_stage = self.run.config, self.run.mesh, self.run.config.train.zero_stage
         shapes = transformer.shapes(config.model)
         params, meta = states.load_ema(self.folder, states.Layout(shapes, mesh, zero_stage))
@@ -93,17 +91,17 @@ class Sampler:
             print(f"sample: weights of step {meta['step']} in {self.folder}", flush=True)
         exchange = comm.make(mesh, zero_stage, shapes, config.model.get("compute_dtype", "float32"))
         statistics = {key: tuple(meta[key]) for key in ("latent_shift", "latent_scale")}
-        return Generator(params, exchange, ConfigDict(statistics))
+        return params, exchange, ConfigDict(statistics)
 
     @functools.cached_property
     def _decoder(self) -> dict[str, Any]:
         return tae_weights.load(self.tae_weights, self.run.config.tae)
 
-    def _decode(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+    def _decode(self, latents: np.ndarray, statistics: ConfigDict) -> Iterator[np.ndarray]:
         """Frames of one sample's latents (c t h w), in pieces."""
-        config = self.run.config
-        raw = tae.denormalize(backend.tensor(latents[None]), self._generator.statistics)
-        stream = tae_tiles.stream(self._decoder, config.tae, raw, config.sample.num_frames, self.assignment.tile_group)
+        config, group = self.run.config, self.assignment.tile_group
+        raw = tae.denormalize(backend.tensor(latents[None]), statistics)
+        stream = tae_tiles.stream(self._decoder, config.tae, raw, config.sample.num_frames, group)
         return (video.to_uint8(piece[0]) for piece in stream)
 
 
@@ -115,3 +113,27 @@ def latent_shape(config: Any) -> tuple[int, int, int, int]:
             raise ConfigError(f"sample.{key} is {settings[key]}: expected a multiple of {8 * patch}")
     frames = -(-settings.num_frames // 8)
     return config.tae.latent_channels, frames, settings.height // 8, settings.width // 8
+
+
+def write(folder: Path, request: Request, pieces: Iterable[np.ndarray], count: int, fps: float) -> Path:
+    """Writes `count` frames, in pieces uint8 (n h w c), as `NN-prompt.mp4` with a contact sheet `.png`.
+
+    A single frame is a PNG alone. Returns the path without suffix.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60].rstrip("-") or "empty"
+    base = folder / f"{request.index:02d}-{slug}"
+    wanted = set(np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(int))
+    sheet: list[np.ndarray] = []
+
+    def collecting() -> Iterator[np.ndarray]:
+        numbers = itertools.count()
+        for piece in pieces:
+            sheet.extend(frame.copy() for frame in piece if next(numbers) in wanted)
+            yield piece
+
+    if count > 1:
+        video.write_mp4(base.with_suffix(".mp4"), collecting(), fps)
+    else:
+        list(collecting())
+    video.write_sheet(base.with_suffix(".png"), np.stack(sheet), columns=len(sheet))
+    return base

@@ -1,12 +1,15 @@
 """What is sampled for which request, whatever the batch; what is loaded, and when."""
 
+import weakref
+
 import numpy as np
 import pytest
 
 from moviegen import streams
+from moviegen.data import video
 from moviegen.runner import Run
 from moviegen.sampling import sampler
-from moviegen.sampling.sampler import Request, Sampler
+from moviegen.sampling.sampler import Request, Sampler, write
 from moviegen.streams import Stream
 from tests.sampling import stand_ins
 from tests.sampling.stand_ins import MEANS, SHAPE
@@ -95,3 +98,21 @@ def test_text_encoders_are_kept_where_asked_for(seen, config, requests, tmp_path
     one = Sampler(Run(config, tmp_path), keep_encoders=keep)
     list(one.sample(requests))
     assert one.encoders == kept or set(one.encoders) == kept
+
+
+def test_a_video_is_written_as_its_pieces_come(tmp_path):
+    frames = np.arange(12, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2).repeat(3, 3) * 20
+    given = []
+
+    def pieces():
+        for piece in np.split(frames, [5, 6, 7, 9, 10]):
+            assert sum(before() is not None for before in given) <= 3
+            piece = piece.copy()
+            given.append(weakref.ref(piece))
+            yield piece
+
+    base = write(tmp_path, Request("A dog!", 3), pieces(), 12, 8.0)
+    assert base == tmp_path / "03-a-dog" and len(given) == 6
+    np.testing.assert_allclose(video.read(base.with_suffix(".mp4"))[0].mean((1, 2, 3)), frames.mean((1, 2, 3)), atol=3)
+    sheet = video.read(base.with_suffix(".png"))[0][0]
+    assert [int(sheet[0, 18 * i, 0]) // 20 for i in range(8)] == [0, 2, 3, 5, 6, 8, 9, 11]
