@@ -22,7 +22,6 @@ RECONSTRUCTIONS = Path("samples") / "recons"
 LINEAR_CLIPS = 64  # training clips that the linear baseline is fitted to, where they come from files
 SYNTHETIC_FPS = 8.0  # at which the demo shows its clips
 Row = dict[str, Any]
-Extractor = Callable[[np.ndarray], np.ndarray]  # frames uint8 (t h w c) -> features float64 (n d)
 
 
 class Clip(NamedTuple):
@@ -104,10 +103,10 @@ def trained_on(config: Any) -> Iterable[np.ndarray]:
     return [source(rng, frames, data.height, data.width) for rng in rngs]
 
 
-def extractor(config: Any, perceptual: Any) -> Extractor | None:
+def extractor(config: Any, perceptual: Any) -> Callable[[np.ndarray], np.ndarray] | None:
     """Returns what `evaluate.features` names: nothing, "vgg" (LPIPS's network, `perceptual`) or "FILE.py:FUNCTION".
 
-    Raises ConfigError for any other name and, when called, for features of another shape.
+    From frames uint8 (t h w c) to features float64 (n d). ConfigError for another name or, when called, another shape.
     """
     name = config.evaluate.features
     if not name:

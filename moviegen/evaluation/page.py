@@ -31,9 +31,8 @@ svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; 
 def document(title: str, sections: Sequence[str]) -> str:
     """A whole page, style included."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    body = "\n".join(sections)
-    top = f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>'
-    return f"{top}\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+    top = f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>'
+    return "\n".join([top, *sections, "</body></html>\n"])
 
 
 def section(title: str, content: str) -> str:
@@ -103,13 +102,11 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log: 
         parts.append(f'<text x="{at:.1f}" y="{height - bottom + 15}" text-anchor="{anchor}">step {x:g}</text>')
     for i, (label, line) in enumerate(series.items()):
         colour = _COLOURS[i % len(_COLOURS)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
+        placed = [place(*point) for point in line]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>'
-            for x, y in (place(*p) for p in line)
-            if len(line) < 20
-        ]
+        if len(line) < 20:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in placed]
         at = left + i * 100
         parts.append(f'<rect x="{at}" y="{height - 16}" width="12" height="4" fill="{colour}"/>')
         parts.append(f'<text x="{at + 17}" y="{height - 10}">{escape(label)}</text>')

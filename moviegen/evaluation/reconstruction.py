@@ -31,9 +31,7 @@ def heldout(size: tuple[int, int], real_frames: int, synthetic_frames: int) -> d
     return {"real": lambda: clips.heldout_clip(real_frames, size)} | made
 
 
-def evaluate(
-    params: Any, cfg: Any, validation: dict[str, np.ndarray], perceptual: Any | None = None
-) -> dict[str, float]:
+def evaluate(params: Any, cfg: Any, validation: dict[str, np.ndarray], perceptual: Any = None) -> dict[str, float]:
     """Mean PSNR and SSIM, and LPIPS given its parameters, of the real clip and of the synthetic ones."""
     found: dict[str, list[float]] = {}
     for name, clip in validation.items():
@@ -43,7 +41,7 @@ def evaluate(
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def measure(clip: np.ndarray, made: np.ndarray, perceptual: Any | None = None) -> dict[str, float]:
+def measure(clip: np.ndarray, made: np.ndarray, perceptual: Any = None) -> dict[str, float]:
     """Means over the frames of two uint8 clips (t h w c): {"psnr", "ssim"}, and "lpips" given its parameters."""
     found = {"psnr": metrics.mean_psnr(clip, made), "ssim": float(metrics.ssim(clip, made).mean())}
     if perceptual is not None:

@@ -1,7 +1,6 @@
 """Imports safetensors weights as a checkpoint that training and sampling start from."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,18 +35,13 @@ def run(run: Run) -> dict[str, float]:
     differs = [line for line in differs if line.split(":")[0] not in BESIDE_THE_WEIGHTS]
     if differs:
         raise ConfigError(f"{path} was exported with another model: {'; '.join(differs)}; change the config's model")
+    keys = ("latent_shift", "latent_scale")
+    statistics = {key: metadata[key] for key in keys if key in metadata}
+    if len(statistics) < len(keys):
+        print("import: the file does not say how its latents were scaled; taken as config.tae says", flush=True)
+        statistics = {key: np.broadcast_to(config.tae[key], config.tae.latent_channels).tolist() for key in keys}
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
     folder = workdir / "imported"
-    meta = {"samples_seen": 0} | _statistics(config, metadata)
-    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, meta)
+    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, {"samples_seen": 0} | statistics)
     print(f"import: {len(weights)} arrays of {path}; start from {folder}", flush=True)
     return {"arrays": len(weights)}
-
-
-def _statistics(config: Any, metadata: dict) -> dict[str, list[float]]:
-    """Shift and scale of the latents that the weights were trained on."""
-    keys = ("latent_shift", "latent_scale")
-    if all(key in metadata for key in keys):
-        return {key: metadata[key] for key in keys}
-    print("import: the file does not say how its latents were scaled; taken as config.tae says", flush=True)
-    return {key: np.broadcast_to(config.tae[key], config.tae.latent_channels).tolist() for key in keys}

@@ -54,8 +54,8 @@ def make(run: Run) -> loop.Task:
         return {"samples_seen": samples, "latent_shift": data.shift, "latent_scale": data.scale}
 
     first = functools.partial(first_state, config, layout)
-    validate = validate if "heldout" in data.samples else None
-    return loop.Task(run.stage or "train", layout, first, micro_batches, loss_and_grads, numbers, validate, meta)
+    validation = validate if "heldout" in data.samples else None
+    return loop.Task(run.stage or "train", layout, first, micro_batches, loss_and_grads, numbers, validation, meta)
 
 
 def first_state(config: Any, layout: states.Layout) -> states.State:

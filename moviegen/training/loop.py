@@ -115,8 +115,7 @@ def resume(config: Any, folder: Path, task: Task) -> tuple[int, states.State, di
 
 def loss_and_grads(task: Task, params: Tree, step: int) -> tuple[Tree, Tree]:
     """Returns the losses and gradients of a step: their means over its micro-batches."""
-    found: list[Tree] = []
-    count = 0
+    found, count = [], 0
     for inputs in task.micro_batches(step):
         more = task.loss_and_grads(params, inputs, step)
         found = [{k: a[k] + b[k] for k in a} for a, b in zip(found, more, strict=True)] if found else list(more)
