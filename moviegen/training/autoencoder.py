@@ -51,8 +51,8 @@ def make(run: Run) -> loop.Task:
 
     def loss_and_grads(params, inputs, step):
         weights, recompute = _weights(config, step), config.train.get("recompute_levels", ())
-        on = adversarial if adversarial and step >= adversarial.start else None
-        return tae_step.loss_and_grads(params, config.tae, *inputs, weights, exchange, perceptual, on, recompute)
+        active = adversarial if adversarial and step >= adversarial.start else None
+        return tae_step.loss_and_grads(params, config.tae, *inputs, weights, exchange, perceptual, active, recompute)
 
     def numbers(losses, step):
         psnr = float(10 * np.log10(4 / losses["mse"]))  # the video's range [-1, 1] is 2 wide
