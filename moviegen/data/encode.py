@@ -11,7 +11,7 @@ from moviegen.data import files, latent_cache, video
 from moviegen.errors import DataError
 from moviegen.models.tae import tiles as tae_tiles, weights as tae_weights
 from moviegen.parallel.mesh import ALONE, Group
-from moviegen.storage.progress import Progress
+from moviegen.storage.writers import Progress
 
 BATCH, BATCH_PIXELS = 8, 1 << 19  # encoded at once: so many of one shape, fewer where they are large
 

@@ -14,7 +14,7 @@ from moviegen.errors import ConfigError
 from moviegen.evaluation import baselines, metrics, reconstruction
 from moviegen.models import lpips
 from moviegen.models.tae import weights as tae_weights
-from moviegen.storage.progress import Progress
+from moviegen.storage.writers import Progress
 from moviegen.streams import Stream
 
 NOT_MEASURED = ("clip", "frames", "fps", "file")  # what else there is in the row of a clip

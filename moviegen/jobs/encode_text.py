@@ -8,8 +8,7 @@ from moviegen.data import captions, rows
 from moviegen.errors import ConfigError
 from moviegen.parallel import sync
 from moviegen.runner import Run
-from moviegen.storage.progress import Progress
-from moviegen.storage.writers import Writer
+from moviegen.storage.writers import Progress, Writer
 from moviegen.text import encoders, store, tokenizers
 
 SHARD_BYTES = 256 << 20

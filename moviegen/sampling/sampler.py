@@ -21,7 +21,7 @@ from moviegen.runner import Run
 from moviegen.sampling.assignment import assign
 from moviegen.sampling.generate import generate, noise
 from moviegen.storage import checkpoint
-from moviegen.storage.progress import Progress
+from moviegen.storage.writers import Progress
 from moviegen.text import online
 from moviegen.text.encoders import Encoder
 from moviegen.training import state as states

@@ -1,10 +1,11 @@
-"""The writer of a run's numbers: metrics.jsonl, TensorBoard events and, beside them, a writer of the caller's own."""
+"""What a run says as it goes: numbers in metrics.jsonl and TensorBoard, progress lines on the terminal."""
 
+import functools
 import io
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ from moviegen.storage import files
 
 FILE = "metrics.jsonl"
 GIF_FPS = 16
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def _on_first_rank(method: Callable) -> Callable:
+    """Skips a method of `Writer` on ranks other than 0; the caller's own writer gets the same call."""
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        if self._file is not None:
+            method(self, *args, **kwargs)
+            if self._also is not None:
+                getattr(self._also, method.__name__)(*args, **kwargs)
+
+    return call
 
 
 class Writer:
@@ -32,76 +47,57 @@ class Writer:
     def __init__(
         self, workdir: str | Path, name: str = "", resume_step: int | None = None, rank: int = 0, also: Any = None
     ):
-        self.workdir, self.name, self.silent = Path(workdir), name, rank != 0
-        self._others = [] if also is None else [also]
-        self._resume_step, self._board, self._file = resume_step, None, None
-        if not self.silent:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            _heal(self.workdir / FILE, name, resume_step)
-            self._file = open(self.workdir / FILE, "a", encoding="utf-8", buffering=1)
+        self._workdir, self._name, self._resume_step, self._also = Path(workdir), name, resume_step, also
+        self._file, self._board = None, None
+        if rank == 0:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            _heal(self._workdir / FILE, name, resume_step)
+            self._file = open(self._workdir / FILE, "a", encoding="utf-8", buffering=1)
 
+    @_on_first_rank
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line {"stage", "step", "time", **scalars}; JSON has no NaN or infinity, so they become null."""
-        if self.silent:
-            return
-        numbers = {key: float(value) for key, value in scalars.items()}
-        line = {"stage": self.name, "step": int(step), "time": round(time.time(), 3)}
-        line |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        line = {"stage": self._name, "step": int(step), "time": round(time.time(), 3)}
+        for key, value in scalars.items():
+            line[key] = float(value) if math.isfinite(value) else None
+            self._tensorboard().add_scalar(key, float(value), step)
         self._file.write(json.dumps(line) + "\n")
-        for key, value in numbers.items():
-            self._tensorboard().add_scalar(key, value, step)
-        for writer in self._others:
-            writer.write_scalars(step, numbers)
 
+    @_on_first_rank
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Sends uint8 images, (h w c) or (n h w c), to TensorBoard."""
-        if self.silent:
-            return
         for key, image in images.items():
-            if image.ndim == 4:
-                self._tensorboard().add_images(key, image, step, dataformats="NHWC")
-            else:
-                self._tensorboard().add_image(key, image, step, dataformats="HWC")
-        for writer in self._others:
-            writer.write_images(step, images)
+            self._tensorboard().add_image(key, image, step, dataformats="NHWC"[-image.ndim :])
 
+    @_on_first_rank
     def write_videos(self, step: int, videos: Mapping[str, np.ndarray]) -> None:
         """Sends uint8 videos, (t h w c) or (n t h w c) side by side, to TensorBoard as GIFs of 16 frames a second."""
-        if self.silent:
-            return
         for key, video in videos.items():
             self._add_gif(key, video if video.ndim == 4 else np.concatenate(list(video), axis=2), step)
-        for writer in self._others:
-            writer.write_videos(step, videos)
 
+    @_on_first_rank
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Sends texts (Markdown) to TensorBoard."""
-        if self.silent:
-            return
         for key, text in texts.items():
             self._tensorboard().add_text(key, text, step)
-        for writer in self._others:
-            writer.write_texts(step, texts)
 
+    @_on_first_rank
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Sends settings, {dotted key: value}, to TensorBoard as a text."""
-        if self.silent:
-            return
         lines = "".join(f"    {key} = {value!r}\n" for key, value in hparams.items())  # indented is code in Markdown
         self._tensorboard().add_text("config", lines, self._resume_step or 0)
-        for writer in self._others:
-            writer.write_hparams(hparams)
 
+    @_on_first_rank
     def flush(self) -> None:
         """Writes out what is still buffered."""
-        for writer in [self._file, self._board, *self._others]:
-            if writer is not None and not self.silent:
-                writer.flush()
+        self._file.flush()
+        if self._board is not None:
+            self._board.flush()
 
     def close(self) -> None:
         """Flushes everything and closes the files."""
         self.flush()
-        for writer in [self._file, self._board]:
+        for writer in (self._file, self._board):
             if writer is not None:
                 writer.close()
 
@@ -110,7 +106,7 @@ class Writer:
             from tensorboardX import SummaryWriter
 
             purge = None if self._resume_step is None else self._resume_step + 1
-            self._board = SummaryWriter(str(self.workdir / "tensorboard" / self.name), purge_step=purge)
+            self._board = SummaryWriter(str(self._workdir / "tensorboard" / self._name), purge_step=purge)
         return self._board
 
     def _add_gif(self, key: str, frames: np.ndarray, step: int) -> None:
@@ -146,3 +142,44 @@ def _heal(path: Path, name: str, resume_step: int | None) -> None:
     )
     if kept != path.read_text(encoding="utf-8"):  # else, most often, another stage may have the file open
         files.write_text(kept, path)
+
+
+class Progress:
+    """Prints "label done/total, numbers, rate, time left" at most every five seconds, and always the last line.
+
+    Ranks other than 0 print nothing.
+    """
+
+    def __init__(self, label: str, total: int, rank: int = 0):
+        self.label, self.total, self._silent = label, total, rank != 0
+        self._begun, self._first, self._printed = 0.0, None, -math.inf
+
+    def update(self, done: int, **numbers: float) -> None:
+        """Notes that `done` of `total` are done; `numbers` are shown beside it."""
+        if self._silent:
+            return
+        now = time.monotonic()
+        if self._first is None:
+            # The first call starts the clock: it comes after the first step, whose compilation tells nothing of the rest.
+            self._begun, self._first = now, done
+        if done < self.total and now - self._printed < SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        parts = [f"{self.label} {done}/{self.total}"] + [f"{key} {_short(value)}" for key, value in numbers.items()]
+        spent = now - self._begun
+        if done > self._first and spent > 0:
+            rate = (done - self._first) / spent
+            parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
+            left = (self.total - done) / rate
+            parts.append(f"{_clock(left)} left" if done < self.total else f"took {_clock(spent)}")
+        print("  ".join(parts), flush=True)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -9,8 +9,7 @@ import numpy as np
 from moviegen.parallel import sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint, files
-from moviegen.storage.progress import Progress
-from moviegen.storage.writers import Writer
+from moviegen.storage.writers import Progress, Writer
 from moviegen.training import optim, state as states
 
 Tree = dict[str, Any]
