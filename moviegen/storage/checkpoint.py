@@ -26,14 +26,13 @@ from moviegen.storage import arraystore, manifest, step_folders, treestore
 from moviegen.storage.files import reason, sync, write_text
 
 PATIENCE = 1800  # seconds that a rank waits for the others' files
-
-Tree = treestore.Tree
+_BACKGROUND = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
 
 def save(
     folder: str | Path,
     step: int,
-    trees: Mapping[str, Tree],
+    trees: Mapping[str, treestore.Tree],
     meta: Mapping[str, Any],
     rank: int = 0,
     ranks: int = 1,
@@ -80,18 +79,13 @@ def prune(folder: str | Path, keep: int = 2, keep_every: int = 0, keep_best: boo
             step_folders.discard(path)
 
 
-@functools.cache
-def _background() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-
-
 def in_background(work: Callable[[], Any]) -> Future:
     """Runs `work`, which saves, while the caller goes on: result() waits for the end and raises what went wrong.
 
     One save at a time, in order. The arrays must be copies: a MindSpore tensor's numpy array on CPU is the tensor itself,
     which the next optimizer step changes. A process that ends waits for its saves.
     """
-    return _background().submit(work)
+    return _BACKGROUND.submit(work)
 
 
 def latest(folder: str | Path) -> int | None:
@@ -145,17 +139,16 @@ def lazy(
     """Like `load`, but nothing is read yet: `numpy.asarray` reads and checks one of the arrays."""
     committed, step = _find(folder, step)
 
-    def explained(array: arraystore.Lazy) -> arraystore.Lazy:
-        def read() -> np.ndarray:
-            with _naming_the_way_back(committed, step):
-                return array.read()
-
-        return array._replace(read=read)
+    def read(array: arraystore.Lazy) -> np.ndarray:
+        with _naming_the_way_back(committed, step):
+            return array.read()
 
     with _naming_the_way_back(committed, step):
         trees, meta = _describe(committed[step], step, select)
     found = treestore.lazy(committed[step], trees)
-    return {tree: {name: explained(array) for name, array in arrays.items()} for tree, arrays in found.items()}, meta
+    for arrays in found.values():
+        arrays.update({name: array._replace(read=functools.partial(read, array)) for name, array in arrays.items()})
+    return found, meta
 
 
 def shapes(folder: str | Path, step: int | None = None) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -179,7 +172,12 @@ def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
 def _describe(path: Path, step: int, select: str | None) -> tuple[dict[str, dict], dict[str, Any]]:
     """Returns what the manifest says of the arrays that are asked for, and the meta."""
     found = manifest.read(path)
-    trees = found["trees"] if select is None else _select(path, found["trees"], select)
+    trees = found["trees"]
+    if select is not None:
+        chosen = {t: {n: e for n, e in tree.items() if re.search(select, f"{t}/{n}")} for t, tree in trees.items()}
+        trees = {tree: entries for tree, entries in chosen.items() if entries}
+        if not trees:
+            raise DataError(f"{path}: no array matches select={select!r}; the trees are {sorted(chosen)}")
     return trees, {**found["meta"], "step": step}
 
 
@@ -210,7 +208,7 @@ def _undone_on_failure(final: Path, aside: Path, rank: int, ranks: int) -> Itera
         raise
 
 
-def _write(aside: Path, trees: Mapping[str, Tree], rank: int, ranks: int) -> dict[str, dict]:
+def _write(aside: Path, trees: Mapping[str, treestore.Tree], rank: int, ranks: int) -> dict[str, dict]:
     """Writes this rank's parts to the folder `aside`; on rank 0, returns what the manifest says of all arrays.
 
     The ranks talk through files in that folder: rank 0 prepares the arrays and notes them in arrays.json, then each
@@ -249,13 +247,6 @@ def _wait_for(path: Path, aside: Path) -> Any:
 def _failed(aside: Path) -> Path:
     """Returns the path of the file that tells the other ranks that one has failed."""
     return aside.with_name(f"{aside.name}.failed")
-
-
-def _select(path: Path, trees: Mapping[str, Mapping[str, dict]], pattern: str) -> dict[str, dict]:
-    chosen = {t: {n: e for n, e in entries.items() if re.search(pattern, f"{t}/{n}")} for t, entries in trees.items()}
-    if not any(chosen.values()):
-        raise DataError(f"{path}: no array matches select={pattern!r}; the trees are {sorted(trees)}")
-    return {tree: entries for tree, entries in chosen.items() if entries}
 
 
 def _way_back(committed: Mapping[int, Path], step: int) -> str:

@@ -60,6 +60,15 @@ def reason(error: Exception) -> str:
     return re.sub(r" \[(tensorstore_spec|os_error_code)=.*", "", str(error), flags=re.DOTALL).replace("\n", " ")
 
 
+@contextlib.contextmanager
+def refused(message: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turns these errors of a block into a DataError with the message, which names the file, and the reason."""
+    try:
+        yield
+    except errors as error:
+        raise DataError(f"{message} ({reason(error)})") from error
+
+
 def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Reads these arrays of an npz file. DataError where it is damaged or lacks one."""
     import numpy as np

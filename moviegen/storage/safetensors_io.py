@@ -10,17 +10,18 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from moviegen.errors import DataError
 from moviegen.nn import dtypes
 from moviegen.storage import arraystore
 from moviegen.storage.arraystore import Lazy
-from moviegen.storage.files import aside, reason, sync
+from moviegen.storage.files import aside, refused, sync
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 # What an export consists of, and the temporary files that a killed one left.
@@ -40,7 +41,7 @@ def write(
     `metadata` is anything JSON can hold. A DataError or a kill leaves the file that was there before.
     """
     path = Path(path)
-    with _explained(path), aside(path, durable=True) as temporary:
+    with _writing(path), aside(path, durable=True) as temporary:
         _write_file(temporary, _readable(arrays), dtype, metadata or {})
     return path
 
@@ -54,22 +55,25 @@ def write_shards(
     take the place of an earlier export when all are written: killed before, the earlier one is whole; killed in between,
     there is no index. `metadata`, anything JSON can hold, is in each of them.
     """
-    folder = Path(folder)
-    shards = _shards(_readable(arrays), dtype, shard_bytes)
+    folder, arrays = Path(folder), _readable(arrays)
+    shards = _shards(arrays, dtype, shard_bytes)
     count = len(shards)
-    files = [
-        folder / (WHOLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors") for i in range(1, count + 1)
-    ]
-    with _explained(folder):
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] if count > 1 else [WHOLE]
+    files = [folder / name for name in names]
+    with _writing(folder):
         with contextlib.ExitStack() as renames:  # all files at its end, when all are written
             for shard, file in zip(shards, files, strict=True):
                 _write_file(renames.enter_context(aside(file, durable=True)), shard, dtype, metadata)
             (folder / INDEX).unlink(missing_ok=True)
         if count > 1:
-            _write_index(folder, {file.name: shard for file, shard in zip(files, shards, strict=True)}, dtype)
-        written = {*files, folder / INDEX} if count > 1 else {*files}
+            total = sum(_bytes(array, dtype) for array in arrays.values())
+            weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            with aside(folder / INDEX, durable=True) as temporary:
+                temporary.write_text(json.dumps(index, indent=1) + "\n")
+            names.append(INDEX)
         for other in folder.iterdir():
-            if re.fullmatch(_OURS, other.name) and other not in written:
+            if re.fullmatch(_OURS, other.name) and other.name not in names:
                 other.unlink()
         sync(folder)
     return files
@@ -87,7 +91,7 @@ def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
     """
     found, metadata = {}, {}
     for file, names in _places(Path(path)).items():
-        with _opened(file) as f:
+        with _reading(file), safe_open(file, "np") as f:
             held = set(f.keys())
             if names - held:
                 raise DataError(f"{file}: has no array {min(names - held)}, which {INDEX} says it holds")
@@ -106,14 +110,12 @@ def read_rows(file: str | Path, name: str, rows: slice = slice(None)) -> np.ndar
 
     DataError where the file or the array cannot be read.
     """
-    with _told_as_data_error(file):
+    with _reading(file):
         return dtypes.to_numpy(name, _kept_open(str(file), os.stat(file).st_mtime_ns).get_slice(name)[rows])
 
 
 @functools.lru_cache(maxsize=64)
 def _kept_open(file: str, changed: int) -> Any:
-    from safetensors import safe_open
-
     return safe_open(file, "np")
 
 
@@ -125,12 +127,11 @@ def _readable(arrays: Arrays) -> Arrays:
 def _shards(arrays: Arrays, dtype: str | None, shard_bytes: int) -> list[Arrays]:
     shards, filled = [{}], 0
     for name, array in arrays.items():
-        size = _bytes(array, dtype)
-        if shards[-1] and filled + size > shard_bytes:
+        filled += _bytes(array, dtype)
+        if shards[-1] and filled > shard_bytes:
             shards.append({})
-            filled = 0
+            filled = _bytes(array, dtype)
         shards[-1][name] = array
-        filled += size
     return shards
 
 
@@ -155,20 +156,12 @@ def _write_file(path: Path, arrays: Arrays, dtype: str | None, metadata: Mapping
             f.write(array.reshape(-1).view(np.uint8))  # bfloat16 by itself is no buffer
 
 
-def _write_index(folder: Path, shards: Mapping[str, Arrays], dtype: str | None) -> None:
-    total = sum(_bytes(array, dtype) for shard in shards.values() for array in shard.values())
-    weight_map = {name: file for file, shard in shards.items() for name in shard}
-    with aside(folder / INDEX, durable=True) as temporary:
-        temporary.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
+def _writing(path: Path) -> contextlib.AbstractContextManager:
+    return refused(f"{path}: cannot write the safetensors file", OSError)
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what the disk refuses into a DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot write the safetensors file ({reason(error)})") from error
+def _reading(file: str | Path) -> contextlib.AbstractContextManager:
+    return refused(f"{file}: not a readable safetensors file", OSError, ValueError, SafetensorError)
 
 
 def _places(path: Path) -> dict[Path, set[str]]:
@@ -189,24 +182,6 @@ def _places(path: Path) -> dict[Path, set[str]]:
     return places
 
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    from safetensors import safe_open
-
-    with _told_as_data_error(file), safe_open(file, "np") as f:
-        yield f
-
-
-@contextlib.contextmanager
-def _told_as_data_error(file: str | Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{file}: not a readable safetensors file ({reason(error)})") from error
-
-
 def _read_one(file: Path, name: str) -> np.ndarray:
-    with _opened(file) as f:
+    with _reading(file), safe_open(file, "np") as f:
         return dtypes.to_numpy(name, f.get_tensor(name))
