@@ -88,18 +88,15 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     unknown key (naming the nearest), a section in place of a key, or a value of another type.
     """
     config = config.copy_and_resolve_references()
-    leaves = flat(config)
+    leaves, values = flat(config), {}
     for key, value in overrides.items():
         if key not in leaves:
             inside = [leaf for leaf in leaves if leaf.startswith(key + ".")]
             if inside:
                 raise ConfigError(f"config.{key} is a section: set one of its keys, such as config.{inside[0]}")
             raise ConfigError(f"config.{key} does not exist{nearest(key, leaves)}")
-        *path, last = key.split(".")
-        section = config
-        for part in path:
-            section = section[part]
-        section[last] = _convert(f"config.{key}", value, leaves[key])
+        values[key] = _convert(f"config.{key}", value, leaves[key])
+    config.update_from_flattened_dict(values)
     return config.lock()
 
 

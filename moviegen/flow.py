@@ -4,8 +4,6 @@ Flow time t runs from 0 (gaussian noise) to 1 (data). Times and schedules stay i
 in: in bfloat16 neighbouring times of a 50-step schedule fall together, and a step of length zero does nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,19 +21,13 @@ def sample_times(rng: np.random.Generator, n: int, logit_mean: float = 0.0) -> n
 
 
 def draw(
-    seed: int,
-    step: int,
-    sample_index: int,
-    shape: Sequence[int],
-    logit_mean: float = 0.0,
-    stream: Stream = Stream.NOISE,
+    seed: int, step: int, index: int, shape: Sequence[int], logit_mean: float = 0.0, stream: Stream = Stream.NOISE
 ) -> tuple[np.ndarray, np.float32]:
-    """Noise and time of one training sample, a pure function of its arguments.
+    """Noise and time of one training sample, a pure function of its arguments: gaussian, float32 of `shape`; logit-normal.
 
-    `sample_index` is the sample's global index in the batch, so any split of the batch over ranks draws the same.
-    Returns gaussian noise float32 of `shape` and a logit-normal time.
+    `index` is the sample's position in the global batch, so any split of the batch over ranks draws the same.
     """
-    rng = streams.rng(stream, seed, step, sample_index)
+    rng = streams.rng(stream, seed, step, index)
     time = sample_times(rng, 1, logit_mean)[0]
     return rng.standard_normal(tuple(shape), dtype=np.float32), time
 

@@ -56,67 +56,48 @@ _CLIP_OTHERS = r"vision_model\.|visual_projection\.|logit_scale$|text_model\.emb
 _GATES = {"gated-gelu": "gelu", "gated-silu": "silu"}
 
 
+# Keys of our configs by their keys in config.json.
+_T5_KEYS = {
+    **dict(vocab_size="vocab_size", width="d_model", head_width="d_kv", ffn_size="d_ff", num_layers="num_layers"),
+    **dict(num_heads="num_heads", activation="feed_forward_proj"),
+}
+_CLIP_KEYS = {
+    **dict(vocab_size="vocab_size", width="hidden_size", ffn_size="intermediate_size", num_layers="num_hidden_layers"),
+    **dict(num_heads="num_attention_heads", positions="max_position_embeddings", projection_width="projection_dim"),
+}
+# What config.json leaves out of `text_config` where it is the library's default.
+_CLIP_DEFAULTS = {
+    **dict(vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8),
+    **dict(max_position_embeddings=77, projection_dim=512),
+}
+
+
 def t5_config(values: Mapping[str, Any]) -> ConfigDict:
     """Returns our config of a T5 encoder from its config.json. Raises ConfigError naming a key that is missing or unknown."""
-    _expect_keys(values, ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj"))
-    if values["feed_forward_proj"] not in _GATES:
+    config = _config(values, _T5_KEYS)
+    if config.activation not in _GATES:
         raise ConfigError(
-            f"feed_forward_proj is {values['feed_forward_proj']!r}, expected one of {', '.join(_GATES)}: ByT5, UL2 and "
-            "T5 1.1 have these, the first T5 has not"
+            f"feed_forward_proj is {config.activation!r}, expected one of {', '.join(_GATES)}: ByT5, UL2 and T5 1.1 have "
+            "these, the first T5 has not"
         )
-    return ConfigDict(
-        dict(
-            vocab_size=values["vocab_size"],
-            width=values["d_model"],
-            head_width=values["d_kv"],
-            ffn_size=values["d_ff"],
-            num_layers=values["num_layers"],
-            num_heads=values["num_heads"],
-            distance_buckets=values.get("relative_attention_num_buckets", 32),
-            max_distance=values.get("relative_attention_max_distance", 128),
-            activation=_GATES[values["feed_forward_proj"]],
-            norm_eps=values.get("layer_norm_epsilon", 1e-6),
-            compute_dtype="float32",
-        )
-    )
+    config.activation = _GATES[config.activation]
+    config.distance_buckets = values.get("relative_attention_num_buckets", 32)
+    config.max_distance = values.get("relative_attention_max_distance", 128)
+    config.norm_eps = values.get("layer_norm_epsilon", 1e-6)
+    return config
 
 
 def clip_text_config(values: Mapping[str, Any]) -> ConfigDict:
     """Returns our config of CLIP's text tower from the config.json of the tower or of all of CLIP. Raises ConfigError."""
     if "text_config" in values:
-        values = {"projection_dim": values.get("projection_dim", 512), **_DEFAULTS, **values["text_config"]} | {
-            key: values[key] for key in ("projection_dim",) if key in values
-        }
-    _expect_keys(values, ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"))
-    _expect_keys(values, ("max_position_embeddings", "projection_dim"))
-    config = ConfigDict(
-        dict(
-            vocab_size=values["vocab_size"],
-            width=values["hidden_size"],
-            ffn_size=values["intermediate_size"],
-            num_layers=values["num_hidden_layers"],
-            num_heads=values["num_attention_heads"],
-            positions=values["max_position_embeddings"],
-            projection_width=values["projection_dim"],
-            activation=values.get("hidden_act", "quick_gelu"),
-            norm_eps=values.get("layer_norm_eps", 1e-5),
-            end_token=values.get("eos_token_id", 49407),
-            compute_dtype="float32",
-        )
-    )
+        outside = {key: values[key] for key in ("projection_dim",) if key in values}
+        values = {**_CLIP_DEFAULTS, **values["text_config"], **outside}
+    config = _config(values, _CLIP_KEYS)
+    config.activation = values.get("hidden_act", "quick_gelu")
+    config.norm_eps = values.get("layer_norm_eps", 1e-5)
+    config.end_token = values.get("eos_token_id", 49407)
     clip_model.shapes(config)
     return config
-
-
-# What config.json leaves out of `text_config` where it is the library's default.
-_DEFAULTS = dict(
-    vocab_size=49408,
-    hidden_size=512,
-    intermediate_size=2048,
-    num_hidden_layers=12,
-    num_attention_heads=8,
-    max_position_embeddings=77,
-)
 
 
 def t5_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
@@ -148,7 +129,7 @@ def t5(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place
     `place(path, array)` makes a tensor of each array before the next is read, so that a rank can keep only its shard.
     Raises ConfigError as `t5_names` does, before the first array is read.
     """
-    return _read(arrays, t5_names(arrays, cfg), dtype, place, lambda path, array: array)
+    return _read(arrays, t5_names(arrays, cfg), dtype, place, {})
 
 
 def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
@@ -156,23 +137,21 @@ def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place
 
     A position table with fewer rows than cfg.positions is stretched (`clip.stretch_positions`).
     """
-
-    def change(path, array):
-        return clip_model.stretch_positions(array, cfg.positions) if path == "position/token" else array
-
-    return _read(arrays, clip_text_names(arrays, cfg), dtype, place, change)
+    changes = {"position/token": lambda table: clip_model.stretch_positions(table, cfg.positions)}
+    return _read(arrays, clip_text_names(arrays, cfg), dtype, place, changes)
 
 
-def _read(arrays: Mapping[str, Any], names: dict[str, str], dtype: str, place: Place | None, change: Callable) -> dict:
-    place = place or (lambda path, array: backend.tensor(array))
+def _read(arrays: Mapping, names: dict[str, str], dtype: str, place: Place | None, changes: Mapping) -> dict:
     params = {}
     for path, name in names.items():
-        array = change(path, dtypes.to_numpy(name, np.asarray(arrays[name])))
-        params[path] = place(path, arraystore.cast(array, dtype))
+        array = dtypes.to_numpy(name, np.asarray(arrays[name]))
+        array = arraystore.cast(changes[path](array) if path in changes else array, dtype)
+        params[path] = place(path, array) if place else backend.tensor(array)
     return params
 
 
-def _expect_keys(values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    missing = [key for key in keys if key not in values]
+def _config(values: Mapping[str, Any], keys: Mapping[str, str]) -> ConfigDict:
+    missing = [key for key in keys.values() if key not in values]
     if missing:
         raise ConfigError(f"config.json has no {', '.join(missing)}: it is not the config of such an encoder")
+    return ConfigDict({ours: values[theirs] for ours, theirs in keys.items()} | {"compute_dtype": "float32"})

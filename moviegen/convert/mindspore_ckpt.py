@@ -43,8 +43,7 @@ def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
         end -= len(_CRC) + 10
         if zlib.crc32(memoryview(data)[:end]) != int.from_bytes(data[end + len(_CRC) :], "big"):
             raise ValueError("its checksum does not match")
-    kinds: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    pieces: dict[str, list[range]] = {}
+    found: dict[str, tuple[tuple[int, ...], np.dtype, list[range]]] = {}
     for number, value in _fields(data, range(end)):
         if number != 1:
             raise ValueError(f"field {number} in a checkpoint")
@@ -53,18 +52,18 @@ def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
             continue
         if kind not in _DTYPES:
             raise ValueError(f"{name} is {kind}, expected one of {', '.join(_DTYPES)}")
-        if kinds.setdefault(name, (shape, numpy_dtype(_DTYPES[kind]))) != (shape, numpy_dtype(_DTYPES[kind])):
+        dtype = numpy_dtype(_DTYPES[kind])
+        *known, pieces = found.setdefault(name, (shape, dtype, []))
+        if known != [shape, dtype]:
             raise ValueError(f"{name} is there twice, and differs")
-        pieces.setdefault(name, []).append(content)
-    found = {}
-    for name, (shape, dtype) in kinds.items():
-        size, expected = sum(map(len, pieces[name])), math.prod(shape) * dtype.itemsize
+        pieces.append(content)
+    for name, (shape, dtype, pieces) in found.items():
+        size, expected = sum(map(len, pieces)), math.prod(shape) * dtype.itemsize
         if size != expected:
             raise ValueError(f"{name} {shape} has {size} bytes, expected {expected}")
-        found[name] = Lazy(shape, dtype, functools.partial(_load, path, pieces[name], shape, dtype))
     if not found:
         raise ValueError("it holds no parameters")
-    return found
+    return {name: Lazy(*kind, functools.partial(_load, path, pieces, *kind)) for name, (*kind, pieces) in found.items()}
 
 
 def _value(data: mmap.mmap, where: int | range) -> tuple[str, tuple[int, ...], str, range]:

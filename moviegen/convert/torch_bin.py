@@ -31,10 +31,8 @@ def lazy(path: str | Path) -> dict[str, Lazy]:
     Raises DataError where a file is damaged or holds anything but tensors by name.
     """
     path = Path(path)
-    if path.is_file():
-        return _file(path)
     if not (path / INDEX).is_file():
-        return _file(path / WHOLE)
+        return _file(path if path.is_file() else path / WHOLE)
     try:
         places = json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"]
         files = {name: path / Path(file).name for name, file in places.items()}

@@ -8,12 +8,13 @@ import itertools
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+from crc32c import crc32c
 
 from moviegen.nn.dtypes import numpy_dtype
 
@@ -97,7 +98,7 @@ def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = 
         if content.shape == array.shape and all(corner == start):
             return content
         low, high = np.maximum(start, corner), np.minimum(stop, corner + content.shape)
-        array[_box(low - start, high - start)] = content[_box(low - corner, high - corner)]
+        array[tuple(map(slice, low - start, high - start))] = content[tuple(map(slice, low - corner, high - corner))]
     return array
 
 
@@ -134,10 +135,6 @@ def _spec(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _box(low: Iterable[int], high: Iterable[int]) -> tuple[slice, ...]:
-    return tuple(map(slice, low, high))
-
-
 def _touched(where: tuple[slice, ...], chunk: list[int]) -> Iterator[tuple[int, ...]]:
     """Yields the indices of the chunks that hold a slice of an array."""
     return itertools.product(
@@ -159,8 +156,6 @@ def _signature(file: Path) -> list:
 
 def _content(file: Path, signature: list | None) -> np.ndarray:
     """Returns the bytes of a chunk. ValueError unless its file has this signature and the checksum is right."""
-    from crc32c import crc32c
-
     if _signature(file) == signature:
         content, checksum = _memory([signature[0] - 4], np.dtype(np.uint8)), 0
         with open(file, "rb", buffering=0) as f:

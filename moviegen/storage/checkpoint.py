@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from moviegen.errors import DataError
-from moviegen.storage import arraystore, manifest, step_folders, treestore
+from moviegen.storage import arraystore, step_folders, treestore
 from moviegen.storage.files import reason, sync, write_text
 
 PATIENCE = 1800  # seconds that a rank waits for the others' files
@@ -60,9 +60,11 @@ def save(
     with _undone_on_failure(final, aside, rank, ranks):
         entries = _write(aside, trees, rank, ranks)
         if rank == 0:
-            manifest.write(aside, {"step": step, "meta": dict(meta), "trees": entries})
+            step_folders.write_manifest(aside, {"step": step, "meta": dict(meta), "trees": entries})
             for path, folders, names in os.walk(aside):
-                if folders or "manifest.json" in names:  # tensorstore itself syncs the folders that hold its files
+                if (
+                    folders or step_folders.MANIFEST in names
+                ):  # tensorstore itself syncs the folders that hold its files
                     sync(Path(path))
             step_folders.commit(aside, final)
     return final
@@ -108,7 +110,7 @@ def best(folder: str | Path) -> int | None:
     scores: dict[int, float | None] = {}
     for step, path in sorted(step_folders.committed(Path(folder)).items()):
         with contextlib.suppress(OSError, ValueError):
-            scores[step] = manifest.read(path)["meta"].get("score")
+            scores[step] = step_folders.read_manifest(path)["meta"].get("score")
     scored = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
     return min(scored, key=scores.get, default=None)
 
@@ -171,7 +173,7 @@ def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
 
 def _describe(path: Path, step: int, select: str | None) -> tuple[dict[str, dict], dict[str, Any]]:
     """Returns what the manifest says of the arrays that are asked for, and the meta."""
-    found = manifest.read(path)
+    found = step_folders.read_manifest(path)
     trees = found["trees"]
     if select is not None:
         chosen = {t: {n: e for n, e in tree.items() if re.search(select, f"{t}/{n}")} for t, tree in trees.items()}
@@ -252,7 +254,7 @@ def _failed(aside: Path) -> Path:
 def _way_back(committed: Mapping[int, Path], step: int) -> str:
     for number in sorted((n for n in committed if n < step), reverse=True):
         try:
-            treestore.read(committed[number], manifest.read(committed[number])["trees"])
+            treestore.read(committed[number], step_folders.read_manifest(committed[number])["trees"])
         except (OSError, ValueError):
             continue
         return f"Step {number} is whole: load it, or remove {committed[step].name} and start again to resume from there"

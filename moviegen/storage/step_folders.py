@@ -1,11 +1,21 @@
-"""The folders of checkpoints, `step-00000042` and so on: which are whole, and the renames that make and remove one."""
+"""The folders of checkpoints, `step-00000042` and so on: which are whole, how one comes and goes, and its manifest.json.
 
+A manifest lists what is in its folder and carries a checksum of itself.
+"""
+
+import json
 import os
 import re
 import shutil
+import zlib
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from moviegen.storage.files import sync
+
+MANIFEST, FORMAT = "manifest.json", 1
 
 
 def place(folder: str | Path) -> tuple[Path, int | None]:
@@ -55,3 +65,35 @@ def leftovers(folder: Path) -> list[Path]:
     """Returns what kills left behind: half-written or half-removed folders, and replaced ones whose replacement is there."""
     replaced = [path for path in folder.glob("step-*.old") if path.with_suffix("").exists()]
     return [*folder.glob("step-*.tmp-*"), *replaced]
+
+
+def write_manifest(folder: Path, content: dict) -> None:
+    """Writes `content`, anything that JSON can hold, and syncs it. TypeError names what JSON cannot hold."""
+    # Through JSON and back, so that tuples and number keys are summed up the way they look when they are read.
+    content = json.loads(json.dumps({"format": FORMAT, **content}, default=_json_number))
+    with open(folder / MANIFEST, "w", encoding="utf-8") as f:
+        json.dump({**content, "checksum": _checksum(content)}, f, indent=1)
+    sync(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict:
+    """Reads what was written. ValueError or OSError if the file is missing, damaged or of another version's format."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if content.pop("checksum") != _checksum(content):
+            raise ValueError("its checksum does not match")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{MANIFEST} is damaged ({error})") from error
+    if content["format"] != FORMAT:
+        raise ValueError(f"{MANIFEST} has format {content['format']}, this version reads {FORMAT}")
+    return content
+
+
+def _checksum(content: dict) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"checkpoint meta holds {value!r}: only what JSON knows can be stored")

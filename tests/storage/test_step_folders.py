@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moviegen.errors import DataError
@@ -109,3 +110,31 @@ def test_one_checkpoint_may_be_named_itself(tmp_path):
     assert checkpoint.latest(missing) is None
     with pytest.raises(DataError, match="no checkpoint of step 9, expected one of"):
         checkpoint.load(missing)
+
+
+def test_a_manifest_goes_through_json_and_back(tmp_path):
+    step_folders.write_manifest(tmp_path, {"step": np.int64(3), "meta": {"betas": (0.9, 0.95), 1: np.float32(0.5)}})
+    found = step_folders.read_manifest(tmp_path)
+    assert found == {"format": step_folders.FORMAT, "step": 3, "meta": {"betas": [0.9, 0.95], "1": 0.5}}
+
+
+def test_what_json_cannot_hold_is_named(tmp_path):
+    with pytest.raises(TypeError, match="meta holds .*object"):
+        step_folders.write_manifest(tmp_path, {"x": object()})
+
+
+@pytest.mark.parametrize("damage", [lambda t: t.replace("3", "4", 1), lambda t: t[:-5], lambda t: "", lambda t: "[]"])
+def test_a_damaged_manifest_is_found(tmp_path, damage):
+    step_folders.write_manifest(tmp_path, {"step": 3})
+    file = tmp_path / "manifest.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        step_folders.read_manifest(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(step_folders, "FORMAT", 9)
+        step_folders.write_manifest(tmp_path, {})
+    with pytest.raises(ValueError, match="format 9, this version reads 1"):
+        step_folders.read_manifest(tmp_path)
