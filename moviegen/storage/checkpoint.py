@@ -1,9 +1,7 @@
 """Checkpoints: one array per parameter, committed by a single rename, verified when read.
 
-A save writes `step-00000042.tmp-<pid>`, brings every file to the disk and renames the folder to `step-00000042`. So
-whatever carries that name is whole, and a kill at any instant costs at most the steps since the save before. The
-manifest inside holds sizes and checksums of all files, itself included; a load trusts nothing that it has not compared
-with them. One process saves to a folder at a time.
+A save writes `step-00000042.tmp-<token>`, syncs every file and renames the folder to `step-00000042`: what carries that
+name is whole. Its manifest holds sizes and checksums of all files, itself included. One process saves at a time.
 """
 
 import contextlib
@@ -57,16 +55,25 @@ def save(
         raise ValueError(f"checkpoint.save: step={step} must be at least 0")
     final = Path(folder) / f"step-{step:08d}"
     aside = final.with_name(f"{final.name}.tmp-{token or os.getpid()}")
-    with _undone_on_failure(final, aside, rank, ranks):
+    try:
         entries = _write(aside, trees, rank, ranks)
         if rank == 0:
             step_folders.write_manifest(aside, {"step": step, "meta": dict(meta), "trees": entries})
             for path, folders, names in os.walk(aside):
-                if (
-                    folders or step_folders.MANIFEST in names
-                ):  # tensorstore itself syncs the folders that hold its files
+                if folders or step_folders.MANIFEST in names:  # tensorstore syncs the folders that hold its files
                     sync(Path(path))
             step_folders.commit(aside, final)
+    except BaseException as error:
+        if ranks > 1:
+            with contextlib.suppress(OSError):
+                _failed(aside).touch()
+        if rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError | ValueError):
+            previous = latest(final.parent)
+            kept = "there is no earlier one" if previous is None else f"step {previous} is still there, untouched"
+            raise DataError(f"{final}: cannot write the checkpoint ({reason(error)}); {kept}") from error
+        raise
     return final
 
 
@@ -190,24 +197,6 @@ def _naming_the_way_back(committed: Mapping[int, Path], step: int) -> Iterator[N
         yield
     except (OSError, ValueError) as error:
         raise DataError(f"{committed[step]}: {reason(error)}. {_way_back(committed, step)}") from error
-
-
-@contextlib.contextmanager
-def _undone_on_failure(final: Path, aside: Path, rank: int, ranks: int) -> Iterator[None]:
-    """Removes what a save that fails has written, tells the other ranks, and says what is still there."""
-    try:
-        yield
-    except BaseException as error:
-        if ranks > 1:
-            with contextlib.suppress(OSError):
-                _failed(aside).touch()
-        if rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, OSError | ValueError):
-            previous = latest(final.parent)
-            kept = "there is no earlier one" if previous is None else f"step {previous} is still there, untouched"
-            raise DataError(f"{final}: cannot write the checkpoint ({reason(error)}); {kept}") from error
-        raise
 
 
 def _write(aside: Path, trees: Mapping[str, treestore.Tree], rank: int, ranks: int) -> dict[str, dict]:

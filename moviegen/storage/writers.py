@@ -47,12 +47,16 @@ class Writer:
     def __init__(
         self, workdir: str | Path, name: str = "", resume_step: int | None = None, rank: int = 0, also: Any = None
     ):
-        self._workdir, self._name, self._resume_step, self._also = Path(workdir), name, resume_step, also
-        self._file, self._board = None, None
+        self._name, self._first_step, self._also, self._file = name, resume_step or 0, also, None
         if rank == 0:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            _heal(self._workdir / FILE, name, resume_step)
-            self._file = open(self._workdir / FILE, "a", encoding="utf-8", buffering=1)
+            from tensorboardX import SummaryWriter
+
+            path = Path(workdir) / FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _heal(path, name, resume_step)
+            self._file = open(path, "a", encoding="utf-8", buffering=1)
+            purge = None if resume_step is None else resume_step + 1
+            self._board = SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=purge)
 
     @_on_first_rank
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -60,14 +64,14 @@ class Writer:
         line = {"stage": self._name, "step": int(step), "time": round(time.time(), 3)}
         for key, value in scalars.items():
             line[key] = float(value) if math.isfinite(value) else None
-            self._tensorboard().add_scalar(key, float(value), step)
+            self._board.add_scalar(key, float(value), step)
         self._file.write(json.dumps(line) + "\n")
 
     @_on_first_rank
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Sends uint8 images, (h w c) or (n h w c), to TensorBoard."""
         for key, image in images.items():
-            self._tensorboard().add_image(key, image, step, dataformats="NHWC"[-image.ndim :])
+            self._board.add_image(key, image, step, dataformats="NHWC"[-image.ndim :])
 
     @_on_first_rank
     def write_videos(self, step: int, videos: Mapping[str, np.ndarray]) -> None:
@@ -79,35 +83,26 @@ class Writer:
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Sends texts (Markdown) to TensorBoard."""
         for key, text in texts.items():
-            self._tensorboard().add_text(key, text, step)
+            self._board.add_text(key, text, step)
 
     @_on_first_rank
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Sends settings, {dotted key: value}, to TensorBoard as a text."""
         lines = "".join(f"    {key} = {value!r}\n" for key, value in hparams.items())  # indented is code in Markdown
-        self._tensorboard().add_text("config", lines, self._resume_step or 0)
+        self._board.add_text("config", lines, self._first_step)
 
     @_on_first_rank
     def flush(self) -> None:
         """Writes out what is still buffered."""
         self._file.flush()
-        if self._board is not None:
-            self._board.flush()
+        self._board.flush()
 
     def close(self) -> None:
         """Flushes everything and closes the files."""
         self.flush()
-        for writer in (self._file, self._board):
-            if writer is not None:
-                writer.close()
-
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from tensorboardX import SummaryWriter
-
-            purge = None if self._resume_step is None else self._resume_step + 1
-            self._board = SummaryWriter(str(self._workdir / "tensorboard" / self._name), purge_step=purge)
-        return self._board
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
     def _add_gif(self, key: str, frames: np.ndarray, step: int) -> None:
         # By hand, as tensorboardX's add_video wants the package moviepy; TensorBoard itself shows GIFs as they are.
@@ -118,7 +113,7 @@ class Writer:
         first.save(content, "GIF", save_all=True, append_images=rest, duration=1000 // GIF_FPS, loop=0)
         image = Summary.Image(height=first.height, width=first.width, encoded_image_string=content.getvalue())
         summary = Summary(value=[Summary.Value(tag=key, image=image)])
-        self._tensorboard().file_writer.add_summary(summary, step)
+        self._board.file_writer.add_summary(summary, step)
 
 
 def read_metrics(workdir: str | Path, name: str | None = None) -> list[dict]:
