@@ -1,18 +1,15 @@
 """Experiments are Python files with a `get_config` function; this module loads, overrides, checks and writes them.
 
-`load("experiments/tiny.py:data=clips")` calls `get_config(data="clips")`: the signature of `get_config` is the list of
-arguments that an experiment takes, its defaults give their types, and a bare `:tiny` means `tiny=True`.
-
 ml_collections.config_flags is not used for it: it gives `get_config` one text, checks no type inside a tuple, wants quotes
 around a prompt, and has nothing that a sweep from Python could call.
 """
 
 import ast
 import difflib
-import importlib.util
 import inspect
 import json
 import re
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -25,11 +22,10 @@ from moviegen.errors import ConfigError
 
 
 def load(spec: str) -> ConfigDict:
-    """Returns the config of an experiment file, locked.
+    """Returns the config of an experiment, `FILE.py` or `FILE.py:name,name=value`, locked.
 
-    `spec` is `FILE.py` or `FILE.py:name,name=value`. The config gets a key `name`, the file's stem with its arguments,
-    after which the default workdir is called. Raises ConfigError when the file or an argument does not exist, or when
-    the file itself fails.
+    The signature of `get_config` says which arguments there are, its defaults their types; a bare `:tiny` means
+    `tiny=True`. The key `name`, the file's stem with its arguments, is added. Raises ConfigError.
     """
     path_text, _, arg_text = spec.partition(":")
     path = Path(path_text)
@@ -50,12 +46,10 @@ def call_in_file(path: Path, function: str, call: Callable[[Callable], Any]) -> 
     if root not in sys.path:  # so that `from experiments import common` works from any folder
         sys.path.append(root)
     try:
-        module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        if not callable(getattr(module, function, None)):
+        found = runpy.run_path(str(path), run_name=f"experiment_{path.stem}").get(function)
+        if not callable(found):
             raise ConfigError(f"{path} has no function {function}()")
-        return call(getattr(module, function))
+        return call(found)
     except ConfigError:
         raise
     except SyntaxError as error:
@@ -84,8 +78,7 @@ def _arguments(fn: Callable, text: str, path: str) -> dict[str, Any]:
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     """Returns a copy of `config`, locked, with dotted keys set: `{"optim.learning_rate": "3e-4"}`.
 
-    A value is text, read as the type that the key has now, or a Python value of that type. Raises ConfigError for an
-    unknown key (naming the nearest), a section in place of a key, or a value of another type.
+    A value is text, read as the type that the key has now, or a Python value of that type. Raises ConfigError.
     """
     config = config.copy_and_resolve_references()
     leaves, values = flat(config), {}

@@ -1,4 +1,4 @@
-"""One run of one experiment: settings are checked, the config is noted in the workdir, the job runs, its result is noted."""
+"""One run of one experiment: settings are checked, its config and result are noted in the workdir."""
 
 import importlib
 import json
@@ -74,8 +74,7 @@ def run(
     `runs/<config.name>`, `mesh` to data parallel over all ranks. A workdir that holds an unfinished run is resumed.
     `writer`, a `clu.metric_writers.MetricWriter` or anything with its methods, gets what training and encode_text write,
     beside metrics.jsonl and TensorBoard, on rank 0; it is flushed and not closed.
-    Leaves `config.json` and, once finished, `result.json` in the workdir. Raises ConfigError for a wrong setting before
-    anything heavy is imported.
+    Leaves `config.json` and, once finished, `result.json` in the workdir. Raises ConfigError.
     """
     plan = prepare(config, job, workdir, mesh, stage, ranks())
     with heartbeat.beating(plan.workdir / "ranks", plan.config.train.rank_timeout) if ranks() > 1 else nullcontext():
@@ -111,9 +110,8 @@ def prepare(
         raise ConfigError(f"job {job!r} runs on one rank, there are {ranks}: leave --workers out")
     stages = list(config.get("stages", ()))
     if stage and job not in WITH_STAGES:
-        raise ConfigError(
-            f"stage {stage!r}: job {job!r} has no stages (those with: {', '.join(WITH_STAGES)}): leave --stage out"
-        )
+        having = ", ".join(WITH_STAGES)
+        raise ConfigError(f"stage {stage!r}: job {job!r} has no stages (those with: {having}): leave --stage out")
     if stage and stage not in stages:
         known = f"stages: {', '.join(stages)}" if stages else "this experiment has no stages: leave --stage out"
         raise ConfigError(f"stage {stage!r} does not exist{configs.nearest(stage, stages)}; {known}")

@@ -1,8 +1,7 @@
 """Reads MindSpore's `.ckpt` files: protocol buffers, so nothing in one is executed.
 
-`mindspore.load_checkpoint` (2.10) does not unpickle either, but it trusts the shape that a file states: with more content
-it writes beyond the tensor's memory, with less it returns whatever lay behind. It also takes the last of two parameters
-of one name, needs the file in memory several times, and protocol buffers hold no message above 2 GB. The format is
+`mindspore.load_checkpoint` (2.10) trusts the shape that a file states: with more content it writes beyond the tensor's
+memory, with less it returns whatever lay behind. It also holds the file in memory several times, up to 2 GB. The format is
     Checkpoint { repeated Value value = 1; }   Value { string tag = 1; Tensor tensor = 2; }
     Tensor { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3; }
 A parameter above 512 MB is several values of the same tag. `crc_num` and ten bytes may follow.

@@ -18,9 +18,7 @@ from moviegen.storage.arraystore import Lazy
 # Our path of every parameter outside the layers, by the seed's name.
 GLOBAL = {
     "latent_embedder.proj.weight": "patch",
-    "pos_embedding_table_t.embedding_table": "position/t",
-    "pos_embedding_table_h.embedding_table": "position/h",
-    "pos_embedding_table_w.embedding_table": "position/w",
+    **{f"pos_embedding_table_{axis}.embedding_table": f"position/{axis}" for axis in "thw"},
     "timestep_embedder.mlp.0.weight": "time/in",
     "timestep_embedder.mlp.2.weight": "time/out",
     "adaLN_modulation.1.weight": "modulation",
@@ -41,15 +39,12 @@ LAYER = {
 
 
 def transformer(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
-    """Returns the parameters of our transformer, tensors in float32, from the seed's arrays by name.
-
-    Raises ConfigError as `lazy_transformer` does.
-    """
+    """Returns the parameters of our transformer, tensors in float32, as `lazy_transformer` does."""
     return backend.to_tensors(lazy_transformer(arrays, cfg))
 
 
 def lazy_transformer(arrays: Mapping[str, np.ndarray | Lazy], cfg: Any) -> dict[str, Lazy]:
-    """Returns the same as float32 arrays, each read when it is needed: all of the largest model are 120 GB.
+    """Returns the parameters of our transformer from the seed's arrays by name, float32, each read when it is needed.
 
     Takes any run of the prefixes `ema.`, `network.`, `model.`; a linear or a convolutional patch embedder; position
     tables of another length, which are interpolated. Raises ConfigError naming every missing, extra or wrongly shaped

@@ -1,7 +1,6 @@
 """Tensors of files of torch.save (`.bin`, `.pth`, `.pt`) without running anything in them.
 
-Such a file is a zip of raw storages and of a pickle that says which tensor is where in them; before torch 1.6, pickles one
-after another and then the storages. The pickle is read by torch_pickle.py.
+A file is a zip of raw storages and of a pickle that says what lies where; before torch 1.6, pickles and then the storages.
 """
 
 import functools
@@ -20,6 +19,7 @@ from moviegen.convert.torch_pickle import Storage, Tensor
 from moviegen.errors import DataError
 from moviegen.nn import dtypes
 from moviegen.storage.arraystore import Lazy
+from moviegen.storage.files import refused
 
 INDEX, WHOLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 _OLD = 0x1950A86A20F9469CFC6C  # the first thing in a file of torch before 1.6
@@ -46,10 +46,9 @@ def lazy(path: str | Path) -> dict[str, Lazy]:
 
 
 def _file(path: Path) -> dict[str, Lazy]:
-    try:
+    errors = OSError, ValueError, IndexError, KeyError, TypeError, AttributeError, zipfile.BadZipFile
+    with refused(f"{path}: cannot be read as tensors and nothing else", *errors):
         tensors, held, load = (_zip if zipfile.is_zipfile(path) else _old)(path)
-    except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as tensors and nothing else ({error})") from error
     found = {}
     for name, tensor in tensors.items():
         _check(path, name, tensor, held.get(tensor.storage.key))
@@ -121,12 +120,11 @@ def _check(path: Path, name: str, tensor: Tensor, held: int | None) -> None:
 
 
 def _read(path: Path, load: Callable[[Storage], Any], tensor: Tensor) -> np.ndarray:
-    try:
+    errors = OSError, ValueError, KeyError, zipfile.BadZipFile
+    with refused(f"{path}: storage {tensor.storage.key} cannot be read", *errors):
         raw = np.frombuffer(load(tensor.storage), dtypes.numpy_dtype(tensor.storage.dtype))
-        if 0 in tensor.shape:
-            return np.zeros(tensor.shape, raw.dtype)
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise DataError(f"{path}: storage {tensor.storage.key} cannot be read ({error})") from error
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, raw.dtype)
     strides = tuple(stride * raw.itemsize for stride in tensor.strides)
     view = np.lib.stride_tricks.as_strided(raw[tensor.offset :], tensor.shape, strides)
     return np.ascontiguousarray(view).reshape(tensor.shape)

@@ -1,10 +1,8 @@
 """The pickle in a file of torch.save as descriptions of tensors, by the standard library's restricted unpickler.
 
-`find_class` and `persistent_load` hand out the stand-ins below and refuse every other name, so that nothing a file names
-is looked up or called. Three things they do not restrict are refused by a look at the instructions before any is
-followed (`_program`): an extension code, which is resolved without `find_class`; a memo index that makes the unpickler
-allocate 64 GB; and nested tuples, whose hash as a key overflows the C stack. Source: docs.python.org/3/library/pickle.html,
-"Restricting Globals".
+Stand-ins are all that names in a file become. What `find_class` and `persistent_load` do not restrict, `_program` refuses:
+extension codes, resolved without `find_class`; a memo index that makes the unpickler allocate 64 GB; nested tuples, whose
+hash as a key overflows the C stack. Source: docs.python.org/3/library/pickle.html, "Restricting Globals".
 """
 
 import io

@@ -38,15 +38,13 @@ def save(
 ) -> Path:
     """Writes one checkpoint, whole or not at all, and returns its folder `<folder>/step-<step>`.
 
-    A checkpoint of the same step is replaced, later ones are dropped (saving step 30 after going back from 40 starts
-    another history), all others stay until `prune`.
+    One of the same step is replaced, later ones are dropped: saving 30 after going back from 40 starts another history.
 
     Args:
         trees: {"params": {path: array}, "ema": ..., "opt/m": ...}: MindSpore tensors, numpy arrays or numbers, stored
             in their own shape and dtype, or `arraystore.Part`s where each of several ranks has a part.
         meta: anything JSON can hold.
-        rank, ranks: which of how many processes this is. All of them call this, each writes its own parts, and rank 0
-            commits when all have.
+        rank, ranks: all of them call this, each writes its own parts, and rank 0 commits when all have.
         token: the same on all ranks and new for every save: it tells this attempt from one that a kill cut short.
 
     Raises: DataError when the checkpoint cannot be written (a full disk); what was there before is then untouched.
@@ -89,19 +87,15 @@ def prune(folder: str | Path, keep: int = 2, keep_every: int = 0, keep_best: boo
 
 
 def in_background(work: Callable[[], Any]) -> Future:
-    """Runs `work`, which saves, while the caller goes on: result() waits for the end and raises what went wrong.
+    """Runs `work`, which saves, while the caller goes on; one at a time, in order. A process that ends waits for them.
 
-    One save at a time, in order. The arrays must be copies: a MindSpore tensor's numpy array on CPU is the tensor itself,
-    which the next optimizer step changes. A process that ends waits for its saves.
+    The arrays must be copies: a MindSpore tensor's numpy array on CPU is the tensor itself, which the next step changes.
     """
     return _BACKGROUND.submit(work)
 
 
 def latest(folder: str | Path) -> int | None:
-    """Returns the step of the newest committed checkpoint in `folder`, or None. Half-written ones never count.
-
-    `folder` may also be one checkpoint itself, `.../step-00000042`, here and in `load`.
-    """
+    """Returns the step of the newest whole checkpoint in `folder`, which may be one itself (also in `load`), or None."""
     folder, named = step_folders.place(folder)
     committed = step_folders.committed(folder)
     if named is None:
@@ -110,16 +104,14 @@ def latest(folder: str | Path) -> int | None:
 
 
 def best(folder: str | Path) -> int | None:
-    """Returns the step of the checkpoint with the lowest meta["score"], such as a held-out loss; None where none has a score.
-
-    Of equals it is the earliest. One with a damaged manifest, which cannot be loaded, has no score.
-    """
-    scores: dict[int, float | None] = {}
+    """Returns the first step with the lowest meta["score"], such as a held-out loss; None where none has a score."""
+    scores: dict[int, float] = {}
     for step, path in sorted(step_folders.committed(Path(folder)).items()):
-        with contextlib.suppress(OSError, ValueError):
-            scores[step] = step_folders.read_manifest(path)["meta"].get("score")
-    scored = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
-    return min(scored, key=scores.get, default=None)
+        with contextlib.suppress(OSError, ValueError):  # one with a damaged manifest cannot be loaded either
+            score = step_folders.read_manifest(path)["meta"].get("score")
+            if score is not None and math.isfinite(score):
+                scores[step] = score
+    return min(scores, key=scores.get, default=None)
 
 
 def load(
@@ -132,9 +124,8 @@ def load(
     """Reads a checkpoint (the newest unless `step` is given) as ({tree: {path: numpy array}}, meta with its "step").
 
     `select` is a regular expression searched in "<tree>/<path>", such as "^ema/": nothing else is read. `dtype` casts
-    floating-point arrays. `where` gives for an array's shape the slice to read of it (sharding.bounds): any mesh reads
-    what any other wrote, and no more than it needs. All that is read is checked: DataError names the damaged array
-    and the step to go back to.
+    floating-point arrays. `where` gives for an array's shape the slice to read of it (sharding.bounds). All that is read
+    is checked: DataError names the damaged array and the step to go back to.
     """
     committed, step = _find(folder, step)
     with _naming_the_way_back(committed, step):

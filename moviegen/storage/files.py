@@ -73,8 +73,6 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Reads these arrays of an npz file. DataError where it is damaged or lacks one."""
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as npz with {', '.join(keys)}: {error}") from error
+    errors = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+    with refused(f"{path}: cannot be read as npz with {', '.join(keys)}", *errors), np.load(path) as file:
+        return {key: file[key] for key in keys}

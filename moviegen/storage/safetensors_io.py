@@ -1,7 +1,6 @@
 """Trees of arrays in safetensors files, one or several with Hugging Face's index, read and written an array at a time.
 
-Such a file is a length, a JSON header and the arrays one after another, so it is written here as its arrays come: the
-library's writer wants all of them at once. Nothing in one is ever executed (no pickle).
+Such a file is a length, a JSON header and the arrays; it is written here, as the library's writer wants all at once.
 """
 
 import contextlib
@@ -36,10 +35,7 @@ Arrays = Mapping[str, Any]
 def write(
     arrays: Arrays, path: str | Path, dtype: str | None = "float32", metadata: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes tensors, arrays or `Lazy` arrays by name to one file, floating-point ones in `dtype` (None: as they are).
-
-    `metadata` is anything JSON can hold. A DataError or a kill leaves the file that was there before.
-    """
+    """Writes tensors, arrays or `Lazy` arrays by name to one file, whole or not at all, floating-point ones in `dtype`."""
     path = Path(path)
     with _writing(path), aside(path, durable=True) as temporary:
         _write_file(temporary, _readable(arrays), dtype, metadata or {})
@@ -51,9 +47,8 @@ def write_shards(
 ) -> list[Path]:
     """Writes arrays as `write` does, to files of at most `shard_bytes` (or of one larger array), and returns the files.
 
-    Several are `model-00001-of-00003.safetensors` and so on with Hugging Face's index, one is `model.safetensors`. They
-    take the place of an earlier export when all are written: killed before, the earlier one is whole; killed in between,
-    there is no index. `metadata`, anything JSON can hold, is in each of them.
+    They have Hugging Face's names and, where they are several, its index. They take the place of an earlier export when
+    all are written: killed before, the earlier one is whole; killed in between, there is no index.
     """
     folder, arrays = Path(folder), _readable(arrays)
     shards = _shards(arrays, dtype, shard_bytes)
@@ -106,10 +101,7 @@ def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
 
 
 def read_rows(file: str | Path, name: str, rows: slice = slice(None)) -> np.ndarray:
-    """Some rows of one array of a file, which stays open for the next call: for many small reads at random.
-
-    DataError where the file or the array cannot be read.
-    """
+    """Reads some rows of one array of a file, which stays open for the next of many small reads at random."""
     with _reading(file):
         return dtypes.to_numpy(name, _kept_open(str(file), os.stat(file).st_mtime_ns).get_slice(name)[rows])
 
