@@ -1,19 +1,21 @@
 """Names of others' arrays as our paths, by rules."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moviegen.errors import ConfigError
 
-Rules = Iterable[tuple[str, str | Callable[[re.Match], str]]]
 
+def swap(name: str, pairs: Iterable[tuple[str, str]], back: bool = False) -> str:
+    """Returns our path, or a piece of it, with dots and with each text of ours replaced by theirs in order; `back` undoes it.
 
-def rename(name: str, rules: Rules) -> str:
-    """Returns the name after every rule (pattern, replacement of `re.sub`), in order."""
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+    The name has another dot at its end while `pairs`, (ours, theirs), are looked for.
+    """
+    name = name.replace("/", ".") + "."
+    for ours, theirs in reversed(tuple(pairs)) if back else pairs:
+        name = name.replace(theirs, ours) if back else name.replace(ours, theirs)
+    return name[:-1]
 
 
 def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]:

@@ -1,32 +1,15 @@
 """The SD3.5 image autoencoder (diffusers names) inflated into a temporal one that reproduces it on one frame."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from moviegen.convert.names import rename
+from moviegen.convert import tae_names
+from moviegen.convert.names import swap
 from moviegen.models.tae import model
 from moviegen.nn import backend
 from moviegen.nn.tree import match
-
-# Applied in order to a name without its last component; the levels of the decoder are counted from the other end.
-_MODULES = (
-    (r"\.down_blocks\.", ".down."),
-    (r"\.resnets\.", ".block."),
-    (r"\.(down|up)samplers\.0\.conv$", r".\1sample"),
-    (r"\.mid_block\.block\.", ".mid.block."),
-    (r"\.mid_block\.attentions\.0\.", ".mid.spatial_attention."),
-    (r"attention\.group_norm$", "attention.norm"),
-    (r"attention\.to_([qkv])$", r"attention.\1"),
-    (r"attention\.to_out\.0$", "attention.out"),
-    (r"\.conv_shortcut", ".shortcut"),
-    (r"\.conv_norm_out$", ".head.norm"),
-    (r"\.conv_out$", ".head.conv"),
-)
-_LEAVES = {"weight": "w", "bias": "b"}
-_NORMS = {"weight": "scale", "bias": "bias"}
 
 
 def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
@@ -54,9 +37,8 @@ def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
 
 def _path(name: str, levels: int) -> str:
     module, _, leaf = name.rpartition(".")
-    module = rename(module, _MODULES)
-    module = re.sub(r"\.up_blocks\.(\d+)\.", lambda m: f".up.{levels - 1 - int(m[1])}.", module)
-    if module.rpartition(".")[2].startswith("norm"):
-        return f"{module}.{_NORMS.get(leaf, leaf)}".replace(".", "/")
-    kernel = "" if "attention." in module else "spatial/"
-    return f"{module}/{kernel}{_LEAVES.get(leaf, leaf)}".replace(".", "/")
+    module = swap(tae_names.turned(module, levels), tae_names.DIFFUSERS, back=True).replace(".", "/")
+    if module.rpartition("/")[2].startswith("norm"):
+        return f"{module}/{'scale' if leaf == 'weight' else leaf}"
+    leaf = {"weight": "w", "bias": "b"}.get(leaf, leaf)
+    return f"{module}/{leaf}" if "attention/" in module else f"{module}/spatial/{leaf}"

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from moviegen.convert.names import by_layers, rename, strip_prefixes
+from moviegen.convert.names import by_layers, strip_prefixes, swap
+from moviegen.convert.tae_names import SEED
 from moviegen.models.tae import model as tae_model
 from moviegen.models.transformer import shapes as transformer_shapes
 from moviegen.nn import backend
@@ -78,22 +79,6 @@ def _read(path: str, array: np.ndarray | Lazy, shape: tuple[int, ...]) -> np.nda
     return resize_table(value, shape[0]) if path.startswith("position/") else value.reshape(shape)
 
 
-# Path of the seed's autoencoder below its encoder or decoder -> ours; the last component of a name follows TAE_LEAVES.
-TAE_MODULES = (
-    (r"\.conv_spat$", "/spatial"),
-    (r"\.conv_temp$", "/temporal"),
-    (r"\.(down|up)sample_(spat|temp)\.conv$", lambda m: f".{m[1]}sample/{'spatial' if m[2] == 'spat' else 'temporal'}"),
-    (r"\.mid\.block_([12])", lambda m: f".mid.block.{int(m[1]) - 1}"),
-    (r"\.mid\.attn_1\.([01])\.", lambda m: f".mid.{('spatial', 'temporal')[int(m[1])]}_attention."),
-    (r"attention\.to_([qkv])$", r"attention.\1"),
-    (r"attention\.proj_out$", "attention.out"),
-    (r"\.nin_shortcut", ".shortcut"),
-    (r"^(encoder|decoder)\.norm_out$", r"\1.head.norm"),
-    (r"^(encoder|decoder)\.conv_out", r"\1.head.conv"),
-)
-TAE_LEAVES = {"weight": "w", "bias": "b", "gamma": "scale", "beta": "bias"}
-
-
 def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
     """Returns the parameters of our autoencoder from the seed's arrays by name, in float32.
 
@@ -106,9 +91,7 @@ def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
     for name, value in strip_prefixes(cleaned, "ema|network|model|autoencoder").items():
         if ".temb_proj." in name:
             continue  # never read by the seed's model either
-        module, _, leaf = name.rpartition(".")
-        module = rename(module, TAE_MODULES)
-        path = f"{module}/{TAE_LEAVES.get(leaf, leaf)}".replace(".", "/")
+        path = swap(name, SEED, back=True).replace(".", "/")
         found[path] = _tae_array(path, np.asarray(value).astype(np.float32))
     match(found, [], tae_model.shapes(cfg), "")
     return backend.to_tensors(found)

@@ -4,10 +4,14 @@ from moviegen.convert import names
 from moviegen.errors import ConfigError
 
 
-def test_rules_apply_in_order():
-    rules = [(r"\.mid_block\.", ".mid."), (r"mid\.(\d)", lambda m: f"mid.{int(m[1]) + 1}"), (r"\.x$", "")]
-    assert names.rename("encoder.mid_block.0.x", rules) == "encoder.mid.1"
-    assert names.rename("encoder.x.mid", rules) == "encoder.x.mid"
+def test_pairs_are_swapped_in_order_and_back():
+    pairs = [(".mid.", ".mid_block."), (".mid_block.0.", ".mid_block.one."), (".w.", ".weight.")]
+    for ours, theirs in (
+        ("encoder/mid/0/w", "encoder.mid_block.one.weight"),
+        ("encoder/w/mid", "encoder.weight.mid_block"),
+    ):
+        assert names.swap(ours, pairs) == theirs
+        assert names.swap(theirs, pairs, back=True) == ours.replace("/", ".")
 
 
 def test_any_run_of_prefixes_is_dropped_at_the_start_alone():
