@@ -83,10 +83,7 @@ def schedule(name: str, steps: int, linear_equivalent: int = 250) -> np.ndarray:
 
 
 def euler(velocity: Callable, x0, times: np.ndarray):
-    """Integrate dx/dt = velocity(x, t) from x0 over `times` by Euler steps; x0 numpy or Tensor, t a python float.
-
-    The state is kept in float32 whatever precision the velocity comes in.
-    """
+    """Integrate dx/dt = velocity(x, t) from x0 over `times` by Euler steps in float32; x0 numpy or Tensor, t a python float."""
     x = x0.astype("float32")
     for t, following in zip(times[:-1], times[1:], strict=True):
         x = x + (float(following) - float(t)) * velocity(x, float(t)).astype("float32")

@@ -1,5 +1,6 @@
 """A sweep: one experiment run once for each of a list of overrides, every run a process and a folder of its own."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -21,8 +22,7 @@ def run(file: str, plan: Plan, workdir: str | None, command: list[str]) -> int:
 
     The file is Python with a function `sweep()` that returns a list of `{"optim.learning_rate": 3e-4, ...}`. A run that
     is finished with the very same config is skipped, a failing one is reported and the rest go on. Returns the exit
-    code: 0 if every run finished, 1 if any failed, 130 if interrupted. Raises ConfigError, before the first run, for a
-    file or an override that is wrong.
+    code: 0 if every run finished, 1 if any failed, 130 if interrupted. Raises ConfigError before the first run.
     """
     folder = Path(workdir or f"runs/{plan.config.name}-{Path(file).stem}")
     runs = _runs(file)
@@ -57,10 +57,8 @@ def _call(command: list[str]) -> int:
     try:
         return process.wait()
     except KeyboardInterrupt:  # a terminal sends it to the child as well
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            pass
         return 130
     finally:
         if process.poll() is None:
@@ -101,8 +99,7 @@ def table(rows: list[dict]) -> str:
     lines = [[*keys, "status", "seconds", *metrics]]
     for row in rows:
         numbers = [f"{row['metrics'][m]:.4g}" if m in row["metrics"] else "" for m in metrics]
-        lines.append(
-            [*(str(row["overrides"].get(k, "")) for k in keys), row["status"], f"{row['seconds']:.0f}", *numbers]
-        )
+        values = [str(row["overrides"].get(k, "")) for k in keys]
+        lines.append([*values, row["status"], f"{row['seconds']:.0f}", *numbers])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,7 +1,6 @@
 """Text encoders in Hugging Face's layout: config.json as our config, arrays by their names as our parameters.
 
-Arrays are read, cast and placed one at a time, so loading needs the memory of the model and one array. What a checkpoint
-holds besides the encoder (a decoder, a vision tower) is ignored; everything else must fit.
+Arrays are read, cast and placed one at a time. What a file holds besides the encoder (a decoder, a vision tower) is ignored.
 """
 
 import re
@@ -101,10 +100,7 @@ def clip_text_config(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def t5_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
-    """Maps our path of every parameter of a T5 encoder to its name in `arrays`, whose shapes alone are read.
-
-    Raises ConfigError naming every missing, extra or wrongly shaped parameter.
-    """
+    """Returns {path: name in `arrays`, whose shapes alone are read} of a T5 encoder. Raises ConfigError as `match` does."""
     own = [name for name in arrays if not re.match(_T5_OTHERS, name)]
     names, unknown = by_layers(own, r"encoder\.block\.(\d+)\.layer\.(.+)", _T5_BLOCK, _T5_REST)
     match({path: arrays[name] for path, name in names.items()}, unknown, t5_model.shapes(cfg), "")
@@ -124,19 +120,15 @@ def clip_text_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
 
 
 def t5(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
-    """Returns the parameters of a T5 encoder from arrays by name, stored in `dtype` (float32, bfloat16).
+    """Returns the parameters of a T5 encoder from arrays by name, stored in `dtype`. Raises ConfigError as `t5_names` does.
 
     `place(path, array)` makes a tensor of each array before the next is read, so that a rank can keep only its shard.
-    Raises ConfigError as `t5_names` does, before the first array is read.
     """
     return _read(arrays, t5_names(arrays, cfg), dtype, place, {})
 
 
 def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
-    """Returns the parameters of CLIP's text tower from arrays by name, as `t5` does.
-
-    A position table with fewer rows than cfg.positions is stretched (`clip.stretch_positions`).
-    """
+    """Returns the parameters of CLIP's text tower as `t5` does; a shorter position table is stretched."""
     changes = {"position/token": lambda table: clip_model.stretch_positions(table, cfg.positions)}
     return _read(arrays, clip_text_names(arrays, cfg), dtype, place, changes)
 

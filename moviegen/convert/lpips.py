@@ -16,8 +16,7 @@ CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of torchvision's vgg
 def vgg(vgg_arrays: Mapping[str, np.ndarray], head_arrays: Mapping[str, np.ndarray]) -> dict:
     """Returns the parameters of `models.lpips` from the arrays of VGG16 and of the heads.
 
-    Names are `features.0.weight` ... and `lin0.model.1.weight` ... VGG16's classifier is ignored. Raises ConfigError naming
-    every missing, extra or wrongly shaped parameter.
+    Names are `features.0.weight` ... and `lin0.model.1.weight` ... VGG16's classifier is ignored. ConfigError as of `match`.
     """
     found: dict[str, Any] = {}
     unknown = []

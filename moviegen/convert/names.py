@@ -8,21 +8,17 @@ from moviegen.errors import ConfigError
 
 
 def swap(name: str, pairs: Iterable[tuple[str, str]], back: bool = False) -> str:
-    """Returns our path, or a piece of it, with dots and with each text of ours replaced by theirs in order; `back` undoes it.
-
-    The name has another dot at its end while `pairs`, (ours, theirs), are looked for.
-    """
-    name = name.replace("/", ".") + "."
+    """Returns a name, dots for slashes, with every (ours, theirs) of `pairs` replaced in order; `back` undoes it."""
+    name = name.replace("/", ".") + "."  # so that the last component ends with a dot, as all do
     for ours, theirs in reversed(tuple(pairs)) if back else pairs:
         name = name.replace(theirs, ours) if back else name.replace(ours, theirs)
     return name[:-1]
 
 
 def strip_prefixes(arrays: Mapping[str, Any], components: str) -> dict[str, Any]:
-    """Returns the arrays by their names without any leading run of `components` ("ema|network|model").
+    """Returns the arrays by their names without any leading run of `components` ("ema|network|model"), put by wrappers.
 
-    Training wrappers put these before a name. Raises ConfigError where two names become one: the file then holds several
-    sets of weights, say EMA beside plain.
+    Raises ConfigError where two names become one: the file then holds several sets of weights, say EMA beside plain.
     """
     origin: dict[str, str] = {}
     for name in arrays:
@@ -41,8 +37,7 @@ def by_layers(
 ) -> tuple[dict[str, str], list[str]]:
     """Returns {our path: name}, and the names that have no path.
 
-    `pattern` finds a layer's number and the rest of the name, which `layer` gives our path of below `blocks/NUMBER/`;
-    `rest` has the names outside the layers.
+    `pattern` finds a layer's number and the rest of the name, whose path below `blocks/NUMBER/` is in `layer`.
     """
     paths, unknown = {}, []
     for name in sorted(names):

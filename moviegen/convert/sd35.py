@@ -25,11 +25,9 @@ def tae(arrays: Mapping[str, np.ndarray], cfg: Any) -> dict:
         path = _path(name, levels)
         value = np.asarray(value).astype(np.float32)
         found[path] = value.reshape(value.shape[:2]) if "attention/" in path and value.ndim == 4 else value
-    wanted = model.shapes(cfg)
-    inflated = [path for path in wanted if "/temporal" in path]
-    match(found, [], {path: shape for path, shape in wanted.items() if path not in inflated}, "")
+    match(found, [], {path: shape for path, shape in model.shapes(cfg).items() if "/temporal" not in path}, "")
     for path, start in model.init(cfg, 0).items():
-        if path in inflated:
+        if "/temporal" in path:
             nothing = "attention/out/" in path or path.endswith("/b")
             found[path] = np.zeros(start.shape, np.float32) if nothing else start
     return backend.to_tensors(found)

@@ -53,10 +53,7 @@ def turned(name: str, levels: int) -> str:
 
 
 def export(params: Mapping[str, Any], cfg: Any, naming: str) -> dict[str, np.ndarray]:
-    """Returns arrays, float32, by their names in "moviegen", "seed" or "diffusers": the inverse of `seed.tae`, `sd35.tae`.
-
-    diffusers has no temporal layers, so that naming holds the image layers alone.
-    """
+    """Returns arrays, float32, by their names in "moviegen", "seed" or "diffusers" (which has the image layers alone)."""
     arrays = {path: value.astype(np.float32) for path, value in backend.to_numpy(params).items()}
     if naming == "seed":
         return {swap(path, SEED): _shaped(path, value) for path, value in arrays.items()}

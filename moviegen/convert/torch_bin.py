@@ -26,10 +26,7 @@ _OLD = 0x1950A86A20F9469CFC6C  # the first thing in a file of torch before 1.6
 
 
 def lazy(path: str | Path) -> dict[str, Lazy]:
-    """Returns the tensors of a file, or of a folder with an index, by name, each read when it is needed.
-
-    Raises DataError where a file is damaged or holds anything but tensors by name.
-    """
+    """Returns the tensors of a file, or of a folder with an index, by name, each read when it is needed; or DataError."""
     path = Path(path)
     if not (path / INDEX).is_file():
         return _file(path if path.is_file() else path / WHOLE)

@@ -77,7 +77,7 @@ def write(folder: Path, entry: dict[str, Any], part: Part) -> dict[str, list]:
     # Zeros are written like all else: a missing file would read back as zeros, and must be an error instead.
     store = ts.open({**_spec(folder, entry), "store_data_equal_to_fill_value": True}, open=True).result()
     store[part.where].write(np.asarray(part.array), can_reference_source_data_indefinitely=True).result()
-    return {file: _signature(folder / file) for file in map(_file, _touched(part.where, entry["chunk"]))}
+    return {file: _signature(folder / file) for file, _ in _touched(part.where, entry["chunk"])}
 
 
 def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = None) -> np.ndarray:
@@ -91,8 +91,7 @@ def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = 
     where = tuple(slice(0, n) for n in entry["shape"]) if where is None else where
     start, stop = np.array([(s.start, s.stop) for s in where], int).reshape(-1, 2).T
     array = _memory(stop - start, numpy_dtype(entry["dtype"]))
-    for index in _touched(where, entry["chunk"]):
-        file = _file(index)
+    for file, index in _touched(where, entry["chunk"]):
         content = _content(folder / file, entry["files"].get(file)).view(array.dtype).reshape(entry["chunk"])
         corner = np.multiply(index, content.shape)
         if content.shape == array.shape and all(corner == start):
@@ -104,7 +103,10 @@ def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = 
 
 def folder_name(name: str) -> str:
     """Returns a name as a relative path that is safe on any disk: letters stay, `..` and empty segments are escaped."""
-    return "/".join(map(_segment, name.split("/")))
+    return "/".join(
+        quote(word, safe=" ()[],=+@") if word.strip(".") else word.replace(".", "%2E") or "%00"
+        for word in name.split("/")
+    )
 
 
 def cast(array: np.ndarray | Lazy, dtype: str | None) -> np.ndarray | Lazy:
@@ -135,15 +137,11 @@ def _spec(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _touched(where: tuple[slice, ...], chunk: list[int]) -> Iterator[tuple[int, ...]]:
-    """Yields the indices of the chunks that hold a slice of an array."""
-    return itertools.product(
-        *(range(s.start // n, -(-s.stop // n) if s.stop > s.start else 0) for s, n in zip(where, chunk, strict=True))
-    )
-
-
-def _file(index: tuple[int, ...]) -> str:
-    return ".".join(["c", *map(str, index)])
+def _touched(where: tuple[slice, ...], chunk: list[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the files and indices of the chunks that hold a slice of an array."""
+    ends = [-(-s.stop // n) if s.stop > s.start else 0 for s, n in zip(where, chunk, strict=True)]
+    for index in itertools.product(*(range(s.start // n, end) for s, n, end in zip(where, chunk, ends, strict=True))):
+        yield ".".join(["c", *map(str, index)]), index
 
 
 def _signature(file: Path) -> list:
@@ -178,9 +176,3 @@ def _memory(shape: Sequence[int] | np.ndarray, dtype: np.dtype) -> np.ndarray:
     with contextlib.suppress(AttributeError, OSError):  # not every system has them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
-
-
-def _segment(text: str) -> str:
-    if text.strip(".") == "":
-        return text.replace(".", "%2E") or "%00"
-    return quote(text, safe=" ()[],=+@")

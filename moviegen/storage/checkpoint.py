@@ -151,12 +151,6 @@ def lazy(
     return found, meta
 
 
-def shapes(folder: str | Path, step: int | None = None) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Returns {tree: {path: shape}} of a checkpoint, the newest unless `step` is given; reads its manifest alone."""
-    trees = lazy(folder, step)[0]
-    return {tree: {name: array.shape for name, array in arrays.items()} for tree, arrays in trees.items()}
-
-
 def _find(folder: str | Path, step: int | None) -> tuple[dict[int, Path], int]:
     """Returns all checkpoints there are, and the step of the one that is asked for."""
     folder, named = step_folders.place(folder)

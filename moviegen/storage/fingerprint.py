@@ -14,8 +14,8 @@ from moviegen.storage import files
 def check(path: Path, fingerprint: dict, what: str, key: str) -> None:
     """Compares a fingerprint with the one in the file `path`, and writes it there if there is none yet.
 
-    To be called before the first of the contents is written, so that they are known even after a kill. Raises
-    ConfigError, naming the config key and what differs, when the folder holds `what`, something else.
+    To be called before the first of the contents is written. Raises ConfigError, with the config key and what differs,
+    when the folder holds `what`, something else.
     """
     fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back
     if not path.is_file():

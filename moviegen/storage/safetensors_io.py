@@ -80,10 +80,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
-    """Returns the arrays by name, each read when it is needed, and the metadata ({} in a file of others).
-
-    DataError names a file that is missing, cut short or without an array that the index says it holds.
-    """
+    """Returns the arrays by name, each read when it is needed, and the metadata ({} in a file of others); or DataError."""
     found, metadata = {}, {}
     for file, names in _places(Path(path)).items():
         with _reading(file), safe_open(file, "np") as f:

@@ -38,10 +38,8 @@ class Writer:
 
     Args:
         name: stage, for example "tae"; several stages share one metrics.jsonl, each line tells its own.
-        resume_step: the step that the run goes on from: lines of this stage with later steps are dropped, since they
-            will be written again. None keeps all lines. A line torn by a kill is dropped in either case.
-        also: another writer with these methods, such as one of clu's. It gets all that this one gets and is flushed
-            with it, but not closed.
+        resume_step: the step that the run goes on from: lines of this stage with later steps are dropped. None keeps all.
+        also: another writer with these methods. It gets all that this one gets and is flushed with it, but not closed.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ def read_metrics(workdir: str | Path, name: str | None = None) -> list[dict]:
     if not path.exists():
         return []
     whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is not written yet
-    lines = [json.loads(line) for line in whole]
+    lines = map(json.loads, whole)
     return [line for line in lines if name is None or line["stage"] == name]
 
 
@@ -140,10 +138,7 @@ def _heal(path: Path, name: str, resume_step: int | None) -> None:
 
 
 class Progress:
-    """Prints "label done/total, numbers, rate, time left" at most every five seconds, and always the last line.
-
-    Ranks other than 0 print nothing.
-    """
+    """Prints "label done/total, numbers, rate, time left" on rank 0, at most every five seconds and at the end."""
 
     def __init__(self, label: str, total: int, rank: int = 0):
         self.label, self.total, self._silent = label, total, rank != 0

@@ -100,7 +100,8 @@ def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> S
 
 def _read(folder, step, layout, select=""):
     """This rank's shards of what `select` matches. DataError, before any is read, where another model was saved."""
-    for tree, all_found in checkpoint.shapes(folder, step).items():
+    for tree, arrays in checkpoint.lazy(folder, step)[0].items():
+        all_found = {path: array.shape for path, array in arrays.items()}
         want, found = (
             {path: tuple(shape) for path, shape in table.items() if re.search(select, f"{tree}/{path}")}
             for table in (layout.shapes, all_found)
