@@ -53,21 +53,25 @@ _CLIP_REST = {
 }
 _CLIP_OTHERS = r"vision_model\.|visual_projection\.|logit_scale$|text_model\.embeddings\.position_ids$"
 _GATES = {"gated-gelu": "gelu", "gated-silu": "silu"}
-
-
 # Keys of our configs by their keys in config.json.
 _T5_KEYS = {
-    **dict(vocab_size="vocab_size", width="d_model", head_width="d_kv", ffn_size="d_ff", num_layers="num_layers"),
-    **dict(num_heads="num_heads", activation="feed_forward_proj"),
+    "vocab_size": "vocab_size",
+    "width": "d_model",
+    "head_width": "d_kv",
+    "ffn_size": "d_ff",
+    "num_layers": "num_layers",
+    "num_heads": "num_heads",
+    "activation": "feed_forward_proj",
 }
+# The same, and what config.json leaves out of `text_config` where it is the library's default.
 _CLIP_KEYS = {
-    **dict(vocab_size="vocab_size", width="hidden_size", ffn_size="intermediate_size", num_layers="num_hidden_layers"),
-    **dict(num_heads="num_attention_heads", positions="max_position_embeddings", projection_width="projection_dim"),
-}
-# What config.json leaves out of `text_config` where it is the library's default.
-_CLIP_DEFAULTS = {
-    **dict(vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8),
-    **dict(max_position_embeddings=77, projection_dim=512),
+    "vocab_size": ("vocab_size", 49408),
+    "width": ("hidden_size", 512),
+    "ffn_size": ("intermediate_size", 2048),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 8),
+    "positions": ("max_position_embeddings", 77),
+    "projection_width": ("projection_dim", 512),
 }
 
 
@@ -90,8 +94,8 @@ def clip_text_config(values: Mapping[str, Any]) -> ConfigDict:
     """Returns our config of CLIP's text tower from the config.json of the tower or of all of CLIP. Raises ConfigError."""
     if "text_config" in values:
         outside = {key: values[key] for key in ("projection_dim",) if key in values}
-        values = {**_CLIP_DEFAULTS, **values["text_config"], **outside}
-    config = _config(values, _CLIP_KEYS)
+        values = {**dict(_CLIP_KEYS.values()), **values["text_config"], **outside}
+    config = _config(values, {ours: theirs for ours, (theirs, _) in _CLIP_KEYS.items()})
     config.activation = values.get("hidden_act", "quick_gelu")
     config.norm_eps = values.get("layer_norm_eps", 1e-5)
     config.end_token = values.get("eos_token_id", 49407)

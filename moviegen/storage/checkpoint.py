@@ -97,10 +97,7 @@ def in_background(work: Callable[[], Any]) -> Future:
 def latest(folder: str | Path) -> int | None:
     """Returns the step of the newest whole checkpoint in `folder`, which may be one itself (also in `load`), or None."""
     folder, named = step_folders.place(folder)
-    committed = step_folders.committed(folder)
-    if named is None:
-        return max(committed, default=None)
-    return named if named in committed else None
+    return max((step for step in step_folders.committed(folder) if named in (None, step)), default=None)
 
 
 def best(folder: str | Path) -> int | None:

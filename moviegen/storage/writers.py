@@ -155,7 +155,8 @@ class Progress:
         if done < self.total and now - self._printed < SECONDS_BETWEEN_LINES:
             return
         self._printed = now
-        parts = [f"{self.label} {done}/{self.total}"] + [f"{key} {_short(value)}" for key, value in numbers.items()]
+        parts = [f"{self.label} {done}/{self.total}"]
+        parts += [f"{k} {value}" if isinstance(value, int) else f"{k} {value:.4g}" for k, value in numbers.items()]
         spent = now - self._begun
         if done > self._first and spent > 0:
             rate = (done - self._first) / spent
@@ -163,10 +164,6 @@ class Progress:
             left = (self.total - done) / rate
             parts.append(f"{_clock(left)} left" if done < self.total else f"took {_clock(spent)}")
         print("  ".join(parts), flush=True)
-
-
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:
