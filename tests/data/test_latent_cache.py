@@ -85,7 +85,8 @@ def test_entries_are_read_at_random_from_shards_that_stay_open(tmp_path, monkeyp
     given = filled(tmp_path, count=200)
     entries = {name: latent_cache.open_cache(tmp_path).find(name) for name in given}
     opened, kept = [], latent_cache.safetensors_io._kept_open
-    monkeypatch.setattr(latent_cache.safetensors_io, "_opened", None)
+    for opens in ("lazy", "_read_one"):
+        monkeypatch.setattr(latent_cache.safetensors_io, opens, None)
     monkeypatch.setattr(latent_cache.safetensors_io, "_kept_open", lambda *at: opened.append(at) or kept(*at))
     before = kept.cache_info().misses
     for name in np.random.default_rng(0).permutation(list(given)):
