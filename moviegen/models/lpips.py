@@ -4,7 +4,6 @@ Zhang et al. 2018, version 0.1, VGG. The network is frozen: gradients go to the 
 parameters, `conv/0/w` ... `conv/12/b` and `head/0` ... `head/4`, which `convert.lpips.vgg` makes.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ HOW_TO_GET = (
     "--config.convert.kind=lpips --config.convert.source=vgg16-397923af.pth --config.convert.heads=vgg.pth "
     "--config.convert.target=lpips_vgg.safetensors"
 )
+_TO_CLASSIFIER = tuple(np.float32(v).reshape(1, 3, 1, 1) for v in (SHIFT, 1 / np.float32(SCALE)))
 _bmm = ops.BatchMatMul()
+_halve = ops.MaxPool(kernel_size=2, strides=2, pad_mode="valid")
 
 
 def shapes(widths: tuple[int, ...] = (64, 128, 256, 512, 512)) -> dict[str, tuple[int, ...]]:
@@ -53,68 +54,54 @@ def load(path: str, key: str, without: str) -> dict[str, ms.Tensor]:
     return backend.to_tensors({name: arrays[name].astype(np.float32) for name in shapes()})
 
 
-@functools.lru_cache
-def _make_scale():
-    def scale(p, x, shift, factor):
-        return (x - shift) * factor
-
-    return scale
+def _scale(p, x, shift, factor):
+    return (x - shift) * factor
 
 
-def _scale_constants() -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.float32(v).reshape(1, 3, 1, 1) for v in (SHIFT, 1 / np.float32(SCALE)))
+def _conv(p, x, w, b):
+    return ops.relu(ops.conv2d(x, w, b, 1, "pad", 1))
 
 
-@functools.lru_cache
-def _make_conv(pool: bool):
-    halve = ops.MaxPool(kernel_size=2, strides=2, pad_mode="valid")
-
-    def conv(p, x, w, b):
-        x = halve(x) if pool else x
-        return ops.relu(ops.conv2d(x, w, b, 1, "pad", 1))
-
-    return conv
+def _pool_and_conv(p, x, w, b):
+    return _conv(p, _halve(x), w, b)
 
 
-@functools.lru_cache
-def _make_compare():
-    def unit(f):
-        # A product with ones where one would sum or broadcast: several times as fast on CPU.
-        n, c = f.shape[0], f.shape[1]
-        norm = ops.sqrt(_bmm(ops.ones((n, 1, c), ms.float32), f * f) + 1e-20)
-        return f * _bmm(ops.ones((n, c, 1), ms.float32), 1.0 / (norm + 1e-10))
-
-    def compare(p, a, b, head):
-        n, c = a.shape[0], a.shape[1]
-        a, b = ops.reshape(a, (n, c, -1)), ops.reshape(b, (n, c, -1))
-        weights = ops.tile(ops.reshape(head, (1, 1, c)), (n, 1, 1))
-        apart = _bmm(weights, ops.square(unit(a) - unit(b)))  # (n 1 pixels)
-        return ops.reshape(_bmm(apart, ops.ones((n, apart.shape[2], 1), ms.float32)), (n,)) / apart.shape[2]
-
-    return compare
+# (function, number of the feature that it ends with or None) of every convolution
+_LINKS = [
+    (_pool_and_conv if stage and not i else _conv, stage if i == convs - 1 else None)
+    for stage, convs in enumerate(STAGES)
+    for i in range(convs)
+]
 
 
-def _links() -> list[tuple[Any, int, int | None]]:
-    """(function, number of the convolution, number of the feature that it ends with or None)."""
-    found: list[tuple[Any, int, int | None]] = []
-    for stage, convs in enumerate(STAGES):
-        for i in range(convs):
-            found.append((_make_conv(stage > 0 and i == 0), len(found), stage if i == convs - 1 else None))
-    return found
+def _unit(f):
+    # A product with ones where one would sum or broadcast: several times as fast on CPU.
+    n, c = f.shape[0], f.shape[1]
+    norm = ops.sqrt(_bmm(ops.ones((n, 1, c), ms.float32), f * f) + 1e-20)
+    return f * _bmm(ops.ones((n, c, 1), ms.float32), 1.0 / (norm + 1e-10))
 
 
-def _inputs(params: Mapping[str, Any], x: Any) -> list[ms.Tensor]:
-    """What goes into every convolution, and what comes out of the last."""
-    xs = [layerwise.run(_make_scale(), {}, x, *_scale_constants())]
-    for fn, layer, _ in _links():
-        xs.append(layerwise.run(fn, {}, xs[-1], params[f"conv/{layer}/w"], params[f"conv/{layer}/b"]))
-    return xs
+def _compare(p, a, b, head):
+    n, c = a.shape[0], a.shape[1]
+    a, b = ops.reshape(a, (n, c, -1)), ops.reshape(b, (n, c, -1))
+    weights = ops.tile(ops.reshape(head, (1, 1, c)), (n, 1, 1))
+    apart = _bmm(weights, ops.square(_unit(a) - _unit(b)))  # (n 1 pixels)
+    return ops.reshape(_bmm(apart, ops.ones((n, apart.shape[2], 1), ms.float32)), (n,)) / apart.shape[2]
 
 
 def features(params: Mapping[str, Any], x: Any) -> list[ms.Tensor]:
     """The five features of pictures (n 3 h w) in [-1, 1], each (n c h' w'); sides of 16 or more."""
-    xs = _inputs(params, x)
-    return [xs[layer + 1] for _, layer, tap in _links() if tap is not None]
+    return [feature for feature, _ in _features(params, x) if feature is not None]
+
+
+def _features(params: Mapping[str, Any], x: Any) -> list[tuple[ms.Tensor | None, Callable]]:
+    """Of the scaling and of every convolution: its output if that is a feature, and its pullback, which keeps its input."""
+    x, pull = layerwise.vjp(_scale, {}, x, *_TO_CLASSIFIER, wrt=1)
+    found = [(None, pull)]
+    for layer, (fn, tap) in enumerate(_LINKS):
+        x, pull = layerwise.vjp(fn, {}, x, params[f"conv/{layer}/w"], params[f"conv/{layer}/b"], wrt=1)
+        found.append((None if tap is None else x, pull))
+    return found
 
 
 def pooled(params: Mapping[str, Any], x: Any) -> np.ndarray:
@@ -134,28 +121,22 @@ def distance_and_pull(params: Mapping[str, Any], a: Any, b: Any) -> tuple[ms.Ten
         raise ConfigError(
             f"LPIPS of {tuple(a.shape)} and {tuple(b.shape)}: expected one shape with sides of 16 or more"
         )
-    expected, xs, links = features(params, a), _inputs(params, b), _links()
-    found = [
-        layerwise.run(_make_compare(), {}, xs[layer + 1], expected[tap], params[f"head/{tap}"])
-        for _, layer, tap in links
-        if tap is not None
+    expected, kept = features(params, a), _features(params, b)
+    compared = [
+        layerwise.vjp(_compare, {}, feature, expected[tap], params[f"head/{tap}"], wrt=1)
+        for tap, feature in enumerate(feature for feature, _ in kept if feature is not None)
     ]
-    total = found[0]
-    for more in found[1:]:
-        total = total + more
 
     def pull(d):
-        dx = None
-        for fn, layer, tap in reversed(links):
-            if tap is not None:
-                given = (xs[layer + 1], expected[tap], params[f"head/{tap}"])
-                own = layerwise.pull(_make_compare(), {}, given, (d,), 1)[1][0]
+        dx, heads = None, [back for _, back in compared]
+        for feature, back in reversed(kept):
+            if feature is not None:
+                own = heads.pop()(d)[1][0]
                 dx = own if dx is None else dx + own
-            given = (xs[layer], params[f"conv/{layer}/w"], params[f"conv/{layer}/b"])
-            dx = layerwise.pull(fn, {}, given, (dx,), 1)[1][0]
-        return layerwise.pull(_make_scale(), {}, (b, *_scale_constants()), (dx,), 1)[1][0]
+            dx = back(dx)[1][0]
+        return dx
 
-    return total, pull
+    return sum((value for value, _ in compared[1:]), compared[0][0]), pull
 
 
 def frames(video: Any) -> ms.Tensor:
@@ -166,24 +147,20 @@ def frames(video: Any) -> ms.Tensor:
 
 def of_clips(params: Mapping[str, Any], a: Any, b: Any) -> np.ndarray:
     """LPIPS of every frame, float32 (b t), of videos a and b (b 3 t h w) in [-1, 1]; some frames at a time."""
-    pictures = [frames(backend.tensor(x)) for x in (a, b)]
-    found = []
-    for start in range(0, pictures[0].shape[0], FRAMES):
-        piece = [x[start : start + FRAMES] for x in pictures]
-        found.append(distance(params, *piece).asnumpy())
-    return np.concatenate(found).reshape(a.shape[0], a.shape[2])
+    n, _, t, *_ = a.shape
+    a, b = frames(backend.tensor(a)), frames(backend.tensor(b))
+    pieces = [slice(start, start + FRAMES) for start in range(0, a.shape[0], FRAMES)]
+    return np.concatenate([distance(params, a[piece], b[piece]).asnumpy() for piece in pieces]).reshape(n, t)
 
 
 def mean_and_pull(params: Mapping[str, Any], a: Any, b: Any, weight: float) -> tuple[ms.Tensor, ms.Tensor]:
     """weight * mean LPIPS over all frames of videos (b 3 t h w), and its gradient with respect to b."""
-    pictures, of = frames(a), frames(b)
-    count = of.shape[0]
-    total, slopes = None, []
-    for start in range(0, count, FRAMES):
-        stop = min(start + FRAMES, count)
-        found, pull = distance_and_pull(params, pictures[start:stop], of[start:stop])
-        slopes.append(pull(ops.full((stop - start,), weight / count, dtype=ms.float32)))
-        total = ops.sum(found) if total is None else total + ops.sum(found)
+    (n, c, t, h, w), a, b = b.shape, frames(a), frames(b)
+    values, slopes = [], []
+    for start in range(0, n * t, FRAMES):
+        value, pull = distance_and_pull(params, a[start : start + FRAMES], b[start : start + FRAMES])
+        values.append(ops.sum(value))
+        slopes.append(pull(ops.full(value.shape, weight / (n * t), dtype=ms.float32)))
     slope = slopes[0] if len(slopes) == 1 else ops.concat(slopes, 0)
-    n, c, t, h, w = b.shape
-    return total * (weight / count), ops.transpose(ops.reshape(slope, (n, t, c, h, w)), (0, 2, 1, 3, 4))
+    total = sum(values[1:], values[0]) * (weight / (n * t))
+    return total, ops.transpose(ops.reshape(slope, (n, t, c, h, w)), (0, 2, 1, 3, 4))
