@@ -37,11 +37,7 @@ def stretch_positions(table: np.ndarray, length: int) -> np.ndarray:
 
 
 def apply(
-    params: Mapping[str, Any],
-    cfg: Any,
-    input_ids: Any,
-    attention_mask: Any,
-    comm: Comm = LOCAL,
+    params: Mapping[str, Any], cfg: Any, input_ids: Any, attention_mask: Any, comm: Comm = LOCAL
 ) -> tuple[ms.Tensor, ms.Tensor]:
     """(last_hidden_state (b l width), text_embeds (b projection_width)), float32, of token ids (b l).
 

@@ -24,13 +24,7 @@ Params = dict[str, ms.Tensor]
 MASKED = -1e9
 
 
-def apply(
-    params: Mapping[str, Any],
-    cfg: Any,
-    input_ids: Any,
-    attention_mask: Any,
-    comm: Comm = LOCAL,
-) -> ms.Tensor:
+def apply(params: Mapping[str, Any], cfg: Any, input_ids: Any, attention_mask: Any, comm: Comm = LOCAL) -> ms.Tensor:
     """Embeddings float32 (b l width) of token ids (b l); attention_mask (b l), 1 = token. Nothing attends to the rest.
 
     Where comm.sharded, params are shards, put together a block at a time: the ranks must call this equally often,
