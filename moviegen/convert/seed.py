@@ -12,7 +12,7 @@ from moviegen.convert.tae_names import SEED
 from moviegen.models.tae import model as tae_model
 from moviegen.models.transformer import shapes as transformer_shapes
 from moviegen.nn import backend
-from moviegen.nn.positions import resize_table
+from moviegen.nn.layers import resize_table
 from moviegen.nn.tree import match
 from moviegen.storage.arraystore import Lazy
 

@@ -1,7 +1,6 @@
 """LPIPS: how different two pictures look, by the features of an image classifier (VGG16) and learned channel weights.
 
-Zhang et al. 2018, version 0.1, VGG. The network is frozen: gradients go to the pictures alone. Widths follow from the
-parameters, `conv/0/w` ... `conv/12/b` and `head/0` ... `head/4`, which `convert.lpips.vgg` makes.
+Zhang et al. 2018, version 0.1, VGG. The network is frozen: gradients go to the pictures alone.
 """
 
 from collections.abc import Callable, Mapping

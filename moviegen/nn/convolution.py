@@ -1,8 +1,8 @@
 """2.5-D convolution: a 2-D one on every frame, then a 1-D one over time, on video (b c t h w).
 
-The shapes are chosen for MindSpore's CPU kernels; the arithmetic is that of plain convolutions. A convolution's gradients lay
-out the patches of one picture in memory, k times its size, and every compiled graph keeps that memory for ever: so
-pictures are small. They are cut and put together by unstack and stack, since a compiled `transpose` keeps twice its size.
+The shapes are chosen for MindSpore's CPU kernels. A convolution's gradients lay out the patches of one picture in memory,
+which its compiled graph keeps: so pictures are small. They are cut and put together by unstack and stack, since a compiled
+`transpose` keeps twice its size.
 """
 
 import math
@@ -23,10 +23,7 @@ def spatial_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
 
 
 def halving_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
-    """3x3 convolution of every frame with stride 2; zeros at the right and bottom only, as the image VAE pads: h -> h // 2.
-
-    Height must be even.
-    """
+    """3x3 convolution of every frame with stride 2; zeros at right and bottom alone, as the image VAE pads: even h -> h/2."""
     t = x.shape[2]
     x = to_pictures(x, 2)
     m, c, height, width = x.shape

@@ -28,14 +28,11 @@ def _row_products(x, y, rows):
 
 
 def _affine(x, gain, offset):
-    """x (b c ...) * gain (b * c,) + offset (b * c,), in one pass.
-
-    As an inference BatchNorm over b * c channels: a broadcasting product or sum on CPU keeps, for the life of its graph, two
-    index tables that take four times its result's memory.
-    """
-    if ON_ASCEND:
-        return ops.reshape(ops.reshape(x, (gain.shape[0], -1)) * gain[:, None] + offset[:, None], x.shape)
+    """x (b c ...) * gain (b * c,) + offset (b * c,), in one pass."""
     rows = gain.shape[0]
+    if ON_ASCEND:
+        return ops.reshape(ops.reshape(x, (rows, -1)) * gain[:, None] + offset[:, None], x.shape)
+    # An inference BatchNorm: a broadcasting product on CPU keeps index tables of four times its result as long as its graph.
     zero, one = ops.zeros((rows,), ms.float32), ops.ones((rows,), ms.float32)
     return ops.reshape(_batch_norm(ops.reshape(x, (1, rows, -1, x.shape[-1])), gain, offset, zero, one)[0], x.shape)
 

@@ -1,13 +1,13 @@
 """Layers as pure functions of tensors: projections, norms, attention, SwiGLU, embeddings.
 
-All of them may be called inside compiled functions. Weights are (out, in) or (out, in, kernel...), as in every format
-that we read. Norms, softmax and statistics are float32; matrix products run in `dtype`. On Ascend the fused kernels are
-called; those lines have never run, for want of a card.
+Weights are (out, in). Norms, softmax and statistics are float32; matrix products run in `dtype`. On Ascend the fused
+kernels are called; those lines have never run, for want of a card.
 """
 
 import functools
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn, ops
 
 from moviegen.nn import backend
@@ -44,8 +44,7 @@ def linear(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor | None = None, dtype: str = 
 class _RmsNorm(nn.Cell):
     """Composed RMSNorm with its own gradient.
 
-    Its sums and its broadcasts are products with a vector: MindSpore's CPU reductions take several times as long, and
-    its broadcasting kernels keep 16 bytes per output element.
+    Sums and broadcasts are products with a vector: CPU reductions are slower, broadcasts keep 16 bytes per output element.
     """
 
     def construct(self, x, scale, eps):
@@ -119,6 +118,16 @@ def timestep_embedding(t: ms.Tensor, dim: int, max_period: float = 10000.0) -> m
     """Sinusoids of t (b,): (b dim), cosines first, frequencies max_period^(-i / (dim/2))."""
     angles = ops.reshape(ops.cast(t, ms.float32), (-1, 1)) * _frequencies(dim // 2, max_period)
     return ops.concat((ops.cos(angles), ops.sin(angles)), -1)
+
+
+def resize_table(table: np.ndarray, length: int) -> np.ndarray:
+    """A table of learned positions (old, d) as (length, d), linear between its rows, first and last row kept; float32."""
+    table = np.asarray(table, np.float32)
+    at = np.linspace(0, len(table) - 1, length)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, len(table) - 1)
+    weight = (at - low)[:, None]
+    return ((1 - weight) * table[low] + weight * table[high]).astype(np.float32)
 
 
 def _probabilities(q, k, dtype):

@@ -1,12 +1,10 @@
 """Run and differentiate functions of parameter trees, each compiled once: the only place that differentiates models.
 
 MindSpore silently returns empty or zero gradients when parameters cross a `jit` or `grad` border inside a dict, so here
-every tensor crosses one by one, by position, and the tree is rebuilt inside. A function is compiled for each pair of
-(function, parameter paths) and each set of input shapes: N equal blocks share one graph, so compile time does not grow
-with depth. `pull` is given the function's inputs alone and recomputes the rest in the backward graph.
-
-A function takes `(p, *inputs)`, p a flat dict, and returns a tensor or a tuple of tensors. It must be the same object
-whenever it means the same thing (builders are lru_cached on their static settings).
+every tensor crosses by position, and the tree is rebuilt inside. A function is compiled for each pair of (function,
+parameter paths) and each set of input shapes: N equal blocks share one graph. A function takes `(p, *inputs)`, p a flat
+dict, and returns a tensor or a tuple of tensors. It must be the same object whenever it means the same thing (builders are
+lru_cached on their static settings).
 """
 
 import functools
@@ -43,14 +41,9 @@ def _backward(fn: Fn, paths: tuple[str, ...], outputs: int, wrt: int) -> Fn:
     flat = _positional(fn, paths)
     wanted = len(paths) + wrt
 
-    if outputs == 1:
-
-        def pull(dout, *args):
-            return _grad_with_sens(flat)(*args, dout)[:wanted]
-    else:
-
-        def pull(*args):
-            return _grad_with_sens(flat)(*args[outputs:], args[:outputs])[:wanted]
+    def pull(*args):
+        douts = args[0] if outputs == 1 else args[:outputs]
+        return _grad_with_sens(flat)(*args[outputs:], douts)[:wanted]
 
     return ms.jit(pull)
 
@@ -92,10 +85,9 @@ def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None)
 
 
 def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0, aux: bool = False) -> tuple:
-    """(loss, dparams, dinputs) of a scalar function, in one graph without recomputation.
+    """(loss, dparams, dinputs) of a scalar function, in one graph; `wrt` leading inputs are differentiated.
 
-    `wrt`: how many of the leading inputs to differentiate. With `aux`, fn returns (loss, more...) and the first result is
-    that whole tuple; only the loss is differentiated.
+    With `aux`, fn returns (loss, more...) and the first result is that whole tuple; only the loss is differentiated.
     """
     paths, flat = _split(params)
     value, grads = _value_and_grad(fn, paths, wrt, aux)(*flat, *[backend.tensor(x) for x in inputs])
@@ -117,6 +109,12 @@ class Recomputed(NamedTuple):
     segments: Sequence[Any]
 
 
+def weights(params: Mapping[str, Any], names: Mapping[str, str], gather: Callable[[dict], dict] = dict) -> dict:
+    """The gathered parameters of a segment, by its function's names."""
+    found = gather({path: params[path] for path in names.values()})
+    return {name: found[path] for name, path in names.items()}
+
+
 def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, gather: Callable[[dict], dict] = dict) -> Any:
     """`x` through segments, each (fn, {fn's name of a parameter: its path in params}), a `Residual` or `Recomputed`."""
     for segment in segments:
@@ -127,13 +125,8 @@ def run_chain(params: Mapping[str, Any], segments: Sequence[Any], x: Any, gather
             x = run_chain(params, segment.segments, x, gather)
         else:
             fn, names = segment
-            x = run(fn, _weights(params, names, gather), x)
+            x = run(fn, weights(params, names, gather), x)
     return x
-
-
-def _weights(params, names, gather):
-    found = gather({path: params[path] for path in names.values()})
-    return {name: found[path] for name, path in names.items()}
 
 
 def chain(
@@ -173,10 +166,10 @@ def chain(
 
 def _link(params, fn, names, x, input_grad, gather, reduce):
     def pullback(dout):
-        found, dx = pull(fn, _weights(params, names, gather), (x,), (dout,), int(input_grad))
+        found, dx = pull(fn, weights(params, names, gather), (x,), (dout,), int(input_grad))
         return reduce({names[name]: g for name, g in found.items()}), dx[0] if dx else None
 
-    return run(fn, _weights(params, names, gather), x), pullback
+    return run(fn, weights(params, names, gather), x), pullback
 
 
 def _recomputed(params, segments, x, input_grad, gather, reduce):

@@ -1,7 +1,6 @@
 """Parameter trees: one flat dict, path -> array.
 
-A path such as `blocks/3/self_attn/q` is at once the key in memory, the name in a checkpoint and what a regex selects, so
-nothing has to be flattened or rebuilt between the model, the optimizer and the disk.
+A path such as `blocks/3/attn/q` is at once the key in memory, the name in a checkpoint and what a regex selects.
 """
 
 from collections.abc import Mapping
@@ -21,6 +20,15 @@ def sub(params: Mapping[str, Any], prefix: str) -> Tree:
 def join(trees: Mapping[str, Mapping[str, Any]]) -> Tree:
     """One tree out of several, each below its prefix: the inverse of `sub`."""
     return {f"{prefix}/{path}": value for prefix, tree in trees.items() for path, value in tree.items()}
+
+
+def check_paths(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless these are the paths of the parameters that a config wants."""
+    if params.keys() != wanted.keys():
+        raise ConfigError(
+            f"the parameters are not of this config: missing {sorted(wanted.keys() - params.keys())}, "
+            f"unknown {sorted(params.keys() - wanted.keys())}"
+        )
 
 
 def match(found: Mapping[str, Any], unknown: list[str], wanted: Mapping[str, tuple[int, ...]], hint: str) -> None:

@@ -1,8 +1,7 @@
 """Collectives over a group of ranks, in eager and in compiled code; gradients pass through all of them.
 
 Each builder gives one function of a tensor, the identity on a group of one. MindSpore's CPU backend has AllReduce alone on
-any group, so there the others are composed from it; on Ascend they are the native primitives, which have never run for
-want of a card. Either way the gradient is the transposed collective: a gather's is a scatter of sums, and so on.
+any group, so there the others are composed from it; on Ascend they are primitives, never run for want of a card.
 """
 
 import functools
@@ -78,10 +77,7 @@ def reduce_scatter(group: Group, axis: int = 0) -> Collective:
 
 @functools.cache
 def all_to_all(group: Group, split: int, concat: int) -> Collective:
-    """Cuts x along axis `split` into a piece for every rank; joins the pieces received along `concat`.
-
-    Going back is `all_to_all(group, concat, split)`.
-    """
+    """Cuts x along axis `split` into a piece for every rank; joins the pieces received along `concat`."""
     if group.size == 1:
         return identity
     if ON_ASCEND:
@@ -105,8 +101,7 @@ def broadcast(group: Group) -> Collective:
 class _Exchange(nn.Cell):
     """An all-to-all made of sums: one for each rank, which takes its own, so that no more than x is there at once.
 
-    Every sum waits for the one before, and the gradient is written out: left to itself, each rank's graph would put the
-    sums into an order of its own, and ranks would add up what does not belong together.
+    Every sum waits for the one before, and the gradient is written out: ranks' graphs would differ in the sums' order.
     """
 
     def __init__(self, group: Group, split: int, concat: int):

@@ -22,10 +22,9 @@ GRACE = 60  # seconds
 
 @contextlib.contextmanager
 def beating(folder: Path, timeout: float) -> Iterator[None]:
-    """Within it, this process ends with exit code 1 when the run is over because of another rank.
+    """Within it, this process ends with exit code 1 when another rank failed, or was not heard of for `timeout` seconds.
 
-    That is when one has failed, or has not been heard of for `timeout` seconds, counted from here on. What is raised
-    within ends the other ranks in the same way. To be entered before MindSpore's communication is set up.
+    What is raised within ends the other ranks in the same way. To be entered before MindSpore's communication is set up.
     """
     # What MindSpore and HCCL do by themselves comes later: it names nobody. They count in whole seconds.
     for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):

@@ -62,9 +62,8 @@ def run(command: list[str], ranks: int, workdir: Path) -> int:
     first = _first(failed, heartbeat.over(logs))
     code = failed[first]
     how = f"was ended by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"failed ({code})"
-    print(
-        f"{_title(first)} {how}, so the others were ended; the last line of each, the rest in {logs}:", file=sys.stderr
-    )
+    who = "MindSpore's scheduler" if first == SCHEDULER else f"rank {first}"
+    print(f"{who} {how}, so the others were ended; the last line of each, the rest in {logs}:", file=sys.stderr)
     for log in sorted(logs.glob("worker_*.log")):
         lines = [line for line in log.read_text(errors="replace").splitlines() if _worth_showing(line)]
         print(f"  {log.stem}: {lines[-1] if lines else '(no output)'}", file=sys.stderr)
@@ -76,12 +75,8 @@ def _place(ranks: int) -> dict[str, str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return {
-        "MS_WORKER_NUM": f"{ranks}",
-        "RANK_SIZE": f"{ranks}",
-        "MS_SCHED_HOST": "127.0.0.1",
-        "MS_SCHED_PORT": f"{port}",
-    }
+    count = f"{ranks}"
+    return {"MS_WORKER_NUM": count, "RANK_SIZE": count, "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": f"{port}"}
 
 
 def _start(command: list[str], logs: Path, name: str | int, place: dict[str, str]) -> subprocess.Popen:
@@ -107,10 +102,6 @@ def _failed(processes: dict[str | int, subprocess.Popen]) -> dict[str | int, int
 def _first(failed: dict[str | int, int], over: dict | None) -> str | int:
     """Which of several failed by itself: the one that said so, else one that was killed, else any."""
     return min(failed, key=lambda name: (over is None or name != over["rank"], failed[name] >= 0))
-
-
-def _title(name: str | int) -> str:
-    return "MindSpore's scheduler" if name == SCHEDULER else f"rank {name}"
 
 
 def _show(path: Path, position: int) -> int:

@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from moviegen.errors import ConfigError
 
 AXES = ("data", "zero", "sp")
@@ -79,10 +81,7 @@ def parse(text: str | None, ranks: int) -> dict[str, int]:
 
 
 def setup(axes: dict[str, int]) -> Mesh:
-    """Joins the ranks that msrun started, one process per rank, as a mesh; does nothing for a single process.
-
-    msrun also runs the script once as its scheduler, which has no rank: it serves the ranks in here and then ends.
-    """
+    """Joins the ranks that msrun started as a mesh; does nothing for a single process. The scheduler serves here and ends."""
     count = axes["data"] * axes["zero"] * axes["sp"]
     if count == 1:
         return ONE
@@ -100,18 +99,14 @@ def setup(axes: dict[str, int]) -> Mesh:
 
 def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
     """The mesh of the ranks `members`, which include this process; rank = (data * Z + zero) * S + sp in their order."""
-    _, z, s = sizes = tuple(axes[name] for name in AXES)
-    mine = list(members).index(rank())
-    position = mine // (z * s), mine // s % z, mine % s
+    sizes = tuple(axes[name] for name in AXES)
+    grid = np.reshape(members, sizes)
+    position = np.argwhere(grid == rank())[0]
 
     def group(*free: int) -> Group:
         """Ranks that differ from this one along the axes `free` alone."""
         return _group(
-            tuple(
-                member
-                for i, member in enumerate(members)
-                if all(a in free or at == position[a] for a, at in enumerate((i // (z * s), i // s % z, i % s)))
-            )
+            tuple(grid[tuple(np.s_[:] if a in free else at for a, at in enumerate(position))].ravel().tolist())
         )
 
     return Mesh(*sizes, world=group(0, 1, 2), sequence=group(2), shard=group(1, 2), replicas=group(0))
@@ -123,10 +118,8 @@ def _group(members: tuple[int, ...]) -> Group:
         return ALONE
     from mindspore import communication
 
-    # Only the members may ask for a group; all of them derive the same name from who they are.
-    name = (
-        "ranks-" + "-".join(map(str, members)) if len(members) < ranks() else communication.GlobalComm.WORLD_COMM_GROUP
-    )
-    if len(members) < ranks():
+    name = communication.GlobalComm.WORLD_COMM_GROUP
+    if len(members) < ranks():  # only the members may ask for a group; all derive the same name from who they are
+        name = "ranks-" + "-".join(map(str, members))
         communication.create_group(name, list(members))
     return Group(name, len(members), members.index(rank()))

@@ -28,16 +28,14 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[
         if config.train.keep_checkpoints < 1:
             found.append(f"train.keep_checkpoints is {config.train.keep_checkpoints}, expected 1 or more")
         pieces = batches * config.optim.get("accumulate", 1)
-        if config.train.batch_size % pieces:
-            found.append(
-                f"train.batch_size is {config.train.batch_size}, not a multiple of {pieces}: data {axes['data']} x zero "
-                f"{axes['zero']} x optim.accumulate"
-            )
-        if job == "train_tae" and config.data.image_fraction and config.data.image_batch_size % pieces:
-            found.append(
-                f"data.image_batch_size is {config.data.image_batch_size}, not a multiple of {pieces}: data "
-                f"{axes['data']} x zero {axes['zero']} x optim.accumulate"
-            )
+        sizes = {"train.batch_size": config.train.batch_size}
+        if job == "train_tae" and config.data.image_fraction:
+            sizes["data.image_batch_size"] = config.data.image_batch_size
+        found += [
+            f"{key} is {size}, not a multiple of {pieces}: data {axes['data']} x zero {axes['zero']} x optim.accumulate"
+            for key, size in sizes.items()
+            if size % pieces
+        ]
     return found
 
 

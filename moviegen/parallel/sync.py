@@ -28,10 +28,8 @@ def barrier(group: Group) -> None:
 
 
 def first_rank_alone(world: Group, do: Callable[[], None], marker: Path) -> None:
-    """Calls `do` on rank 0; the other ranks wait until it is done, however long that takes.
-
-    They wait for the file `marker` in a shared folder: a collective gives up on a rank that comes late.
-    """
+    """Calls `do` on rank 0; the other ranks wait until it is done, however long that takes."""
+    # For a file in a shared folder: a collective gives up on a rank that comes late.
     if world.rank == 0:
         marker.unlink(missing_ok=True)  # of an earlier run
     barrier(world)

@@ -1,7 +1,6 @@
 """ZeRO's exchanges: all-gather of parameters where they are used, reduction of gradients as soon as they exist.
 
-At stage 3 a model gathers the parameters of one layer, computes with them and drops them; the backward pass gathers them
-again. Small tensors are exchanged together, since every message has a latency.
+Small tensors are exchanged together, since every message has a latency.
 """
 
 import math
@@ -91,20 +90,15 @@ def _by_bucket(exchange: Callable, group: Group, tensors: Tree) -> dict[str, ms.
 
 
 def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape], dtype: str = "float32") -> dict[str, ms.Tensor]:
-    """All-gather of a tree of shards: the whole tensors, of `shapes`, on every rank.
-
-    Where products are taken in bfloat16, matrices are cast to it before they are sent.
-    """
+    """All-gather of shards: the whole tensors, of `shapes`, on every rank; matrices in bfloat16 if that is the `dtype`."""
     if group.size == 1:
         return dict(shards)
     lower = {path for path in shards if dtype == "bfloat16" and _is_matrix(path, shapes[path])}
     found = {}
     for kind, paths in ((ms.bfloat16, lower), (ms.float32, shards.keys() - lower)):
         for bucket in buckets((path, tuple(shapes[path])) for path in sorted(paths)):
-            own = tuple(shards[path].astype(kind) for path in bucket)
-            found.update(
-                zip(bucket, _all_gather(group, own, tuple(tuple(shapes[path]) for path in bucket)), strict=True)
-            )
+            own, whole_shapes = zip(*((shards[path].astype(kind), tuple(shapes[path])) for path in bucket), strict=True)
+            found.update(zip(bucket, _all_gather(group, own, whole_shapes), strict=True))
     return found
 
 
@@ -138,18 +132,15 @@ def _is_matrix(path: str, shape: Shape) -> bool:
 
 def own(grads: Tree, shard: Group) -> dict[str, ms.Tensor]:
     """This rank's shards of whole tensors."""
-    return {
-        path: ops.reshape(rows(x, shard.size)[shard.rank], shard_shape(x.shape, shard.size))
-        for path, x in grads.items()
-    }
+    size = shard.size
+    return {path: ops.reshape(rows(x, size)[shard.rank], shard_shape(x.shape, size)) for path, x in grads.items()}
 
 
 def reducer(mesh: Mesh, stage: int) -> Callable[..., dict[str, ms.Tensor]]:
     """reduce(gradients of some parameters, last=False) -> the sums over all ranks of those that were exchanged.
 
-    From stage 2 on the sums are shards: reduce-scatter over the shard group, then all-reduce over the data-parallel
-    group. Before, they are whole (at stage 1 the optimizer cuts them, once for all micro-batches). Gradients are held
-    back until there are BUCKET values of them, or `last` says that none follow: small layers share a message.
+    From stage 2 on the sums are shards; before, they are whole (at stage 1 the optimizer cuts them, once for all
+    micro-batches). Gradients are held back until there are BUCKET values of them, or `last` says that none follow.
     """
     waiting: dict[str, ms.Tensor] = {}
 

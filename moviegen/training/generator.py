@@ -7,7 +7,7 @@ import numpy as np
 
 from moviegen import flow
 from moviegen.data import pipeline
-from moviegen.models.transformer import model as transformer, positions, step as transformer_step
+from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.parallel import comm
 from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
@@ -64,7 +64,7 @@ def first_state(config: Any, layout: states.Layout) -> states.State:
     `train.init_from` names that stage's checkpoint folder; its position tables grow to this config's.
     """
     if config.train.init_from:
-        grow = functools.partial(positions.interpolate_positions, cfg=config.model)
+        grow = functools.partial(transformer.interpolate_positions, cfg=config.model)
         return states.grown(config.train.init_from, layout, grow)
     return states.fresh(transformer.init(config.model, config.seed, layout.place), layout)
 

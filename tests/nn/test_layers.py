@@ -180,3 +180,8 @@ def test_compute_dtypes_of_operands():
     simulated = layers.to_compute(x, "bfloat16_simulated")
     assert simulated.dtype == ms.float32
     np.testing.assert_array_equal(simulated.asnumpy(), [1, 1])
+
+
+def test_a_table_of_one_row_is_repeated():
+    table = np.arange(4.0).reshape(1, 4)
+    np.testing.assert_array_equal(layers.resize_table(table, 3), np.repeat(table, 3, 0))

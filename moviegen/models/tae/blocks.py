@@ -1,4 +1,4 @@
-"""The temporal autoencoder's compiled blocks: each builder gives one function of (parameters, x (b c t h w))."""
+"""The temporal autoencoder's compiled blocks: functions, or builders of functions, of (parameters, x (b c t h w))."""
 
 import functools
 
@@ -9,12 +9,14 @@ from moviegen.nn.convolution import doubling_conv, halving_conv, spatial_conv, t
 from moviegen.nn.group_norm import group_norm_silu
 
 
-@functools.lru_cache
-def make_conv():
-    def conv(p, x):
-        return temporal_conv(spatial_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"])
+def conv(p, x):
+    """A convolution over space, then one over time."""
+    return temporal_conv(spatial_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"])
 
-    return conv
+
+def downsample(p, x):
+    """Halves height, width and time, t -> ceil(t/2)."""
+    return temporal_conv(halving_conv(x, p["spatial/w"], p["spatial/b"]), p["temporal/w"], p["temporal/b"], 2)
 
 
 @functools.lru_cache
@@ -36,10 +38,7 @@ def make_attention(groups: int, temporal: bool):
     def attention(p, x):
         h = ops.transpose(layers.group_norm(x, p["norm/scale"], p["norm/bias"], groups), order)
         b, i, j, k, c = h.shape
-        if temporal:
-            rows = ops.reshape(h, (b * i * j, 1, k, c))
-        else:
-            rows = ops.reshape(h, (b * i, 1, j * k, c))
+        rows = ops.reshape(h, (b * i * j, 1, k, c) if temporal else (b * i, 1, j * k, c))
         q = layers.linear(rows, p["q/w"], p["q/b"])
         key = layers.linear(rows, p["k/w"], p["k/b"])
         v = layers.linear(rows, p["v/w"], p["v/b"])
@@ -47,15 +46,6 @@ def make_attention(groups: int, temporal: bool):
         return x + ops.transpose(ops.reshape(out, (b, i, j, k, c)), back)
 
     return attention
-
-
-@functools.lru_cache
-def make_downsample():
-    def downsample(p, x):
-        x = halving_conv(x, p["spatial/w"], p["spatial/b"])
-        return temporal_conv(x, p["temporal/w"], p["temporal/b"], 2)  # t -> ceil(t/2)
-
-    return downsample
 
 
 @functools.lru_cache

@@ -1,7 +1,7 @@
 """A patch discriminator: tells originals from reconstructions, one verdict for each patch of 8x8 pixels' surroundings.
 
-Of every frame by itself (`dims` 2), or of 8 frames together (3: each convolution over space is followed by one over time, as
-in the autoencoder). GroupNorm, since a batch may be one clip and must not matter. Isola et al. 2017; hinge loss.
+Of every frame by itself (`dims` 2), or of 8 frames together (3). GroupNorm, since a batch may be one clip and must not
+matter. Isola et al. 2017; hinge loss.
 """
 
 import functools
@@ -35,10 +35,7 @@ def _make_block(groups: int, halve: bool, temporal: bool):
     def block(p, x):
         if groups:
             x = group_norm_silu(x, p["norm/scale"], p["norm/bias"], groups)
-        if halve:
-            x = halving_conv(x, p["spatial/w"], p["spatial/b"])
-        else:
-            x = spatial_conv(x, p["spatial/w"], p["spatial/b"])
+        x = (halving_conv if halve else spatial_conv)(x, p["spatial/w"], p["spatial/b"])
         if temporal:
             x = temporal_conv(x, p["temporal/w"], p["temporal/b"], 2 if halve else 1)
         return x
@@ -96,10 +93,7 @@ def _make_hinge(scale: float):
 def loss_and_grads(
     params: Mapping[str, Any], cfg: Any, real: Any, fake: Any, comm: Comm = LOCAL
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
-    """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and the gradient of every parameter.
-
-    All are those of the batch of all ranks, as in `step.loss_and_grads`.
-    """
+    """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and every parameter's gradient, of all ranks' batch."""
     verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, comm.all_gather)
     verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, comm.all_gather)
     hinge = _make_hinge(1.0 / comm.batches)
@@ -113,10 +107,7 @@ def loss_and_grads(
 
 
 def generator_loss(params: Mapping[str, Any], cfg: Any, fake: Any, comm: Comm = LOCAL) -> tuple[ms.Tensor, ms.Tensor]:
-    """The generator's loss, minus the mean verdict on fake (b 3 t h w), and its gradient with respect to fake.
-
-    Their sums over all ranks are those of the whole batch.
-    """
+    """This rank's term of the generator's loss, minus the mean verdict on fake (b 3 t h w), and its gradient there."""
     verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, comm.all_gather)
     scale = -1.0 / (comm.batches * math.prod(verdict.shape))
     slope = pull(ops.full(verdict.shape, scale, dtype=ms.float32))[1]

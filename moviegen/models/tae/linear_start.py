@@ -1,9 +1,8 @@
 """An autoencoder that starts as a linear one, fitted in closed form to some clips; training goes on from there.
 
-From random weights the small autoencoder needs hundreds of steps to reach what averaging 8x8x8 blocks gives. Here the
-encoder's halving convolutions are the principal components of 2x2 patches and of pairs of frames, level by level, and the
-decoder's doubling convolutions are fitted to undo them by least squares. Residual branches start at zero. The norms before
-the two heads would make it nonlinear: constant channels keep their divisor the same for all clips, and a pair of channels
+The encoder's halving convolutions are the principal components of 2x2 patches and of pairs of frames, level by level, and
+the decoder's doubling convolutions are fitted to undo them by least squares. Residual branches start at zero. The norms
+before the heads would make it nonlinear: constant channels keep their divisor the same for all clips, and a pair of channels
 +x, -x passes SiLU as silu(x) - silu(-x) = x.
 """
 
@@ -138,13 +137,12 @@ def _set_halving(params: dict, path: str, basis: np.ndarray, bias: np.ndarray) -
 
 
 def _set_doubling(params: dict, path: str, solution: np.ndarray) -> None:
-    out = solution.shape[1]
     if path.endswith("spatial"):
         kernel = rearrange(solution[:-1], "(i j c) out -> out c i j", i=3, j=3)
-        params[f"{path}/w"][:out, : kernel.shape[1]] = kernel
     else:
         kernel = rearrange(solution[:-1], "(i c) out -> out c i", i=3)
-        params[f"{path}/w"][:out, : kernel.shape[1]] = kernel
+    out, inputs = kernel.shape[:2]
+    params[f"{path}/w"][:out, :inputs] = kernel
     params[f"{path}/b"][:out] = solution[-1]
 
 

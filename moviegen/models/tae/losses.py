@@ -33,8 +33,7 @@ def make_reconstruction(l1: float, mse: float, scale: float):
 def make_outlier(radius: float, weight: float):
     """weight * mean over pixels of max(|X - Mean| - radius |Std|, 0): norms over channels, Mean and Std over a frame's pixels.
 
-    The mean is over clips and frames too; gradients flow through Mean and Std. Source: paper, TAE, outlier penalty loss;
-    it leaves open whether statistics pool over time, here they do not.
+    Source: paper, TAE, outlier penalty loss; it leaves open whether statistics pool over time, here they do not.
     """
 
     def outlier(p, z):

@@ -22,14 +22,12 @@ from moviegen.nn import backend, layerwise
 from moviegen.streams import Stream
 
 Params = Mapping[str, Any]
-
-
 # Kind of block -> its compiled function, from the config; a residual block has two of "head".
 FUNCTIONS = {
-    "conv": lambda cfg: blocks.make_conv(),
+    "conv": lambda cfg: blocks.conv,
     "spatial_attention": lambda cfg: blocks.make_attention(cfg.norm_groups, False),
     "temporal_attention": lambda cfg: blocks.make_attention(cfg.norm_groups, True),
-    "downsample": lambda cfg: blocks.make_downsample(),
+    "downsample": lambda cfg: blocks.downsample,
     "upsample": lambda cfg: blocks.make_upsample(cfg.temporal_upsample_padding),
     "head": lambda cfg: blocks.make_norm_conv(cfg.norm_groups),
 }
@@ -50,11 +48,7 @@ def segments(cfg: Any, side: str, recompute: Sequence[int] = ()) -> list[Any]:
 
 
 def _segment(cfg: Any, block: Block) -> Any:
-    """A block as a segment; the convolutions of a residual block are compiled and recomputed one by one.
-
-    A compiled gradient keeps the patches of all its convolutions in memory.
-    """
-
+    # The convolutions of a residual block are segments of their own: a compiled gradient keeps the patches of all it has.
     def link(kind: str, paths: dict[str, str]) -> tuple[Any, dict[str, str]]:
         return FUNCTIONS[kind](cfg), {name: f"{block.prefix}/{path}" for name, path in paths.items()}
 
@@ -67,11 +61,10 @@ def _segment(cfg: Any, block: Block) -> Any:
 def init(cfg, seed: int) -> dict[str, ms.Tensor]:
     """Random weights that start close to a well-conditioned linear autoencoder, so that training from nothing takes hold.
 
-    Temporal kernels are the identity at their centre, as in an inflated image model. Off the residual branches, spatial
-    kernels are orthonormal maps (of 2x2 patches where they halve, a bilinear filter of each channel where they double):
-    a product of that many random ones would pass only a few directions. Residual branches start at a tenth of their
-    size. Every second channel before the last norms starts with a constant: a norm takes a clip's brightness and contrast
-    away unless some channels of a group say what was normal. Every array depends on (seed, its path) alone.
+    Temporal kernels are the identity. Off the residual branches, spatial kernels are orthonormal maps: a product of that
+    many random ones would pass only a few directions. Residual branches start at a tenth of their size. Every second
+    channel before the last norms starts with a constant: a norm takes a clip's brightness and contrast away unless some
+    channels of a group say what was normal. Every array depends on (seed, its path) alone.
     """
     params = {}
     before_heads = {f"{plan(cfg, side)[-2].prefix}/conv2/temporal/b" for side in ("encoder", "decoder")}
@@ -118,15 +111,10 @@ def _orthonormal(rows: int, columns: int, rng: np.random.Generator) -> np.ndarra
 def check_video(video: Any, cfg: Any) -> None:
     """ConfigError unless the array is (b 3 t h w) of a height and width that the levels can halve."""
     factor = 2 ** (len(cfg.channel_multipliers) - 1)
-    if (
-        len(video.shape) != 5
-        or video.shape[1] != 3
-        or video.shape[3] % factor
-        or video.shape[4] % factor
-        or not video.shape[2]
-    ):
+    shape = tuple(video.shape)
+    if len(shape) != 5 or shape[1] != 3 or not shape[2] or any(n % factor for n in shape[3:]):
         raise ConfigError(
-            f"video has shape {tuple(video.shape)}, expected (b 3 t h w) with h and w multiples of {factor} and t >= 1"
+            f"video has shape {shape}, expected (b 3 t h w) with h and w multiples of {factor} and t >= 1"
         )
 
 
@@ -146,15 +134,15 @@ def decode(params: Params, cfg, latents: Any, num_frames: int | None = None) -> 
     return x if num_frames is None else x[:, :, :num_frames]
 
 
-def _per_channel(value: Any) -> np.ndarray:
-    return np.asarray(value, np.float32).reshape(1, -1, 1, 1, 1)
+def _per_channel(value: Any) -> ms.Tensor:
+    return backend.tensor(np.asarray(value, np.float32).reshape(1, -1, 1, 1, 1))
 
 
 def normalize(latents: Any, cfg) -> Any:
     """Raw latents to the transformer's space: (latents - latent_shift) * latent_scale, scalars or one per channel."""
-    return (latents - backend.tensor(_per_channel(cfg.latent_shift))) * backend.tensor(_per_channel(cfg.latent_scale))
+    return (latents - _per_channel(cfg.latent_shift)) * _per_channel(cfg.latent_scale)
 
 
 def denormalize(latents: Any, cfg) -> Any:
     """The inverse of `normalize`."""
-    return latents / backend.tensor(_per_channel(cfg.latent_scale)) + backend.tensor(_per_channel(cfg.latent_shift))
+    return latents / _per_channel(cfg.latent_scale) + _per_channel(cfg.latent_shift)

@@ -1,5 +1,6 @@
 """The autoencoder and its discriminator as data: their blocks in order of execution, and the shapes of all parameters."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,17 +13,13 @@ DISCRIMINATOR_LEVELS = 3  # halvings
 
 
 class Block(NamedTuple):
-    """A block of a network: its kind, where its parameters are, its channels and its level.
+    """A block of a network."""
 
-    The kind is a key of PARAMETERS, or "patches" in the discriminator. Level 0 has the pixels' resolution, each next one
-    half of it; blocks that belong to no level have None.
-    """
-
-    kind: str
-    prefix: str
+    kind: str  # a key of PARAMETERS, or "patches" in the discriminator
+    prefix: str  # of its parameters' paths
     inputs: int
     outputs: int
-    level: int | None = None
+    level: int | None = None  # 0 has the pixels' resolution, each next one half of it
 
 
 def _conv(inputs: int, outputs: int, size: int = 3) -> Shapes:
@@ -98,10 +95,7 @@ def parameters(block: Block) -> Shapes:
 
 
 def shapes(cfg: Any, adversarial: Mapping[str, Any] | None = None) -> Shapes:
-    """Path and shape of every parameter of the autoencoder, and of the discriminator of config section `adversarial`.
-
-    Raises ConfigError for a config of which no model can be built.
-    """
+    """Path and shape of every parameter, with the discriminator's if `loss.adversarial` is given. Raises ConfigError."""
     found = tree.join({block.prefix: parameters(block) for side in ("encoder", "decoder") for block in plan(cfg, side)})
     return found | (discriminator(adversarial) if adversarial else {})
 
@@ -113,10 +107,8 @@ def discriminator_plan(cfg: Any) -> list[Block]:
     if cfg.channels < 1:
         raise ConfigError(f"loss.adversarial.channels is {cfg.channels}, expected at least 1")
     widths = [3, *(cfg.channels * 2**level for level in range(DISCRIMINATOR_LEVELS)), 1]
-    return [
-        Block("patches", f"{DISCRIMINATOR}{level}", *widths[level : level + 2], level)
-        for level in range(len(widths) - 1)
-    ]
+    pairs = itertools.pairwise(widths)
+    return [Block("patches", f"{DISCRIMINATOR}{level}", *pair, level) for level, pair in enumerate(pairs)]
 
 
 def discriminator_parameters(cfg: Any, block: Block) -> Shapes:

@@ -34,19 +34,20 @@ def loss_and_grads(
     adversarial: Any = None,
     recompute: Sequence[int] = (),
 ) -> tuple[Tree, Tree]:
-    """One training step's losses and the gradient of every parameter.
+    """One training step's losses {"loss", "mse", "kl", ...} and the gradient of every parameter, of the batch of all ranks.
 
     video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"}
-    and where wanted {"lpips", "outlier", "outlier_radius", "adversarial"}, each loss a mean so that it does not depend on
-    resolution. perceptual: the parameters of LPIPS. adversarial: config section `loss.adversarial`, where the discriminator's
-    parameters are in params; the results then have its losses and gradients, on the same reconstruction.
-
-    Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the first
-    block's alone. Returns ({"loss", "mse", "kl", ...}, grads), both of the batch of all ranks; params are shards at ZeRO
-    stage 3, gradients at 2 and 3.
+    and where wanted {"lpips", "outlier", "outlier_radius", "adversarial"}. perceptual: the parameters of LPIPS. adversarial:
+    config section `loss.adversarial`, where params have a discriminator, whose loss is of the same reconstruction.
+    Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the
+    first block's alone. Params are shards at ZeRO stage 3, gradients at 2 and 3.
     """
     tae.check_video(video, cfg)
-    _check_levels(recompute, cfg)
+    levels = len(cfg.channel_multipliers)
+    if not set(recompute) <= set(range(levels)):
+        raise ConfigError(
+            f"train.recompute_levels is {tuple(recompute)}, expected levels from 0, the pixels', to {levels - 1}"
+        )
     video, exchange = backend.tensor(video), dict(gather=comm.all_gather, reduce=comm.reducer())
     *body, head = tae.segments(cfg, "decoder", recompute)
 
@@ -109,8 +110,7 @@ def _adaptive_weight(
 ) -> float:
     """Factor with which `slope` pulls as hard as `dout` on the decoder's last convolution (Esser et al. 2021)."""
     fn, names = head
-    found = comm.all_gather({path: params[path] for path in names.values()})
-    own = {name: found[path] for name, path in names.items()}
+    own = layerwise.weights(params, names, comm.all_gather)
 
     def norm(d: ms.Tensor) -> float:
         grads, _ = layerwise.pull(fn, own, (before_head,), (d,), 0)
@@ -124,11 +124,3 @@ def _with_spurious(slope: ms.Tensor, decoded: ms.Tensor) -> ms.Tensor:
     b, c, t, h, w = decoded.shape
     missing = t - slope.shape[2]
     return ops.concat((slope, ops.zeros((b, c, missing, h, w), slope.dtype)), 2) if missing else slope
-
-
-def _check_levels(recompute: Sequence[int], cfg: Any) -> None:
-    levels = len(cfg.channel_multipliers)
-    if not set(recompute) <= set(range(levels)):
-        raise ConfigError(
-            f"train.recompute_levels is {tuple(recompute)}, expected levels from 0, the pixels', to {levels - 1}"
-        )

@@ -44,10 +44,7 @@ def row_of(places: list[int], number: int, length: int, per_latent: int, tile: i
 def stream(
     params: Mapping[str, Any], cfg: Any, latents: Any, num_frames: int | None = None, group: Group = ALONE
 ) -> Iterator[np.ndarray]:
-    """The frames of `decode` a few at a time, in order, (b 3 n h w) each; a tile and what overlaps it are in memory.
-
-    Ranks that share out the tiles have the video as one piece.
-    """
+    """The frames of `decode` a few at a time, in order, (b 3 n h w) each; all at once where ranks share out the tiles."""
     if group.size > 1:
         yield decode(params, cfg, latents, num_frames, group)
         return
@@ -117,9 +114,9 @@ def _weighted(params: Any, cfg: Any, latents: ms.Tensor, places: list[int], numb
 
 
 def _in_space(apply: Callable[[np.ndarray], np.ndarray], x: np.ndarray, cfg: Any, taken: int, given: int) -> np.ndarray:
-    """apply(x), x (b c t h w), in tiles of `cfg.spatial_tile` latents (0: in one), a quarter of which overlaps the next.
+    """apply(x), x (b c t h w), in tiles of `cfg.spatial_tile` latents (0: in one), a quarter of which is blended with the next.
 
-    `taken`, `given`: how many pixels of x and of the result a latent is wide. Overlaps are blended as in time.
+    `taken`, `given`: how many pixels of x and of the result a latent is wide.
     """
     tile = cfg.get("spatial_tile", 0)
     sides = [n // taken for n in x.shape[3:]]
@@ -129,9 +126,8 @@ def _in_space(apply: Callable[[np.ndarray], np.ndarray], x: np.ndarray, cfg: Any
     places = [starts(n, tile, overlap) for n in sides]
     for i, top in enumerate(places[0]):
         for j, left in enumerate(places[1]):
-            made = apply(
-                np.ascontiguousarray(x[..., top * taken : (top + tile) * taken, left * taken : (left + tile) * taken])
-            )
+            piece = x[..., top * taken : (top + tile) * taken, left * taken : (left + tile) * taken]
+            made = apply(np.ascontiguousarray(piece))
             if out is None:
                 out = np.zeros((*made.shape[:3], *(n * given for n in sides)), np.float32)
             rows = [row_of(places[k], at, sides[k], given, tile, overlap) for k, at in ((0, i), (1, j))]

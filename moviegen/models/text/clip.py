@@ -1,7 +1,6 @@
 """CLIP's text tower as pure functions, for MetaCLIP: causal, pre-norm, with its projection to the shared space.
 
-Source: arXiv 2103.00020; MetaCLIP 2309.16671 has the same network. Movie Gen fine-tuned MetaCLIP from 77 to 256 tokens
-and has not published the result: `stretch_positions` is how a 77-token checkpoint is made to take longer prompts.
+Source: arXiv 2103.00020; MetaCLIP 2309.16671 has the same network.
 """
 
 import functools
@@ -16,7 +15,6 @@ from moviegen.errors import ConfigError
 from moviegen.models.text.shapes import clip as shapes
 from moviegen.models.text.t5 import MASKED, attend, check_tokens, linear, lookup
 from moviegen.nn import backend, layers, layerwise
-from moviegen.nn.positions import resize_table
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 
@@ -24,28 +22,26 @@ KEPT_POSITIONS = 20  # the first rows of a position table, which training on sho
 
 
 def stretch_positions(table: np.ndarray, length: int) -> np.ndarray:
-    """A position table (old, d) as (length, d), length >= old: float32.
+    """A position table (old, d) as (length, d), length >= old, float32: how a 77-token checkpoint takes longer prompts.
 
     The first 20 rows stay, so that prompts up to there embed as before; the others are interpolated linearly, the last
-    one staying last (the stretching of Long-CLIP, arXiv 2403.15378). A table of that length already is not changed.
+    one staying last (Long-CLIP, arXiv 2403.15378).
     """
     table = np.asarray(table, np.float32)
     if len(table) >= length:
         return table
     kept = min(KEPT_POSITIONS, len(table) - 1)
-    return np.concatenate([table[:kept], resize_table(table[kept:], length - kept)])
+    return np.concatenate([table[:kept], layers.resize_table(table[kept:], length - kept)])
 
 
 def apply(
     params: Mapping[str, Any], cfg: Any, input_ids: Any, attention_mask: Any, comm: Comm = LOCAL
 ) -> tuple[ms.Tensor, ms.Tensor]:
-    """(last_hidden_state (b l width), text_embeds (b projection_width)), float32, of token ids (b l).
+    """(last_hidden_state (b l width), the end token's projected (b projection_width)), float32, of token ids (b l).
 
-    attention_mask (b l), 1 = token. text_embeds is the projection of the end token's state. Shards as in `t5.apply`.
-    Raises ConfigError for parameters or ids that do not fit, and for more tokens than there are positions.
+    Masks, shards and errors as in `t5.apply`; ConfigError also for more tokens than there are positions.
     """
-    table = shapes(cfg)
-    ids, mask = check_tokens(params, table, cfg.vocab_size, input_ids, attention_mask)
+    ids, mask = check_tokens(params, shapes(cfg), cfg.vocab_size, input_ids, attention_mask)
     if ids.shape[1] > cfg.positions:
         raise ConfigError(f"input_ids have {ids.shape[1]} tokens, the model {cfg.positions} positions: cut the text")
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))

@@ -1,8 +1,7 @@
-"""T5's encoder as pure functions: ByT5 (gated gelu) and UL2 (gated silu), read from Hugging Face by convert/huggingface.py.
+"""T5's encoder as pure functions: ByT5 (gated gelu) and UL2 (gated silu). Source: arXiv 1910.10683; gates: 2002.05202.
 
-A residual of RMSNorm, attention without scaling but with a learned bias for every distance, RMSNorm and a gated
-feed-forward (arXiv 1910.10683; gates: 2002.05202). The residual, norms and softmax are float32; weights may be stored in
-bfloat16 and are widened a block at a time where products are taken in float32.
+Attention has no scaling but a learned bias for every distance. The residual, norms and softmax are float32; weights may be
+stored in bfloat16 and are widened a block at a time where products are taken in float32.
 """
 
 import functools
@@ -16,11 +15,10 @@ from mindspore import ops
 
 from moviegen.errors import ConfigError
 from moviegen.models.text.shapes import t5 as shapes
-from moviegen.nn import backend, layers, layerwise
+from moviegen.nn import backend, layers, layerwise, tree
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 
-Params = dict[str, ms.Tensor]
 MASKED = -1e9
 
 
@@ -30,8 +28,7 @@ def apply(params: Mapping[str, Any], cfg: Any, input_ids: Any, attention_mask: A
     Where comm.sharded, params are shards, put together a block at a time: the ranks must call this equally often,
     each with texts of its own. Raises ConfigError for parameters or ids that do not fit the config.
     """
-    table = shapes(cfg)
-    ids, mask = check_tokens(params, table, cfg.vocab_size, input_ids, attention_mask)
+    ids, mask = check_tokens(params, shapes(cfg), cfg.vocab_size, input_ids, attention_mask)
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
     weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final"])
@@ -64,11 +61,7 @@ def check_tokens(
     params: Mapping[str, Any], table: Mapping[str, Any], vocab_size: int, input_ids: Any, attention_mask: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids int32 and mask float32, both (b l), as arrays. Raises ConfigError where something does not fit."""
-    if params.keys() != table.keys():
-        raise ConfigError(
-            f"the parameters are not of this config: missing {sorted(table.keys() - params.keys())}, "
-            f"unknown {sorted(params.keys() - table.keys())}"
-        )
+    tree.check_paths(params, table)
     ids, mask = (np.asarray(x.asnumpy() if isinstance(x, ms.Tensor) else x) for x in (input_ids, attention_mask))
     if ids.ndim != 2 or mask.shape != ids.shape:
         raise ConfigError(f"input_ids have shape {ids.shape}, the mask {mask.shape}: expected the same (b l) for both")
@@ -80,14 +73,10 @@ def check_tokens(
     return ids.astype(np.int32), mask.astype(np.float32)
 
 
-def widen(w: ms.Tensor, dtype: str) -> ms.Tensor:
-    """A weight, stored in whatever precision, as products in `dtype` take it."""
-    return ops.cast(w, ms.bfloat16 if dtype == "bfloat16" else ms.float32)
-
-
 def linear(x: ms.Tensor, w: ms.Tensor, dtype: str, b: ms.Tensor | None = None) -> ms.Tensor:
-    """x (..., in) times a stored weight (out, in), plus b (out,), in float32."""
-    return ops.cast(layers.linear(x, widen(w, dtype), b, dtype), ms.float32)
+    """x (..., in) times a weight (out, in), stored in whatever precision, plus b (out,), in float32."""
+    w = ops.cast(w, ms.bfloat16 if dtype == "bfloat16" else ms.float32)
+    return ops.cast(layers.linear(x, w, b, dtype), ms.float32)
 
 
 def attend(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor, num_heads: int, dtype: str) -> ms.Tensor:
@@ -132,7 +121,7 @@ def make_block(num_heads, activation, eps, dtype):
 
     def block(p, x, bias):
         y = layers.rms_norm(x, ops.cast(p["attn/norm"], ms.float32), eps)
-        q, k, v = (linear(y, p["attn/q"], dtype), linear(y, p["attn/k"], dtype), linear(y, p["attn/v"], dtype))
+        q, k, v = linear(y, p["attn/q"], dtype), linear(y, p["attn/k"], dtype), linear(y, p["attn/v"], dtype)
         x = x + linear(attend(q, k, v, bias, num_heads, dtype), p["attn/o"], dtype)
         y = layers.rms_norm(x, ops.cast(p["mlp/norm"], ms.float32), eps)
         gate = linear(y, p["mlp/gate"], dtype)

@@ -1,8 +1,7 @@
 """A frozen stand-in for the three text encoders, for experiments that fit a laptop.
 
-It knows no meaning and no word order, only which words a prompt has: every word is a fixed random vector derived from
-its spelling. That is enough for a toy model to learn a small vocabulary, needs no download, and has the encoders'
-interface: UL2 and MetaCLIP see the words, ByT5 the bytes of quoted text alone (the text to be drawn).
+Every word is a fixed random vector derived from its spelling, without meaning or order. UL2 and MetaCLIP see the words,
+ByT5 the bytes of quoted text alone (the text to be drawn).
 """
 
 import functools
@@ -37,10 +36,9 @@ TOKENIZERS = {"ul2": _words, "metaclip": _words, "byt5": _quoted_bytes}
 
 
 def encode(prompts: Sequence[str], text_dims: Mapping[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Encode prompts: {encoder: (embeddings float32 (b length width), mask bool (b length), True = token)}.
+    """{encoder: (embeddings float32 (b length width), mask bool (b length), True = token)} of prompts.
 
-    A pure function of each prompt alone but for the padding, which is zero: up to the longest of the prompts, rounded up to
-    a multiple of 4, since every new length is compiled anew and every padded token is worked on.
+    Zeros pad to the longest prompt, rounded up to a multiple of 4, since every new length is compiled anew.
     """
     text = {}
     for encoder, width in text_dims.items():
@@ -49,8 +47,7 @@ def encode(prompts: Sequence[str], text_dims: Mapping[str, int]) -> dict[str, tu
         embeddings = np.zeros((len(prompts), length, width), np.float32)
         mask = np.zeros((len(prompts), length), bool)
         for row, own in enumerate(tokens):
-            for i, token in enumerate(own):
-                embeddings[row, i] = _vector(token, encoder, width)
+            embeddings[row, : len(own)] = [_vector(token, encoder, width) for token in own]
             mask[row, : len(own)] = True
         text[encoder] = embeddings, mask
     return text

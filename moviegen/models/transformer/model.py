@@ -1,9 +1,8 @@
 """Movie Gen's generator: a transformer that maps noisy latents, a time and text to the velocity of a flow.
 
 A LLaMa-3 block (RMSNorm, SwiGLU, no biases) with full attention, cross-attention to three text encoders, and time
-entering through one modulation shared by all layers plus a table per layer (paper, section 3). Learned positions,
-factorised over time, height and width, are added at the start of every layer. `cross_attention_norm` and `text_norm`
-choose between the paper's arithmetic (True, "layer") and that of the seed's checkpoints (False, "rms").
+entering through one modulation shared by all layers plus a table per layer (paper, section 3). `cross_attention_norm` and
+`text_norm` choose between the paper's arithmetic (True, "layer") and that of the seed's checkpoints (False, "rms").
 """
 
 import zlib
@@ -17,7 +16,7 @@ from moviegen import streams
 from moviegen.errors import ConfigError
 from moviegen.models.transformer import stages
 from moviegen.models.transformer.shapes import AXES, encoders, shapes
-from moviegen.nn import backend, layerwise
+from moviegen.nn import backend, layers, layerwise, tree
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.streams import Stream
@@ -30,10 +29,8 @@ CONTEXT_STEP = 64  # tokens that the packed context grows by: every length is a 
 def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | None = None) -> Params:
     """Random parameters: matrices N(0, weight_std), positions N(0, position_std), tables of modulation N(0, 1/d).
 
-    Both deviations are 0.02 unless the config has others. The output projection is zero, so the velocity is 0.
-
-    Each is drawn from (seed, its path) alone: adding a parameter changes no other. `place(path, array)` makes a tensor of
-    each before the next is drawn, so that a rank can keep its shard and never hold the whole model.
+    The output projection is zero, so the velocity is 0. Each is drawn from (seed, its path) alone. `place(path, array)` makes
+    a tensor of each before the next is drawn, so that a rank can keep its shard and never hold the whole model.
     """
     params = {}
     for path, shape in shapes(cfg).items():
@@ -50,6 +47,16 @@ def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | No
             value = np.float32(std) * rng.standard_normal(shape, dtype=np.float32)
         params[path] = place(path, value) if place else backend.tensor(value)
     return params
+
+
+def interpolate_positions(params: Mapping[str, Any], cfg: Any) -> dict[str, ms.Tensor]:
+    """The same parameters with position tables of cfg.position_lengths, for a next stage of larger clips."""
+    grown = backend.to_tensors(params)
+    for axis, length in zip(AXES, cfg.position_lengths, strict=True):
+        path = f"position/{axis}"
+        if grown[path].shape[0] != length:
+            grown[path] = backend.tensor(layers.resize_table(grown[path].asnumpy(), length))
+    return grown
 
 
 def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> ms.Tensor:
@@ -70,16 +77,8 @@ def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text,
 
 
 def check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> tuple:
-    """Parameters, latents, times, embeddings by encoder and the masks of `_check_text`, as tensors that fit the config.
-
-    Raises ConfigError for what does not.
-    """
-    wanted = shapes(cfg)
-    if params.keys() != wanted.keys():
-        raise ConfigError(
-            f"the parameters are not of this config: missing {sorted(wanted.keys() - params.keys())}, "
-            f"unknown {sorted(params.keys() - wanted.keys())}"
-        )
+    """Parameters, latents, times, embeddings and masks (`_check_text`) as tensors. ConfigError for what does not fit cfg."""
+    tree.check_paths(params, shapes(cfg))
     latents, t = backend.tensor(latents), backend.tensor(t)
     if len(latents.shape) != 5 or latents.shape[1] != cfg.latent_channels:
         raise ConfigError(f"latents have shape {latents.shape}, expected (b {cfg.latent_channels} t h w)")

@@ -1,8 +1,6 @@
 """The three compiled stages of the transformer: prologue, one block for every layer, epilogue.
 
-Every builder is cached on its static settings, so that equal settings give the same function and layerwise.py compiles
-it once. Tokens are float32 between stages; matrix products run in `dtype`, norms, softmax, modulation and positions
-in float32.
+Tokens are float32 between stages; matrix products run in `dtype`, norms, softmax, modulation and positions in float32.
 """
 
 import functools
@@ -12,7 +10,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen.models.transformer.positions import make_positions
 from moviegen.models.transformer.shapes import TIME_WIDTH, SequenceShard, encoders
 from moviegen.nn import backend, layers
 from moviegen.nn.layerwise import Fn
@@ -78,6 +75,29 @@ def make_take(shard):
     return take
 
 
+@functools.lru_cache
+def make_positions(shard, lengths):
+    """positions(p): learned position of each of this rank's tokens, (1 m d), the sum of a row of each axis's table."""
+    nt, nh, nw = shard.grid
+    index, alone = shard.indices(), shard.group.size == 1
+    inside = (index < shard.patches)[:, None]
+    rows = [
+        ms.Tensor(((at[:, None] == np.arange(length)) & inside).astype(np.float32))
+        for at, length in zip((index // (nh * nw), index // nw % nh, index % nw), lengths, strict=True)
+    ]
+
+    def positions(p):
+        if alone:
+            t = ops.expand_dims(ops.expand_dims(p["position/t"][:nt], 1), 1)
+            h = ops.expand_dims(p["position/h"][:nh], 1)
+            return ops.reshape(t + (h + p["position/w"][:nw]), (1, nt * nh * nw, -1))
+        # Rows are picked by products with zeros and ones: the positions of all tokens never exist at once.
+        found = ops.matmul(rows[0], p["position/t"]) + ops.matmul(rows[1], p["position/h"])
+        return ops.expand_dims(found + ops.matmul(rows[2], p["position/w"]), 0)
+
+    return positions
+
+
 def modulate(x, shift, scale):
     """x (b n d) * (1 + scale (b 1 d)) + shift (b 1 d)."""
     n = x.shape[1]
@@ -92,10 +112,7 @@ def make_prologue(patch, shard, lengths, encoders, text_norm, eps, masked, dtype
     time (b d), modulation (b 6d), context (b m d), zero where the mask is: a token nobody may see has no value either.
     With rows the context is those of all encoders' tokens.
     """
-    projections = tuple(f"text/{name}/proj" for name in encoders)
-    scales = tuple(f"text/{name}/norm" for name in encoders)
-    biases = tuple(f"text/{name}/norm_bias" for name in encoders)
-
+    texts = tuple(f"text/{name}" for name in encoders)
     take, positions = make_take(shard), make_positions(shard, lengths)
 
     def prologue(p, latents, t, *text):
@@ -105,12 +122,12 @@ def make_prologue(patch, shard, lengths, encoders, text_norm, eps, masked, dtype
         time = layers.linear(ops.silu(layers.linear(wave, p["time/in"])), p["time/out"])
         modulation = layers.linear(ops.silu(time), p["modulation"])
         projected = []
-        for i in range(len(encoders)):
-            y = layers.linear(text[i], p[projections[i]], None, dtype)
+        for i, path in enumerate(texts):
+            y = layers.linear(text[i], p[path + "/proj"], None, dtype)
             if text_norm == "layer":
-                y = layers.layer_norm(y, p[scales[i]], p[biases[i]], eps)
+                y = layers.layer_norm(y, p[path + "/norm"], p[path + "/norm_bias"], eps)
             else:
-                y = layers.rms_norm(y, p[scales[i]], eps)
+                y = layers.rms_norm(y, p[path + "/norm"], eps)
             projected.append(y)
         context = ops.concat(projected, 1)
         if len(text) > len(encoders) + 1:
@@ -140,42 +157,28 @@ def make_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
         b, n, d = x.shape
         return ops.transpose(ops.reshape(x, (b, n, num_heads, d // num_heads)), (0, 2, 1, 3))
 
-    def join_heads(y, x, o):
-        return layers.linear(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), x.shape), o, None, dtype)
-
-    def attend_self(x, q, k, v, o):
-        q, k, v = (
-            to_heads(heads(layers.linear(x, q, None, dtype))),
-            to_heads(heads(layers.linear(x, k, None, dtype))),
-            to_heads(heads(layers.linear(x, v, None, dtype))),
-        )
-        bias = None
-        if padding:
-            bias = ops.tile(unseen, (x.shape[0], 1, 1, 1))
-        return join_heads(to_tokens(layers.attention(q, k, v, bias)), x, o)
-
-    def attend_text(x, context, q, k, v, o, bias):
-        y = layers.attention(
-            heads(layers.linear(x, q, None, dtype)),
-            heads(layers.linear(context, k, None, dtype)),
-            heads(layers.linear(context, v, None, dtype)),
-            bias,
-        )
-        return join_heads(y, x, o)
+    def attend(name, p, x, context, bias):
+        own = name == "attn"
+        q = heads(layers.linear(x, p[name + "/q"], None, dtype))
+        k = heads(layers.linear(context, p[name + "/k"], None, dtype))
+        v = heads(layers.linear(context, p[name + "/v"], None, dtype))
+        if own:
+            q, k, v = to_heads(q), to_heads(k), to_heads(v)
+        y = layers.attention(q, k, v, bias)
+        if own:
+            y = to_tokens(y)
+        return layers.linear(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), x.shape), p[name + "/o"], None, dtype)
 
     def block(p, x, pos, modulation, context, *mask):
         b, n, d = x.shape
         m = ops.reshape(modulation, (b, 6, d)) + p["modulation"]
-        bias = None
-        if masked:
-            bias = (1 - ops.reshape(mask[0], (b, 1, 1, -1))) * MASKED
+        after_end = ops.tile(unseen, (b, 1, 1, 1)) if padding else None
+        bias = (1 - ops.reshape(mask[0], (b, 1, 1, -1))) * MASKED if masked else None
         x = x + ops.tile(pos, (b, 1, 1))
         y = modulate(layers.rms_norm(x, p["attn/norm"], eps), m[:, 0:1], m[:, 1:2])
-        x = x + layers.repeat_rows(m[:, 2:3], n) * attend_self(y, p["attn/q"], p["attn/k"], p["attn/v"], p["attn/o"])
-        y = x
-        if cross_attention_norm:
-            y = layers.rms_norm(x, p["cross/norm"], eps)
-        x = x + attend_text(y, context, p["cross/q"], p["cross/k"], p["cross/v"], p["cross/o"], bias)
+        x = x + layers.repeat_rows(m[:, 2:3], n) * attend("attn", p, y, y, after_end)
+        y = layers.rms_norm(x, p["cross/norm"], eps) if cross_attention_norm else x
+        x = x + attend("cross", p, y, context, bias)
         y = modulate(layers.rms_norm(x, p["mlp/norm"], eps), m[:, 3:4], m[:, 4:5])
         y = layers.swiglu(y, p["mlp/gate"], p["mlp/up"], p["mlp/down"], dtype)
         return x + layers.repeat_rows(m[:, 5:6], n) * y

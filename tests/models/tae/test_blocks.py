@@ -35,7 +35,7 @@ def test_downsampling_takes_every_second_value(frames, halved):
     p["spatial/w"] = np.roll(
         p["spatial/w"], (-1, -1), (2, 3)
     )  # padded right and below: the first tap is the pixel itself
-    y = layerwise.run(blocks.make_downsample(), p, x)
+    y = layerwise.run(blocks.downsample, p, x)
     assert y.shape == (2, 3, halved, 2, 3)
     assert_close(y, x[:, :, ::2, ::2, ::2], tolerance=1e-6)
 

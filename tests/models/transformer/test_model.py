@@ -133,3 +133,19 @@ def test_parameters_of_another_config_are_named():
         transformer.apply(params, config(position_lengths=(3, 8, 5)), *inputs())
     with pytest.raises(ConfigError, match=r"unknown \['blocks/0/cross/norm'"):
         transformer.apply(params, seed_config(), *inputs())
+
+
+def test_position_tables_grow_linearly_and_keep_their_ends():
+    cfg = config()
+    params = random_params(cfg)
+    larger = config(position_lengths=(3, 7, 9))
+    grown = transformer.interpolate_positions(params, larger)
+    assert {path: tuple(value.shape) for path, value in grown.items()} == transformer.shapes(larger)
+    for axis, old, new in (("h", 4, 7), ("w", 5, 9)):
+        table, value = params[f"position/{axis}"], grown[f"position/{axis}"].asnumpy()
+        np.testing.assert_allclose(value[:: (new - 1) // (old - 1)], table, atol=1e-6)
+        np.testing.assert_allclose(value[1::2], (table[:-1] + table[1:]) / 2, atol=1e-6)
+    for path in params:
+        if path not in ("position/h", "position/w"):
+            np.testing.assert_array_equal(grown[path].asnumpy(), params[path])
+    assert np.isfinite(transformer.apply(grown, larger, *inputs()).asnumpy()).all()

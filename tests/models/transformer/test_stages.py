@@ -82,3 +82,18 @@ def test_equal_settings_give_the_same_function():
     """Else every layer would be compiled by itself."""
     made = [stages.make_block(2, SequenceShard((1, 2, 3)), 1e-5, True, True, "float32") for _ in range(2)]
     assert made[0] is made[1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_token_s_position_is_the_sum_of_three_rows(size):
+    rng = np.random.default_rng(0)
+    tables = {
+        f"position/{axis}": rng.standard_normal((n, 5), dtype=np.float32) for axis, n in (("t", 3), ("h", 4), ("w", 6))
+    }
+    t, h, w = (tables[f"position/{axis}"] for axis in "thw")
+    expected = np.array([t[i] + h[j] + w[k] for i in range(2) for j in range(3) for k in range(4)])
+    p = {path: ms.Tensor(table) for path, table in tables.items()}
+    shards = [SequenceShard((2, 3, 4), Group("", size, rank)) for rank in range(size)]
+    found = [stages.make_positions(shard, (3, 4, 6))(p).asnumpy()[0] for shard in shards]
+    np.testing.assert_allclose(np.concatenate(found)[:24], expected, atol=1e-6)
+    assert not np.concatenate(found)[24:].any() and len({len(each) for each in found}) == 1
