@@ -1,10 +1,11 @@
 """Every random stream of the package: its name, and the generator of one of its members.
 
-Members are told apart by whole numbers, such as a step and a sample's index, so that whatever is drawn is a pure function
-of the seed and of them. A stream's number is part of the results: new streams are added at the end.
+Members are told apart by whole numbers, such as a step and a sample's index, or by names, of which the crc32 counts: what
+is drawn is a pure function of the seed and of them. A stream's number is part of the results: new ones are added at the end.
 """
 
 import enum
+import zlib
 
 import numpy as np
 
@@ -12,7 +13,7 @@ import numpy as np
 class Stream(enum.IntEnum):
     """What a stream is drawn for, and the numbers that tell its members apart."""
 
-    PARAMETER = 0  # crc32 of the path
+    PARAMETER = 0  # path
     NOISE = 1  # noise and time of a training sample: step, position in the global batch
     IMAGE_STEP = 2  # whether a step of the generator trains on images: step
     ORDER = 3  # of the samples in an epoch: epoch
@@ -28,10 +29,11 @@ class Stream(enum.IntEnum):
     RENDERED_CLIP = 13  # index, split
     RENDERED_IMAGE = 14  # index, split
     RENDERED_ORDER = 15  # of combinations: epoch, split
-    TOY_WORD = 16  # crc32 of the word and of the encoder
+    TOY_WORD = 16  # word, encoder
 
 
-def rng(stream: Stream, seed: int, *member: int) -> np.random.Generator:
+def rng(stream: Stream, seed: int, *member: int | str) -> np.random.Generator:
     """Returns the generator of one member of a stream; those of two members, or streams, are independent."""
+    member = tuple(zlib.crc32(name.encode()) if isinstance(name, str) else name for name in member)
     # Not a list of all numbers as the seed: numpy pads that with zeros, so that [1, 2] and [1, 2, 0] are one.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, *member)))

@@ -1,7 +1,4 @@
-"""LPIPS: how different two pictures look, by the features of an image classifier (VGG16) and learned channel weights.
-
-Zhang et al. 2018, version 0.1, VGG. The network is frozen: gradients go to the pictures alone.
-"""
+"""LPIPS (Zhang et al. 2018, version 0.1, VGG16): how different pictures look. Gradients go to the pictures alone."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,10 +37,7 @@ def shapes(widths: tuple[int, ...] = (64, 128, 256, 512, 512)) -> dict[str, tupl
 
 
 def load(path: str, key: str, without: str) -> dict[str, ms.Tensor]:
-    """Parameters from a safetensors file of --job=convert, which the config's `key` names.
-
-    Raises ConfigError that says where to get them, or how to go `without`.
-    """
+    """Parameters from the file that the config's `key` names. ConfigError says how to get them, or to go `without`."""
     if not path or not Path(path).is_file():
         raise ConfigError(f"{key} is {path!r}, no file: {HOW_TO_GET}; or go without: {without}")
     arrays = safetensors_io.read(path)

@@ -33,10 +33,8 @@ def halving_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
 
 
 def doubling_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
-    """`spatial_conv` of every frame of x with its pixels repeated in 2x2 squares, w (out, in, 3, 3): h -> 2h.
-
-    As one transposed convolution: what falls on equal pixels is added in the kernel, 4 products for each of 9.
-    """
+    """`spatial_conv` of every frame of x with its pixels repeated in 2x2 squares, w (out, in, 3, 3): h -> 2h."""
+    # As one transposed convolution: what falls on equal pixels is added in the kernel, 4 products for each of 9.
     t = x.shape[2]
     x = to_pictures(x, 2)
     m, c, height, width = x.shape

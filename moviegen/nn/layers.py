@@ -83,8 +83,7 @@ def repeat_rows(row: ms.Tensor, n: int) -> ms.Tensor:
 
 def layer_norm(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, eps: float) -> ms.Tensor:
     """(x - mean) / std * scale + bias over the last axis, in float32."""
-    x = ops.cast(x, ms.float32)
-    return ops.LayerNorm(-1, -1, eps)(x, scale, bias)[0]
+    return ops.LayerNorm(-1, -1, eps)(ops.cast(x, ms.float32), scale, bias)[0]
 
 
 def group_norm(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, groups: int, eps: float = 1e-6) -> ms.Tensor:

@@ -54,15 +54,15 @@ def _value_and_grad(fn: Fn, paths: tuple[str, ...], wrt: int, aux: bool) -> Fn:
     return ms.jit(ms.value_and_grad(_positional(fn, paths), positions, has_aux=aux))
 
 
-def _split(params: Mapping[str, Any]) -> tuple[tuple[str, ...], list[ms.Tensor]]:
+def _flat(params: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[tuple[str, ...], list[ms.Tensor]]:
     paths = tuple(sorted(params))
-    return paths, [backend.tensor(params[path]) for path in paths]
+    return paths, [backend.tensor(x) for x in (*(params[path] for path in paths), *inputs)]
 
 
 def run(fn: Fn, params: Mapping[str, Any], *inputs: Any) -> Any:
     """fn(params, *inputs), compiled."""
-    paths, flat = _split(params)
-    return _forward(fn, paths)(*flat, *[backend.tensor(x) for x in inputs])
+    paths, args = _flat(params, inputs)
+    return _forward(fn, paths)(*args)
 
 
 def pull(
@@ -72,10 +72,9 @@ def pull(
 
     `wrt`: how many of the leading inputs to differentiate (default all); data, noise and masks go last.
     """
-    paths, flat = _split(params)
+    paths, args = _flat(params, inputs)
     wrt = len(inputs) if wrt is None else wrt
-    given = [backend.tensor(x) for x in (*douts, *flat, *inputs)]
-    grads = _backward(fn, paths, len(douts), wrt)(*given)
+    grads = _backward(fn, paths, len(douts), wrt)(*[backend.tensor(x) for x in douts], *args)
     return dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])
 
 
@@ -89,8 +88,8 @@ def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0
 
     With `aux`, fn returns (loss, more...) and the first result is that whole tuple; only the loss is differentiated.
     """
-    paths, flat = _split(params)
-    value, grads = _value_and_grad(fn, paths, wrt, aux)(*flat, *[backend.tensor(x) for x in inputs])
+    paths, args = _flat(params, inputs)
+    value, grads = _value_and_grad(fn, paths, wrt, aux)(*args)
     if not isinstance(grads, (tuple, list)):  # MindSpore unpacks the tuple of a single position
         grads = (grads,)
     return value, dict(zip(paths, grads, strict=False)), tuple(grads[len(paths) :])

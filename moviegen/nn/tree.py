@@ -1,7 +1,4 @@
-"""Parameter trees: one flat dict, path -> array.
-
-A path such as `blocks/3/attn/q` is at once the key in memory, the name in a checkpoint and what a regex selects.
-"""
+"""Parameter trees: one flat dict, path -> array; a path such as `blocks/3/attn/q` is also the name in a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -33,9 +33,10 @@ def beating(folder: Path, timeout: float) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _own(folder).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    own = folder / f"alive_{rank()}"
+    own.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     before, done, failure = _changed(folder / OVER), threading.Event(), ""
-    watching = threading.Thread(target=_watch, args=(folder, timeout, before, done), daemon=True)
+    watching = threading.Thread(target=_watch, args=(folder, own, timeout, before, done), daemon=True)
     watching.start()
     try:
         yield
@@ -45,7 +46,7 @@ def beating(folder: Path, timeout: float) -> Iterator[None]:
     finally:
         done.set()
         watching.join()
-        _own(folder).unlink(missing_ok=True)  # a rank that is done is not silent
+        own.unlink(missing_ok=True)  # a rank that is done is not silent
         if failure:
             _tell(folder, before, rank(), failure)
 
@@ -56,12 +57,12 @@ def over(folder: Path) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _watch(folder: Path, timeout: float, before: int | None, done: threading.Event) -> None:
+def _watch(folder: Path, own: Path, timeout: float, before: int | None, done: threading.Event) -> None:
     watched = (rank() + 1) % ranks()
     every, silent, seen = min(5.0, timeout / 10), 0.0, None
     while not done.is_set():
         with contextlib.suppress(OSError):  # a shared file system may be away for a moment: nobody is judged then
-            _own(folder).touch()
+            own.touch()
             if _changed(folder / OVER) != before:
                 _end(over(folder))
             now = _changed(folder / f"alive_{watched}")
@@ -83,10 +84,6 @@ def _end(reason: dict) -> None:
     # Not through the interpreter: the main thread is in native code, and the checkpoint's writer may wait for that rank.
     os.write(2, f"the run is over: rank {reason['rank']} {reason['why']}\n".encode())
     os._exit(1)
-
-
-def _own(folder: Path) -> Path:
-    return folder / f"alive_{rank()}"
 
 
 def _changed(path: Path) -> int | None:

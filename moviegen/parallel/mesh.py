@@ -1,8 +1,7 @@
 """The mesh: ranks on a grid with the axes data, zero and sp, and the groups of ranks that exchange along them.
 
 The batch is split over data and zero, the sequence over sp; parameters and their state are sharded over zero x sp and
-repeated along data. sp is innermost: the ranks of a sequence, which exchange in every layer, are neighbours on the
-fastest links, then those of a shard group, then those of a data-parallel group.
+repeated along data. sp is innermost: the ranks of a sequence, which exchange most, are neighbours on the fastest links.
 """
 
 import functools

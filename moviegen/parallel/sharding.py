@@ -1,7 +1,4 @@
-"""Equal shards of parameters over a group of ranks: how an array is cut, and where each shard lies in it.
-
-A tensor is cut along the axis that needs the least padding, so any shape can be cut.
-"""
+"""Equal shards of parameters over a group of ranks: how an array is cut, and where each shard lies in it."""
 
 import numpy as np
 

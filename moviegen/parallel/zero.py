@@ -1,7 +1,4 @@
-"""ZeRO's exchanges: all-gather of parameters where they are used, reduction of gradients as soon as they exist.
-
-Small tensors are exchanged together, since every message has a latency.
-"""
+"""ZeRO's exchanges: all-gather of parameters where they are used, reduction of gradients as soon as they exist."""
 
 import math
 from collections import deque
@@ -21,7 +18,7 @@ Tree = Mapping[str, ms.Tensor]
 
 
 def buckets(shapes: Iterable[tuple[str, Shape]]) -> list[tuple[str, ...]]:
-    """Paths in groups of at most BUCKET values; a larger tensor is alone."""
+    """Paths in groups of at most BUCKET values, to share a message's latency; a larger tensor is alone."""
     found: list[list[str]] = []
     filled = BUCKET
     for path, shape in shapes:
@@ -102,8 +99,10 @@ def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape], dtype: str = 
     return found
 
 
-def by_layer(params: Tree, all_gather: Callable[[Tree], dict], layers: Iterable[str]) -> Callable[[], dict]:
-    """next_layer() -> whole parameters of the next of `layers`: "blocks/I", "final", or "" for all other parameters."""
+def by_layer(params: Tree, all_gather: Callable[[Tree], dict], num_layers: int, back: bool = False) -> Callable:
+    """next_layer() -> whole parameters of the prologue, of each block, of "final" and, going `back`, all the way back."""
+    there = ["", *(f"blocks/{i}" for i in range(num_layers))]  # "": whatever is in no layer
+    layers = [*there, "final", *(reversed(there) if back else ())]
 
     def gather(layer):
         if layer:

@@ -6,7 +6,6 @@ matter. Isola et al. 2017; hinge loss.
 
 import functools
 import math
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +46,7 @@ def init(cfg: Any, seed: int) -> dict[str, ms.Tensor]:
     """Random weights; every array depends on (seed, its path) alone. Temporal kernels are the identity."""
     params = {}
     for path, shape in shapes(cfg).items():
-        rng = streams.rng(Stream.PARAMETER, seed, zlib.crc32(path.encode()))
+        rng = streams.rng(Stream.PARAMETER, seed, path)
         value = np.ones(shape) if path.endswith("scale") else np.zeros(shape)
         if path.endswith("spatial/w"):
             value = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))

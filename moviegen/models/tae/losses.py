@@ -31,11 +31,9 @@ def make_reconstruction(l1: float, mse: float, scale: float):
 
 @functools.lru_cache
 def make_outlier(radius: float, weight: float):
-    """weight * mean over pixels of max(|X - Mean| - radius |Std|, 0): norms over channels, Mean and Std over a frame's pixels.
+    """weight * mean over pixels of max(|X - Mean| - radius |Std|, 0): norms over channels, statistics over a frame."""
 
-    Source: paper, TAE, outlier penalty loss; it leaves open whether statistics pool over time, here they do not.
-    """
-
+    # Paper, TAE, outlier penalty loss: it leaves open whether statistics pool over time, here they do not.
     def outlier(p, z):
         b, c, t, h, w = z.shape
         rows = ops.reshape(ops.transpose(z, (0, 2, 1, 3, 4)), (b * t, c, h * w))

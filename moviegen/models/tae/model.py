@@ -6,7 +6,6 @@ Movie Gen section on the TAE; layer placement as in the SD3.5 image VAE. Video i
 
 import itertools
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,7 +68,7 @@ def init(cfg, seed: int) -> dict[str, ms.Tensor]:
     params = {}
     before_heads = {f"{plan(cfg, side)[-2].prefix}/conv2/temporal/b" for side in ("encoder", "decoder")}
     for path, shape in shapes(cfg).items():
-        rng = streams.rng(Stream.PARAMETER, seed, zlib.crc32(path.encode()))
+        rng = streams.rng(Stream.PARAMETER, seed, path)
         value = np.zeros(shape)
         if path.endswith("scale"):
             value[:] = 1.0
@@ -119,10 +118,7 @@ def check_video(video: Any, cfg: Any) -> None:
 
 
 def encode(params: Params, cfg, video: Any) -> tuple[ms.Tensor, ms.Tensor]:
-    """Posterior (mean, logvar), each (b c ceil(t/8) h/8 w/8), of video (b 3 t h w) in [-1, 1]; an image is t = 1.
-
-    Raises ConfigError if height or width is not a multiple of 8. Source: paper, TAE.
-    """
+    """Posterior (mean, logvar), each (b c ceil(t/8) h/8 w/8), of video (b 3 t h w) in [-1, 1]; an image is t = 1."""
     check_video(video, cfg)
     x = layerwise.run_chain(params, segments(cfg, "encoder"), backend.tensor(video))
     return x[:, : cfg.latent_channels], ops.clip_by_value(x[:, cfg.latent_channels :], -30.0, 20.0)

@@ -38,7 +38,7 @@ def loss_and_grads(
 
     video (b 3 t h w); noise, standard normal in the latents' shape, draws from the posterior. weights: {"l1", "mse", "kl"}
     and where wanted {"lpips", "outlier", "outlier_radius", "adversarial"}. perceptual: the parameters of LPIPS. adversarial:
-    config section `loss.adversarial`, where params have a discriminator, whose loss is of the same reconstruction.
+    config section `loss.adversarial`, if params have a discriminator: the results then have its losses and gradients too.
     Only the blocks' inputs are kept between forward and backward, of the levels in `recompute` (0: the pixels' own) the
     first block's alone. Params are shards at ZeRO stage 3, gradients at 2 and 3.
     """

@@ -4,6 +4,7 @@ Tiles are not the whole: GroupNorm's statistics and temporal attention see a til
 Overlapping tiles are blended; docs/tae.md says what of a seam is left.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -53,11 +54,10 @@ def stream(
     places = starts(length)
     left = length * per_latent if num_frames is None else num_frames
     kept: np.ndarray | None = None  # frames from this tile's start on that earlier tiles have a share in
-    for number, start in enumerate(places):
+    for number, (start, until) in enumerate(itertools.pairwise([*places, length])):
         made = _weighted(params, cfg, latents, places, number)
         if kept is not None:
             made[:, :, : kept.shape[2]] += kept
-        until = places[number + 1] if number + 1 < len(places) else length
         ready = (until - start) * per_latent
         kept = made[:, :, ready:]
         if left > 0:

@@ -14,10 +14,7 @@ from moviegen.storage import checkpoint, fingerprint, safetensors_io
 def load(path: str | Path, cfg: Any) -> dict[str, Any]:
     """Returns weights from a safetensors file or the averaged weights of a checkpoint folder, checked against cfg."""
     path = Path(path)
-    if path.is_dir():
-        arrays = checkpoint.load(path, select="^ema/")[0]["ema"]
-    else:
-        arrays = safetensors_io.read(path)
+    arrays = checkpoint.load(path, select="^ema/")[0]["ema"] if path.is_dir() else safetensors_io.read(path)
     arrays = {name: array for name, array in arrays.items() if not name.startswith(shapes.DISCRIMINATOR)}
     want = shapes.shapes(cfg)
     wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]

@@ -1,7 +1,4 @@
-"""CLIP's text tower as pure functions, for MetaCLIP: causal, pre-norm, with its projection to the shared space.
-
-Source: arXiv 2103.00020; MetaCLIP 2309.16671 has the same network.
-"""
+"""CLIP's text tower (arXiv 2103.00020; MetaCLIP: 2309.16671): causal, pre-norm, projected to the shared space."""
 
 import functools
 from collections.abc import Mapping
@@ -45,11 +42,10 @@ def apply(
     if ids.shape[1] > cfg.positions:
         raise ConfigError(f"input_ids have {ids.shape[1]} tokens, the model {cfg.positions} positions: cut the text")
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
-    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final"])
+    weights = zero.by_layer(params, comm.all_gather, cfg.num_layers)
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)
-    for _ in blocks:
+    for _ in range(cfg.num_layers):
         x = layerwise.run(block, weights(), x, bias)
     return layerwise.run(make_epilogue(cfg.norm_eps, dtype), weights(), x, _end_tokens(ids, cfg.end_token))
 

@@ -30,12 +30,11 @@ def apply(params: Mapping[str, Any], cfg: Any, input_ids: Any, attention_mask: A
     """
     ids, mask = check_tokens(params, shapes(cfg), cfg.vocab_size, input_ids, attention_mask)
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
-    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final"])
+    weights = zero.by_layer(params, comm.all_gather, cfg.num_layers)
     buckets = distance_buckets(ids.shape[1], cfg.distance_buckets, cfg.max_distance)
     x, bias = layerwise.run(make_prologue(cfg.num_heads), weights(), ids, mask, buckets)
     block = make_block(cfg.num_heads, cfg.activation, cfg.norm_eps, dtype)
-    for _ in blocks:
+    for _ in range(cfg.num_layers):
         x = layerwise.run(block, weights(), x, bias)
     return layerwise.run(make_epilogue(cfg.norm_eps), weights(), x)
 

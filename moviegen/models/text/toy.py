@@ -6,7 +6,6 @@ ByT5 the bytes of quoted text alone (the text to be drawn).
 
 import functools
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,8 +18,7 @@ END = "</s>"  # closes every sequence, so that the empty prompt of guidance has 
 
 @functools.lru_cache(maxsize=65536)
 def _vector(token: str, encoder: str, width: int) -> np.ndarray:
-    rng = streams.rng(Stream.TOY_WORD, 0, zlib.crc32(token.encode()), zlib.crc32(encoder.encode()))
-    return rng.standard_normal(width, dtype=np.float32)
+    return streams.rng(Stream.TOY_WORD, 0, token, encoder).standard_normal(width, dtype=np.float32)
 
 
 def _words(prompt: str) -> list[str]:
@@ -36,14 +34,11 @@ TOKENIZERS = {"ul2": _words, "metaclip": _words, "byt5": _quoted_bytes}
 
 
 def encode(prompts: Sequence[str], text_dims: Mapping[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{encoder: (embeddings float32 (b length width), mask bool (b length), True = token)} of prompts.
-
-    Zeros pad to the longest prompt, rounded up to a multiple of 4, since every new length is compiled anew.
-    """
+    """{encoder: (embeddings float32 (b length width), zeros at padding, mask bool (b length), True = token)} of prompts."""
     text = {}
     for encoder, width in text_dims.items():
         tokens = [[*TOKENIZERS[encoder](prompt), END] for prompt in prompts]
-        length = -(-max(map(len, tokens)) // 4) * 4
+        length = -(-max(map(len, tokens)) // 4) * 4  # every new length is compiled anew
         embeddings = np.zeros((len(prompts), length, width), np.float32)
         mask = np.zeros((len(prompts), length), bool)
         for row, own in enumerate(tokens):

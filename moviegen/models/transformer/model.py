@@ -5,7 +5,6 @@ entering through one modulation shared by all layers plus a table per layer (pap
 `text_norm` choose between the paper's arithmetic (True, "layer") and that of the seed's checkpoints (False, "rms").
 """
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,16 +33,14 @@ def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | No
     """
     params = {}
     for path, shape in shapes(cfg).items():
-        rng = streams.rng(Stream.PARAMETER, seed, zlib.crc32(path.encode()))
+        rng = streams.rng(Stream.PARAMETER, seed, path)
         if path.endswith("/norm"):
             value = np.ones(shape, np.float32)
         elif path.endswith("/norm_bias") or path in ("modulation", "final/proj"):
             value = np.zeros(shape, np.float32)
         else:
-            if path.endswith("/modulation"):
-                std = cfg.hidden_size**-0.5
-            else:
-                std = cfg.get("position_std" if path.startswith("position/") else "weight_std", 0.02)
+            std = cfg.get("position_std" if path.startswith("position/") else "weight_std", 0.02)
+            std = cfg.hidden_size**-0.5 if path.endswith("/modulation") else std
             value = np.float32(std) * rng.standard_normal(shape, dtype=np.float32)
         params[path] = place(path, value) if place else backend.tensor(value)
     return params
@@ -68,10 +65,9 @@ def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text,
     """
     params, latents, t, text, mask = check(params, cfg, latents, t, text, comm)
     stage = stages.build(cfg, latents.shape, bool(mask), comm)
-    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final"])
+    weights = zero.by_layer(params, comm.all_gather, cfg.num_layers)
     x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), latents, t, *text, *mask)
-    for _ in blocks:
+    for _ in range(cfg.num_layers):
         x = layerwise.run(stage.block, weights(), x, pos, modulation, context, *mask[:1])
     return layerwise.run(stage.epilogue, weights(), x, time)
 

@@ -46,8 +46,7 @@ def encoders(cfg: Any) -> tuple[str, ...]:
 class SequenceShard(NamedTuple):
     """This rank's tokens of a sequence of patches on a `grid` (nt, nh, nw); every rank of `group` has as many.
 
-    Where the ranks do not divide the patches, the last tokens of the last ranks are padding: nothing attends to them and
-    no loss is taken of them.
+    Where the ranks do not divide the patches, the last tokens are padding: no attention and no loss sees them.
     """
 
     grid: tuple[int, int, int]

@@ -21,8 +21,7 @@ def loss_and_grads(
     """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
 
     latents and noise (b c t h w), t (b,), text as in `model.apply`: this rank's samples. Only the blocks' inputs are kept
-    for the way back. Both results are those of the batch of all ranks; the gradients are whole at ZeRO stage 0 and 1,
-    shards at 2 and 3.
+    for the way back. Both results are those of the batch of all ranks; gradients are shards at ZeRO stage 2 and 3.
     """
     params, latents, t, text, mask = model.check(params, cfg, latents, t, text, comm)
     noise = backend.tensor(noise)
@@ -32,21 +31,20 @@ def loss_and_grads(
     reduce = comm.reducer()
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
-    blocks = [f"blocks/{i}" for i in range(cfg.num_layers)]
-    weights = zero.by_layer(params, comm.all_gather, ["", *blocks, "final", *reversed(blocks), ""])
+    weights = zero.by_layer(params, comm.all_gather, cfg.num_layers, back=True)
     given = (noisy, t, *text, *mask)
     x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), *given)
     inputs = []
-    for _ in blocks:
+    for _ in range(cfg.num_layers):
         inputs.append((x, pos, modulation, context, *mask[:1]))
         x = layerwise.run(stage.block, weights(), *inputs[-1])
     loss, dfinal, (dx, dtime) = layerwise.value_and_grad(stage.loss, weights(), x, time, target, wrt=2)
 
     grads = reduce(tree.join({"final": dfinal}))
     shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
-    for block in reversed(blocks):
+    for i in reversed(range(cfg.num_layers)):
         dblock, (dx, *dshared) = layerwise.pull(stage.block, weights(), inputs.pop(), (dx,), wrt=4)
-        grads |= reduce(tree.join({block: dblock}))
+        grads |= reduce(tree.join({f"blocks/{i}": dblock}))
         shared = [total + more for total, more in zip(shared, dshared, strict=True)]
     dpos, dmodulation, dcontext = shared
     douter, _ = layerwise.pull(stage.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
