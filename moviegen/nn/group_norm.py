@@ -1,6 +1,6 @@
 """GroupNorm followed by SiLU, the activation of every convolution in the autoencoder, with its own gradient.
 
-On CPU a product with a vector of ones is several times as fast as a reduction, and the composed gradient makes twice the passes.
+On CPU a product with a vector of ones is faster than a reduction, and the composed gradient makes twice the passes.
 """
 
 import mindspore as ms
