@@ -1,9 +1,11 @@
-"""Tables of prompts: a csv with `video,caption` (and, where known, `fps` and `camera`), or a txt with one in each line."""
+"""Tables: csv files with `video`, for prompts `caption` (where known `fps`, `camera`) too, or a txt of a prompt a line."""
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data import rows, video
+from moviegen.data import video
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import prompts
 
@@ -16,6 +18,42 @@ class Caption(NamedTuple):
     texts: dict[str, str]
 
 
+def rows(path: str, columns: Sequence[str], key: str = "data.csv") -> list[tuple[int, dict]]:
+    """Every row of a csv in UTF-8 with the number of its last line.
+
+    Raises DataError for a file that is missing (naming the config `key`), is no text or no csv, or lacks one of `columns`.
+    """
+    if not path or not Path(path).is_file():
+        raise DataError(f"{key} is {path!r}, which does not exist: name a csv file with {','.join(columns)}")
+    found, last = [], 1
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            for column in columns:
+                if column not in (reader.fieldnames or ()):
+                    raise DataError(f"{path}, line 1: no column `{column}` among {reader.fieldnames}")
+            for row in reader:
+                last = reader.line_num
+                found.append((last, row))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error}): save it as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}, line {last + 1}: cannot be read as csv ({error}): mend its quotes") from error
+    return found
+
+
+def refuse_too_many_bad(path: str, good: int, bad: Sequence[str], allowed: float, what: str, tell: bool = True) -> None:
+    """Prints the first bad rows, and raises a DataError when they are more than a fraction `allowed`, or nothing is good."""
+    total = good + len(bad)
+    if bad and tell:
+        print(f"{path}: {len(bad)} of {total} {what} cannot be used:\n  " + "\n  ".join(bad[:10]), flush=True)
+    if not good or len(bad) > allowed * total:
+        raise DataError(
+            f"{path}: {len(bad)} bad {what} and {good} good ones, data.max_bad_fraction is {allowed}: first bad one, "
+            f"{bad[0] if bad else 'none, the table is empty'}"
+        )
+
+
 def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], dict[int, str]]:
     """The usable prompts of a file and what is wrong with the others, {line: "line N: ..."}.
 
@@ -26,7 +64,7 @@ def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], di
     if Path(path).is_file() and Path(path).suffix.lower() != ".csv":
         return _txt(path, text), {}
     found, bad = [], {}
-    for line, row in rows.read(path, ("video", "caption"), key):
+    for line, row in rows(path, ("video", "caption"), key):
         try:
             found.append(Caption(line, row["video"], _texts(row, text)))
         except ConfigError as error:
@@ -48,10 +86,9 @@ def _texts(row: dict, text: Any) -> dict[str, str]:
         raise DataError("has more or fewer fields than the header: quote captions that contain commas")
     if not prompts.clean(row["caption"]):
         raise DataError("the caption is empty")
-    image = video.is_image(Path(row["video"]))
-    fps = 0 if image else text.fps
+    fps, camera = (0, "") if video.is_image(Path(row["video"])) else (text.fps, text.camera)
     try:
-        fps = float(row["fps"]) if row.get("fps") else fps
+        fps = float(row.get("fps") or fps)
     except ValueError as error:
         raise DataError(f"fps is {row['fps']!r}, expected a number") from error
-    return prompts.prepare(row["caption"], fps, row.get("camera") or ("" if image else text.camera))
+    return prompts.prepare(row["caption"], fps, row.get("camera") or camera)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data import table, video
+from moviegen.data import captions, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
@@ -46,10 +46,10 @@ def listed(csv: str, folder: str, section: str = "data") -> list[File]:
         if not paths:
             raise DataError(f"{folder}: no videos or images in this folder (looked for {' '.join(SUFFIXES)})")
         return [File(str(path.relative_to(place)), path) for path in paths]
-    rows = table.videos(csv)
-    if not rows:
+    names = [(line, row["video"] or "") for line, row in captions.rows(csv, ("video",))]
+    if not names:
         raise DataError(f"{csv}: no rows, only a header")
-    return [File(name or "", place / (name or ""), line) for line, name in rows]
+    return [File(name, place / name, line) for line, name in names]
 
 
 class Bad:
@@ -96,24 +96,17 @@ def usable(data: Any, needed: int, cache: Path | None = None, world: Group = ALO
 
 def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:
     files = listed(data.csv, data.video_folder)
-    bad, counts = _bad(data, len(files)), {}
+    bad = _bad(data, len(files))
 
-    def count(file: File) -> int | DataError:
-        try:
-            frames = int(video.probe(file.path)["frames"])
-        except DataError as error:
-            return error
+    def count(file: File) -> int:
+        frames = int(video.probe(file.path)["frames"])
         if frames < needed and not file.image:
-            return DataError(f"{file.path}: {frames} frames, {needed} are needed (data.num_frames, data.stride)")
+            raise DataError(f"{file.path}: {frames} frames, {needed} are needed (data.num_frames, data.stride)")
         return frames
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for file, result in zip(files, pool.map(count, files), strict=True):
-            if isinstance(result, DataError):
-                bad.add(file, result)
-            else:
-                counts[file] = result
-    return counts, bad
+        counts = {file: pool.submit(count, file) for file in files}
+        return dict(each(files, bad, lambda file: counts[file].result())), bad
 
 
 def _bad(data: Any, total: int) -> Bad:

@@ -1,15 +1,19 @@
 """Tables of what a generator trains on and is validated on: the one place that looks at `data.source`."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen.data import embedded, encode, latent_cache, table
+from moviegen.data import clips, encode, latent_cache, synthetic, table
+from moviegen.data.encode import Item
 from moviegen.errors import ConfigError
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.text import source
+
+HELDOUT_SAMPLES = 32
 
 
 class Tables(NamedTuple):
@@ -26,31 +30,6 @@ def open_tables(config: Any, workdir: Path, world: Group = ALONE) -> Tables:
     encodes. Raises ConfigError or DataError.
     """
     return (_csv if config.data.source == "csv" else _embedded)(config, workdir, world)
-
-
-def _embedded(config: Any, workdir: Path, world: Group) -> Tables:
-    data, splits = config.data, embedded.tables(config)
-    folder = Path(data.latent_folder or workdir / "latents")
-    identity = {"source": data.source, "num_samples": data.num_samples, "seed": config.seed}
-
-    def work() -> None:
-        encode.encode([item for items in splits.values() for item in items], config, folder, data.source, identity)
-
-    sync.first_rank_alone(world, work, workdir / "ranks" / "latents.done")
-    cache, text = latent_cache.open_cache(folder), source.open_text(config)
-    rows = {
-        split: [
-            table.Row(
-                item.name, cache.find(item.name), text.find(item.name, text.prepare(item.caption)), "image" in split
-            )
-            for item in items
-        ]
-        for split, items in splits.items()
-    }
-    images = rows.pop("heldout_image", None)
-    if images and data.image_fraction == 1:
-        rows["heldout"] = images
-    return Tables(rows, cache.statistics())
 
 
 def _csv(config: Any, workdir: Path, world: Group) -> Tables:
@@ -75,3 +54,65 @@ def _csv(config: Any, workdir: Path, world: Group) -> Tables:
     noted = latent_cache.open_cache(data.latent_folder).statistics()
     constants = (np.broadcast_to(v, tae.latent_channels).tolist() for v in (tae.latent_shift, tae.latent_scale))
     return Tables(rows, noted or tuple(constants))
+
+
+def _embedded(config: Any, workdir: Path, world: Group) -> Tables:
+    data, splits = config.data, embedded(config)
+    folder = Path(data.latent_folder or workdir / "latents")
+    identity = {"source": data.source, "num_samples": data.num_samples, "seed": config.seed}
+
+    def work() -> None:
+        encode.encode([item for items in splits.values() for item in items], config, folder, data.source, identity)
+
+    sync.first_rank_alone(world, work, workdir / "ranks" / "latents.done")
+    cache, text = latent_cache.open_cache(folder), source.open_text(config)
+
+    def row(item: Item) -> table.Row:
+        found = text.find(item.name, text.prepare(item.caption))
+        return table.Row(item.name, cache.find(item.name), found, "image" in item.kind)
+
+    rows = {split: [row(item) for item in items] for split, items in splits.items()}
+    images = rows.pop("heldout_image", None)
+    if images and data.image_fraction == 1:
+        rows["heldout"] = images
+    return Tables(rows, cache.statistics())
+
+
+def embedded(config: Any) -> dict[str, list[Item]]:
+    """The samples of an embedded set by split: "video" and "image", of rendered ones "heldout" and "heldout_image" too.
+
+    Raises ConfigError for an unknown source, or one without samples.
+    """
+    data = config.data
+    size = (data.height, data.width)
+    if data.source == "clips":
+        return {
+            split: [
+                Item(
+                    f"{split}/{clip.name}", split, functools.partial(clips.read_clip, clip, frames, size), clip.caption
+                )
+                for clip in clips.captioned_clips()
+            ]
+            for split, frames in (("image", 1), ("video", data.num_frames))
+        }
+    if data.source != "synthetic":
+        raise ConfigError(f"data.source is {data.source!r}, expected 'synthetic', 'clips' or 'csv'")
+    if data.num_samples < 1:
+        raise ConfigError(f"data.num_samples is {data.num_samples}, expected at least 1 synthetic sample")
+    counts = {"image": data.num_samples, "video": data.num_samples}
+    counts |= {"heldout_image": HELDOUT_SAMPLES, "heldout": HELDOUT_SAMPLES}
+    return {split: [_rendered(config, split, i) for i in range(count)] for split, count in counts.items()}
+
+
+def _rendered(config: Any, split: str, index: int) -> Item:
+    data, of, image = config.data, "heldout" if "heldout" in split else "train", "image" in split
+    combination = synthetic.sample_combination(config.seed, index, of)
+
+    def frames() -> np.ndarray:
+        size = (data.height, data.width)
+        if image:
+            return synthetic.sample_image(config.seed, index, of, size)[0]
+        return synthetic.sample_clip(config.seed, index, of, max(2, data.num_frames), size)[0]
+
+    caption = synthetic.caption((*combination[:2], None) if image else combination)
+    return Item(f"{split}/{index:05d}", split, frames, caption)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import einops
 import numpy as np
 
-from moviegen.data import captions, latent_cache, rows, video
+from moviegen.data import captions, latent_cache, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
@@ -33,21 +33,28 @@ def read(config: Any, path: str) -> list[Row]:
     """
     data = config.data
     text, cache = _opened(data)
-    _check_empty_text(data, text)
+    for name, empty in text.empty.items():
+        dropped = data.text_drop_prob or data.get("text_drop_each", {}).get(name, 0)
+        if dropped and not empty.is_file():
+            raise ConfigError(
+                f"data.empty_text.{name} is {str(empty)!r}, no file: embed the empty prompt or set data.text_drop_prob=0"
+            )
     latent_cache.check(cache.folder, config)
-    usable, bad = [], []
-    texts, unusable = _texts(config, path)
-    for line, name in videos(path):
+    prompts, unusable = [], {}
+    if any(store.is_store(folder) for folder in data.text_folders.values()):
+        prompts, unusable = captions.read(path, config.text)
+    usable, bad, texts = [], [], {prompt.line: prompt.texts for prompt in prompts}
+    for line, row in captions.rows(path, ("video",)):
         if line in unusable:
             bad.append(unusable[line])
             continue
-        row = _row(name, cache, text, texts.get(line, {}))
+        row = _row(row["video"], cache, text, texts.get(line, {}))
         missing = [found for found in (row.latents, *row.text.values()) if not found.is_file()]
         if missing:
             bad.append(f"line {line}: no {missing[0]}")
         else:
             usable.append(row)
-    rows.refuse_too_many_bad(path, len(usable), bad, data.max_bad_fraction, "rows")
+    captions.refuse_too_many_bad(path, len(usable), bad, data.max_bad_fraction, "rows")
     return usable
 
 
@@ -58,7 +65,8 @@ def read_once(config: Any, path: str, usable: Path, world: Group = ALONE) -> lis
     """
 
     def leave(found):
-        files.write_json([(row.video, _texts_of(row)) for row in found], usable)
+        texts = [{name: x.text for name, x in row.text.items() if isinstance(x, store.StoredText)} for row in found]
+        files.write_json([(row.video, own) for row, own in zip(found, texts, strict=True)], usable)
 
     def take():
         text, cache = _opened(config.data)
@@ -77,35 +85,8 @@ def _opened(data: Any) -> tuple[source.TextSource, latent_cache.Cache]:
     return source.stored(data), latent_cache.open_cache(data.latent_folder)
 
 
-def _check_empty_text(data: Any, text: source.TextSource) -> None:
-    for name, empty in text.empty.items():
-        dropped = data.text_drop_prob or data.get("text_drop_each", {}).get(name, 0)
-        if dropped and not empty.is_file():
-            raise ConfigError(
-                f"data.empty_text.{name} is {str(empty)!r}, no file: embed the empty prompt or set "
-                "data.text_drop_prob=0"
-            )
-
-
-def _texts(config: Any, path: str) -> tuple[dict[int, dict[str, str]], dict[int, str]]:
-    """By line, each encoder's text, and what is wrong with the caption; nothing where no encoder has a store."""
-    if not any(store.is_store(folder) for folder in config.data.text_folders.values()):
-        return {}, {}
-    found, bad = captions.read(path, config.text)
-    return {row.line: row.texts for row in found}, bad
-
-
-def _texts_of(row: Row) -> dict[str, str]:
-    return {name: found.text for name, found in row.text.items() if isinstance(found, store.StoredText)}
-
-
 def _row(name: str, cache: latent_cache.Cache, text: source.TextSource, texts: Mapping[str, str]) -> Row:
     return Row(name, cache.find(name), text.find(str(Path(name).with_suffix("")), texts), video.is_image(Path(name)))
-
-
-def videos(path: str) -> list[tuple[int, str]]:
-    """(line number, value of the column `video`) of every row. Raises DataError without such a file or column."""
-    return [(line, row["video"]) for line, row in rows.read(path, ("video",))]
 
 
 def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:

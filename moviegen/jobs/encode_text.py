@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from moviegen import config as configs
-from moviegen.data import captions, rows
+from moviegen.data import captions
 from moviegen.errors import ConfigError
 from moviegen.parallel import sync
 from moviegen.runner import Run
@@ -38,7 +38,7 @@ def run(run: Run) -> dict[str, float]:
     key = "text.prompts" if config.text.prompts else "data.csv"
     path, most = config.text.prompts or config.data.csv, config.data.max_bad_fraction
     found, bad = captions.read(path, config.text, key)
-    rows.refuse_too_many_bad(path, len(found), list(bad.values()), most, "prompts", tell=mesh.world.rank == 0)
+    captions.refuse_too_many_bad(path, len(found), list(bad.values()), most, "prompts", tell=mesh.world.rank == 0)
     writer = run.open_writer("encode_text")
     totals = {"embedded": 0, "kept": 0, "cut": 0}
     for files in looked:

@@ -9,13 +9,13 @@ import numpy as np
 
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel.mesh import Mesh
-from moviegen.text import batch, encoders, source, tokenizers
+from moviegen.text import encoders, source, tokenizers
 from moviegen.text.store import StoredText
 
 
 def encode(
     given: Sequence[str], config: Any, mesh: Mesh, kept: dict[str, encoders.Encoder] | None = None
-) -> batch.Embeddings:
+) -> source.Embeddings:
     """Embeddings (b l d) and masks (b l) of the prompts and, last, of the empty one, by encoder.
 
     An encoder that `text.encoders` names is loaded, run and let go before the next, or taken from and left in `kept`; the
@@ -36,7 +36,7 @@ def encode(
             _check_there(found, prompt, name)
     embedded = text.read(cached)
     for name, files in looked.items():
-        embedded[name] = batch.pad_text(_run(files, [each[name] for each in texts], config, mesh, kept))
+        embedded[name] = source.pad_text(_run(files, [each[name] for each in texts], config, mesh, kept))
     return embedded
 
 

@@ -4,26 +4,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from moviegen.errors import DataError
 from moviegen.models.text import toy
-from moviegen.text import batch, prompts, store
+from moviegen.storage import files
+from moviegen.text import prompts, store, tokenizers
 from moviegen.text.store import StoredText
 
-Found = Mapping[
-    str, StoredText | Path | str
-]  # of each encoder: in a store, in an npz of the seed's, the toy's own text
+Found = Mapping[str, StoredText | Path | str]  # by encoder: in a store, in an npz of the seed's, the toy's own text
+Embeddings = dict[str, tuple[np.ndarray, np.ndarray]]  # (b l d) and masks (b l) by encoder
+TEXT_STEP = 64  # tokens, that text is padded to a multiple of: every length is a graph of its own
 
 
 class TextSource(NamedTuple):
     """The one way from texts to embeddings. An encoder's text is what `prepare(prompt, fps, camera)` gives it.
 
     `find(name, texts)` says where the embeddings of a sample of this name with these texts are, `empty` where those of the
-    empty prompt are, and `read` gives embeddings (b l d) and masks (b l) by encoder of several samples.
+    empty prompt are, and `read` gives the embeddings of several samples.
     """
 
     prepare: Callable[[str, float, str], dict[str, str]]
     find: Callable[[str, Mapping[str, str]], Found]
     empty: Found
-    read: Callable[[Sequence[Found]], batch.Embeddings]
+    read: Callable[[Sequence[Found]], Embeddings]
 
 
 def is_toy(config: Any) -> bool:
@@ -50,17 +54,44 @@ def stored(data: Any) -> TextSource:
         encoder: StoredText(folder, "") if in_store[encoder] else Path(data.empty_text[encoder])
         for encoder, folder in data.text_folders.items()
     }
-    return TextSource(prompts.prepare, find, empty, batch.read_text)
+    return TextSource(prompts.prepare, find, empty, read_text)
 
 
 def _toy(text_dims: Mapping[str, int]) -> TextSource:
     def prepare(prompt: str, fps: float = 0, camera: str = "") -> dict[str, str]:
         return dict.fromkeys(text_dims, prompt)
 
-    def read(samples: Sequence[Found]) -> batch.Embeddings:
+    def read(samples: Sequence[Found]) -> Embeddings:
         found = {}
         for encoder, width in text_dims.items():
             found |= toy.encode([sample[encoder] for sample in samples], {encoder: width})
         return found
 
     return TextSource(prepare, lambda name, texts: texts, prepare(""), read)
+
+
+def read_text(samples: Sequence[Found]) -> Embeddings:
+    """Cached embeddings of some samples, l the longest rounded up to TEXT_STEP. Raises DataError."""
+    text = {}
+    for name in samples[0]:
+        found = [_embeddings(sample[name]) for sample in samples]
+        widths = {values.shape[1] for values in found}
+        if len(widths) > 1:
+            raise DataError(f"embeddings of {name} are {sorted(widths)} wide: they are of several encoders")
+        text[name] = pad_text(found)
+    return text
+
+
+def pad_text(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (l d) of some texts as (b l d), zeros behind each, and the masks (b l)."""
+    return tokenizers.pad(found, -(-max(map(len, found)) // TEXT_STEP) * TEXT_STEP, np.float32)
+
+
+def _embeddings(file: StoredText | Path) -> np.ndarray:
+    """Embeddings (l d) of the true tokens of a text."""
+    if isinstance(file, StoredText):
+        return store.read(store.cached_store(file.folder), file.text)[0]
+    values, mask = files.read_npz(Path(file), ("text_emb", "mask")).values()
+    if values.ndim != 2 or mask.shape != values.shape[:1]:
+        raise DataError(f"{file}: text_emb is {values.shape} and mask {mask.shape}, expected (l d) and (l)")
+    return values[mask > 0]

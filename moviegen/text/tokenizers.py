@@ -69,12 +69,13 @@ def cut(tokens: Sequence[list[int]], budget: int) -> tuple[list[list[int]], int]
     return short, sum(len(ids) > budget for ids in tokens)
 
 
-def pad(tokens: Sequence[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and mask float32, both (b length), zeros behind each text."""
-    ids, mask = np.zeros((len(tokens), length), np.int32), np.zeros((len(tokens), length), np.float32)
-    for row, own in enumerate(tokens):
-        ids[row, : len(own)], mask[row, : len(own)] = own, 1
-    return ids, mask
+def pad(texts: Sequence[Any], length: int, dtype: Any = np.int32) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (l) or embeddings (l d) as (b length ...), zeros behind each text, and masks float32 (b length)."""
+    padded = np.zeros((len(texts), length, *np.shape(texts[0])[1:]), dtype)
+    mask = np.zeros((len(texts), length), np.float32)
+    for row, own in enumerate(texts):
+        padded[row, : len(own)], mask[row, : len(own)] = own, 1
+    return padded, mask
 
 
 def _sentencepiece(folder: Path) -> tuple[Any, int]:

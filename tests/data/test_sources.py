@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen.data import embedded, encode, latent_cache, sources, synthetic, video
+from moviegen.data import clips, encode, latent_cache, sources, synthetic, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import model as tae
 from moviegen.storage import safetensors_io
@@ -43,7 +43,7 @@ def test_latents_are_the_encoder_s_posteriors_of_the_set(cached, weights):
     found, _ = cached
     config = settings(weights)
     params = safetensors_io.read(weights)
-    count = {"video": 8, "image": 8, "heldout": embedded.HELDOUT_SAMPLES}
+    count = {"video": 8, "image": 8, "heldout": sources.HELDOUT_SAMPLES}
     assert {name: latents(found, name)[0].shape for name in found.rows} == {
         name: (n, 16, 1, 3, 3) for name, n in count.items()
     }
@@ -65,7 +65,7 @@ def test_latents_are_the_encoder_s_posteriors_of_the_set(cached, weights):
 def test_training_on_images_alone_is_validated_on_images(cached, weights):
     found, folder = cached
     images = sources.open_tables(settings(weights, latent_folder=str(folder), image_fraction=1.0), folder.parent)
-    assert len(images.rows["heldout"]) == embedded.HELDOUT_SAMPLES and all(row.image for row in images.rows["heldout"])
+    assert len(images.rows["heldout"]) == sources.HELDOUT_SAMPLES and all(row.image for row in images.rows["heldout"])
     assert not any(row.image for row in found.rows["heldout"])
     image, caption = synthetic.sample_image(settings("").seed, 5, "heldout", 24)
     assert set(images.rows["heldout"][5].text.values()) == {caption} and " moves " not in caption and len(image) == 1
@@ -163,3 +163,36 @@ def test_unknown_sources_and_no_samples(weights, tmp_path):
         sources.open_tables(settings(weights, source="web"), tmp_path)
     with pytest.raises(ConfigError, match="data.num_samples is 0"):
         sources.open_tables(settings(weights, num_samples=0), tmp_path)
+
+
+def small(**data):
+    config = common.shrink(common.stage("1b", 2))
+    config.data.update(dict(height=24, width=32, num_frames=8, num_samples=3) | data)
+    return config
+
+
+def test_rendered_splits_have_their_captions_and_frames_on_demand():
+    made = small()
+    tables = sources.embedded(made)
+    counts = {"image": 3, "video": 3, "heldout_image": 32, "heldout": 32}
+    assert {split: len(items) for split, items in tables.items()} == counts
+    assert len({item.name for items in tables.values() for item in items}) == sum(counts.values())
+    for split, items in tables.items():
+        of = "heldout" if "heldout" in split else "train"
+        draw = synthetic.sample_image if "image" in split else synthetic.sample_clip
+        frames, caption = draw(made.seed, 2, of, *(() if "image" in split else (8,)), (24, 32))
+        np.testing.assert_array_equal(items[2].frames(), frames)
+        assert items[2].caption == caption and items[2].kind == split
+
+
+def test_videos_of_a_set_for_images_have_two_frames():
+    assert sources.embedded(small(num_frames=1))["video"][0].frames().shape == (2, 24, 32, 3)
+
+
+def test_clips_are_images_and_videos_of_the_same_shots():
+    tables = sources.embedded(small(source="clips", num_frames=4))
+    shots = clips.captioned_clips()
+    assert tables.keys() == {"image", "video"}
+    for split, frames in (("image", 1), ("video", 4)):
+        assert [item.caption for item in tables[split]] == [shot.caption for shot in shots]
+        np.testing.assert_array_equal(tables[split][1].frames(), clips.read_clip(shots[1], frames, (24, 32)))

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from moviegen.data import table
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel.mesh import Group
-from moviegen.text import batch as text_batch, source, store
+from moviegen.text import source, store
 
 ENCODERS = {"ul2": 6, "byt5": 4}
 
@@ -142,10 +142,10 @@ def test_too_few_latent_frames_are_named(config, tmp_path):
 
 def test_text_is_padded_to_the_longest(config, tmp_path):
     rows = table.read(config, str(tmp_path / "train.csv"))
-    text = text_batch.read_text([row.text for row in rows] + [dict(config.data.empty_text)])
+    text = source.read_text([row.text for row in rows] + [dict(config.data.empty_text)])
     assert text.keys() == ENCODERS.keys()
     for encoder, (embeddings, mask) in text.items():
-        assert embeddings.shape == (4, text_batch.TEXT_STEP, ENCODERS[encoder]) and embeddings.dtype == np.float32
+        assert embeddings.shape == (4, source.TEXT_STEP, ENCODERS[encoder]) and embeddings.dtype == np.float32
         assert mask.sum(1).tolist() == [2, 3, 4, 1]
         for i, row in enumerate(rows):
             stored = np.load(row.text[encoder])["text_emb"][: 2 + i]  # what is behind are not tokens
@@ -160,7 +160,7 @@ def test_damaged_files_are_named(config, tmp_path):
         table.read_latents(rows[0], 1, np.random.default_rng(0))
     np.savez(rows[1].text["ul2"], text_emb=np.zeros((1, 6)))
     with pytest.raises(DataError, match="ul2/deep/b.npz: cannot be read as npz with text_emb, mask"):
-        text_batch.read_text([rows[1].text])
+        source.read_text([rows[1].text])
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def with_store(config, tmp_path):
 def test_stores_and_files_side_by_side(with_store, tmp_path, monkeypatch):
     path, usable = str(tmp_path / "train.csv"), tmp_path / "ranks" / "train.csv"
     rows = table.read(with_store, path)
-    text = text_batch.read_text([*(row.text for row in rows), source.stored(with_store.data).empty])
+    text = source.read_text([*(row.text for row in rows), source.stored(with_store.data).empty])
     assert text["ul2"][1].sum(1).tolist() == [3, 3, 2, 1]  # an image has no rate
     assert text["ul2"][0][:, 0, 0].tolist() == [1, 1, 2, 0]
     assert text["byt5"][1].sum(1).tolist() == [2, 3, 4, 1]
@@ -214,7 +214,7 @@ def test_embeddings_of_several_encoders_are_not_mixed(config, tmp_path):
     rows = table.read(config, str(tmp_path / "train.csv"))
     write_text(rows[1].text["ul2"], 5, 2, 7)
     with pytest.raises(DataError, match=r"embeddings of ul2 are \[6, 7\] wide"):
-        text_batch.read_text([row.text for row in rows])
+        source.read_text([row.text for row in rows])
     np.savez(rows[0].text["ul2"], text_emb=np.zeros((3, 6)), mask=np.ones(4))
     with pytest.raises(DataError, match=r"a.npz: text_emb is \(3, 6\) and mask \(4,\)"):
-        text_batch.read_text([rows[0].text])
+        source.read_text([rows[0].text])

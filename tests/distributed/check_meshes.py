@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import common  # noqa: E402
-from moviegen.data import embedded  # noqa: E402
+from moviegen.data import sources  # noqa: E402
 from moviegen.jobs import train  # noqa: E402
 from moviegen.parallel import (
     mesh as meshes,  # noqa: E402
@@ -20,7 +20,7 @@ from moviegen.training import generator  # noqa: E402
 
 # Whatever is computed, on any mesh, is computed of as many samples at a time: most graphs are compiled once.
 MICRO_BATCH = 4
-generator.VALIDATION_TIMES, embedded.HELDOUT_SAMPLES = (0.5,), MICRO_BATCH
+generator.VALIDATION_TIMES, sources.HELDOUT_SAMPLES = (0.5,), MICRO_BATCH
 
 
 def experiment(folder: Path, steps: int):
