@@ -18,7 +18,7 @@ import numpy as np
 from moviegen import config as configs
 from moviegen.errors import ConfigError
 from moviegen.models.tae import weights as tae_weights
-from moviegen.storage import files, safetensors_io
+from moviegen.storage import files, fingerprint as fingerprints, safetensors_io
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 64 << 20
@@ -30,10 +30,8 @@ Statistics = tuple[list[float], list[float]]  # (shift, scale) by channel
 
 def fingerprint(config: Any, weights: Path | None) -> dict[str, Any]:
     """What the latents of a cache depend on besides names; without the weights if there are none to name."""
-    data, outside = (
-        config.data,
-        ("latent_shift", "latent_scale"),
-    )  # of a space that latents are mapped to once they are read
+    data = config.data
+    outside = ("latent_shift", "latent_scale")  # of a space that latents are mapped to once they are read
     found = {
         "tae": {key: value for key, value in configs.to_plain(config.tae).items() if key not in outside},
         **{key: data[key] for key in ("height", "width", "num_frames")},
@@ -49,14 +47,8 @@ def check_or_write(folder: Path, wanted: dict[str, Any]) -> None:
 
     Raises ConfigError, naming what differs, when the cache has another.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        files.write_json(wanted, path)
-    differs = _differences(json.loads(path.read_text()), wanted)
-    if differs:
-        raise ConfigError(
-            f"{folder} holds latents of something else ({'; '.join(differs)}): delete it or change data.latent_folder"
-        )
+    noted = {key: value for key, value in _manifest(folder).items() if key == "statistics"}
+    fingerprints.check(folder / MANIFEST, wanted | noted, "latents of something else", "data.latent_folder")
 
 
 def check(folder: Path, config: Any) -> None:
@@ -64,18 +56,18 @@ def check(folder: Path, config: Any) -> None:
 
     Fewer frames than are cached are as good. The dtype is free. Weights are compared where data.tae_weights names some.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    found = _manifest(folder)
+    if not found:
         print(f"{folder}: no {MANIFEST} (the seed's cache?), so nothing says whether it fits this config", flush=True)
         return
-    found = json.loads(path.read_text())
     weights = tae_weights.configured(config) if config.data.tae_weights else None
     wanted = fingerprint(config, weights) | {"dtype": found.get("dtype")}
     if weights is None:
         found.pop("weights", None)
     if found.get("num_frames") == 0 or found.get("num_frames", -1) >= wanted["num_frames"]:
         wanted["num_frames"] = found["num_frames"]
-    differs = _differences(found, wanted)
+    found.pop("statistics", None)
+    differs = configs.changes(found, json.loads(json.dumps(wanted)))  # tuples are lists there
     if differs:
         raise ConfigError(
             f"data.latent_folder is {str(folder)!r}, whose latents are of something else ({'; '.join(differs)}): encode them "
@@ -83,10 +75,10 @@ def check(folder: Path, config: Any) -> None:
         )
 
 
-def _differences(manifest: dict, wanted: dict) -> list[str]:
-    """What of a fingerprint the manifest has otherwise."""
-    found = {key: value for key, value in manifest.items() if key != "statistics"}
-    return configs.changes(found, json.loads(json.dumps(wanted)))  # tuples are lists there
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The fingerprint and, once an encoding has ended, the statistics; nothing in the seed's caches."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 class StoredLatents(NamedTuple):
@@ -127,8 +119,7 @@ class Cache(NamedTuple):
         As the manifest states them once an encoding has ended, so that runs which read one cache agree; before, those of
         the shards that are there.
         """
-        path = self.folder / MANIFEST
-        noted = json.loads(path.read_text()).get("statistics") if path.is_file() else None
+        noted = _manifest(self.folder).get("statistics")
         return (noted["shift"], noted["scale"]) if noted else statistics(self.sums)
 
 
@@ -150,12 +141,12 @@ def statistics(sums: Mapping[str, dict]) -> Statistics | None:
 
 def note_statistics(folder: Path) -> None:
     """Writes the statistics of all shards to the manifest, again if other ranks have added shards meanwhile."""
-    path, listing = folder / MANIFEST, None
+    listing = None
     while listing != _listing(folder):
         listing = _listing(folder)
         if found := statistics(open_cache(folder).sums):
             noted = {"statistics": {"shift": found[0], "scale": found[1]}}
-            files.write_json(json.loads(path.read_text()) | noted, path)
+            files.write_json(_manifest(folder) | noted, folder / MANIFEST)
 
 
 def open_cache(folder: str | Path) -> Cache:
@@ -207,10 +198,9 @@ class ShardWriter:
     def flush(self) -> None:
         """Write what waits as one more shard."""
         if self._waiting:
-            taken = [
-                int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"latents-{self.rank:05d}-*.safetensors")
-            ]
-            path = self.folder / f"latents-{self.rank:05d}-{max(taken, default=-1) + 1:06d}.safetensors"
+            start = f"latents-{self.rank:05d}-"
+            taken = [int(path.stem.removeprefix(start)) for path in self.folder.glob(f"{start}*.safetensors")]
+            path = self.folder / f"{start}{max(taken, default=-1) + 1:06d}.safetensors"
             safetensors_io.write(self._waiting, path, self.dtype, {"sums": self._sums})
         self._waiting, self._sums, self._since = {}, {}, time.monotonic()
 

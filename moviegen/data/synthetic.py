@@ -5,6 +5,7 @@ prompts. Some combinations are held out of the training split; every colour, sha
 """
 
 import functools
+import itertools
 
 import numpy as np
 
@@ -39,14 +40,12 @@ def combinations(split: str) -> list[Combination]:
     if split not in ("train", "heldout"):
         raise ValueError(f'split {split!r}: expected "train" or "heldout"')
     found = []
-    for i, colour in enumerate(COLOURS):
-        for j, shape in enumerate(SHAPES):
-            for k, direction in enumerate(DIRECTIONS):
-                # One colour is held out of each (shape, direction), never the same twice in a row or column,
-                # so each pair of attributes stays in training.
-                heldout = (j + k) % len(COLOURS) == i
-                if heldout == (split == "heldout"):
-                    found.append((colour, shape, direction))
+    for (i, colour), (j, shape), (k, direction) in itertools.product(*map(enumerate, (COLOURS, SHAPES, DIRECTIONS))):
+        # One colour is held out of each (shape, direction), never the same twice in a row or column,
+        # so each pair of attributes stays in training.
+        heldout = (j + k) % len(COLOURS) == i
+        if heldout == (split == "heldout"):
+            found.append((colour, shape, direction))
     return found
 
 
@@ -160,9 +159,8 @@ def judge(frames: np.ndarray) -> tuple[str | None, str | None, str | None]:
     mask, chroma = _segment(frames)
     if mask is None:
         return None, None, None
-    names = list(COLOURS)
-    hues = np.array([_chroma(np.array(COLOURS[name], np.float64)) for name in names])
-    colour = names[int(np.argmax(hues @ chroma / np.linalg.norm(hues, axis=1)))]
+    hues = _chroma(np.array(list(COLOURS.values()), np.float64))
+    colour = list(COLOURS)[int(np.argmax(hues @ chroma / np.linalg.norm(hues, axis=1)))]
     areas, centroids = _moments(mask)
     seen = areas > 0.5 * np.median(areas)
     if seen.mean() < 0.75:
@@ -183,15 +181,13 @@ def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, 
     chroma = _chroma(frames.astype(np.float64))
     chroma -= np.median(chroma.reshape(-1, 3), axis=0)
     strength = np.linalg.norm(chroma, axis=-1)
-    vector = chroma[strength >= np.quantile(strength, 0.97)].mean(axis=0)
-    for _ in range(3):
+    chosen = strength >= np.quantile(strength, 0.97)
+    for _ in range(4):
+        vector = chroma[chosen].mean(axis=0)
         if np.linalg.norm(vector) < _MIN_CHROMA:
             return None, None
         covered = chroma @ vector / (vector @ vector)
-        vector = chroma[covered > 0.6].mean(axis=0)
-    if np.linalg.norm(vector) < _MIN_CHROMA:
-        return None, None
-    covered = chroma @ vector / (vector @ vector)
+        chosen = covered > 0.6
     mask = np.where(covered > _MIN_COVERAGE, np.minimum(covered, 1.0), 0.0)
     return (mask, vector) if 0.01 < mask.mean() < 0.4 else (None, None)
 
@@ -207,14 +203,11 @@ def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _direction(centroids: np.ndarray, seen: np.ndarray, size: tuple[int, int]) -> str | None:
     if seen.sum() < 2:
         return None
-    times = np.flatnonzero(seen)
-    moved = np.polyfit(times, centroids[seen], 1)[0] * (len(seen) - 1) / np.array(size)
+    moved = np.polyfit(np.flatnonzero(seen), centroids[seen], 1)[0] * (len(seen) - 1) / np.array(size)
     main = int(np.argmax(abs(moved)))
     if abs(moved[main]) < 0.1 or abs(moved[main]) < 1.5 * abs(moved[1 - main]):
         return None
-    unit = [0, 0]
-    unit[main] = int(np.sign(moved[main]))
-    return next(name for name, step in DIRECTIONS.items() if list(step) == unit)
+    return next(name for name, step in DIRECTIONS.items() if step[main] == np.sign(moved[main]))
 
 
 def _shape(mask: np.ndarray, areas: np.ndarray, centroids: np.ndarray) -> str | None:
@@ -228,12 +221,11 @@ def _shape(mask: np.ndarray, areas: np.ndarray, centroids: np.ndarray) -> str | 
 def _patch(mask: np.ndarray, area: float, centroid: np.ndarray) -> np.ndarray:
     """Samples a mask (h w) bilinearly on a 33x33 grid around its centroid, scaled to an area of one."""
     grid = np.linspace(-1.2, 1.2, 33) * np.sqrt(area)
-
-    def weights(middle: float, length: int) -> np.ndarray:
-        pixels = np.arange(length) + 0.5
-        return np.maximum(0, 1 - abs(middle + grid[:, None] - pixels))
-
-    return weights(centroid[0], mask.shape[0]) @ mask @ weights(centroid[1], mask.shape[1]).T
+    rows, columns = (
+        np.maximum(0, 1 - abs(middle + grid[:, None] - (np.arange(length) + 0.5)))
+        for middle, length in zip(centroid, mask.shape, strict=True)
+    )
+    return rows @ mask @ columns.T
 
 
 @functools.cache
@@ -242,7 +234,7 @@ def _templates() -> list[tuple[str, np.ndarray]]:
     found = []
     for shape in SHAPES:
         for sigma in (0, 3, 6, 10, 14):
-            mask = coverage(shape, np.array([64.0, 64.0]), 32, 128, 128)
+            mask = coverage(shape, np.array([64, 64]), 32, 128, 128)
             if sigma:
                 kernel = np.exp(-0.5 * ((np.arange(128) - np.arange(128)[:, None]) / sigma) ** 2)
                 kernel /= kernel[64].sum()

@@ -41,18 +41,15 @@ def read(
     """Decodes frames start, start + stride, ... exactly, counted in display order from the first decodable frame.
 
     Args:
-        num_frames: how many frames to return; None for all up to the end of the file.
-        size: (height, width), or one number for a square; frames are scaled to cover it, keeping their aspect in
-            stored pixels, and cropped. None keeps the stored size.
+        num_frames: None for all up to the end of the file.
+        size: (height, width) or a square's side, which frames are scaled to cover, keeping their aspect in stored pixels,
+            and cropped to. None keeps the stored size.
         cover: what they are scaled to cover instead, where that is larger than size.
         at: where the crop lies, from (0, 0), top left, to (1, 1), bottom right.
         fps: frames are those on show at times 0, 1/fps, 2/fps, ... of the file's clock, and start and stride count these;
             0 takes the frames as stored.
-    Returns:
-        uint8 (t h w c) RGB with the file's rotation applied, and the frames per second of the result
-        (the file's divided by the stride; 0 for an image, which is one frame).
-    Raises:
-        DataError: missing, damaged or truncated file, no video in it, or fewer frames than asked for.
+    Returns uint8 (t h w c) RGB with the file's rotation applied, and the frames per second of the result (0 for an image,
+    which is one frame). Raises DataError for a missing, damaged or truncated file, no video in it or too few frames.
     """
     if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
         raise ValueError(f"start {start}, num_frames {num_frames}, stride {stride}: expected start >= 0, others >= 1")
@@ -93,11 +90,7 @@ def is_image(path: Path) -> bool:
 
 
 def probe(path: str | Path) -> dict[str, float]:
-    """Reads what a file holds without decoding all of it.
-
-    Returns: frames (counted, not the header's word), fps, height and width as `read` returns them, seconds.
-    Raises: DataError as `read` does.
-    """
+    """Frames (counted, not the header's word), fps, seconds, and height and width as `read` returns and raises them."""
     path = _existing(path)
     if is_image(path):
         height, width = _read_image(path, None).shape[:2]
@@ -132,7 +125,7 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
 def write_mp4(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float) -> None:
     """Writes uint8 (t h w c), or one such piece after another, as H.264 yuv420p at constant quality 18, for any browser.
 
-    Raises: ValueError when height or width is odd (4:2:0 has one chroma sample per 2x2 pixels), or fps <= 0.
+    Raises ValueError when height or width is odd (4:2:0 has one chroma sample per 2x2 pixels), or fps <= 0.
     """
     import av
 
@@ -165,12 +158,11 @@ def write_png(path: str | Path, frame: np.ndarray) -> None:
 
 def write_sheet(path: str | Path, frames: np.ndarray, columns: int) -> None:
     """Writes uint8 (t h w c) frames as one PNG, row by row in `columns` columns, two white pixels between them."""
-    frames, gap = _checked(frames), 2
+    gap = 2
     padding = ((0, -len(frames) % columns), (0, gap), (0, gap), (0, 0))
-    padded = np.pad(frames, padding, constant_values=255)
-    write_png(
-        path, einops.rearrange(padded, "(row column) h w c -> (row h) (column w) c", column=columns)[:-gap, :-gap]
-    )
+    padded = np.pad(_checked(frames), padding, constant_values=255)
+    sheet = einops.rearrange(padded, "(row column) h w c -> (row h) (column w) c", column=columns)
+    write_png(path, sheet[:-gap, :-gap])
 
 
 def _existing(path: str | Path) -> Path:
@@ -242,18 +234,17 @@ def _at_rate(frames: Iterator[Any], fps: float, average: Any) -> Iterator[Any]:
         yield from frames
         return
     shown, first, now, emitted = None, 0.0, 0.0, 0
-    for index, frame in enumerate(frames):
-        now = index / float(average or fps) if frame.time is None else frame.time
+    for index, frame in enumerate(itertools.chain(frames, [None])):
+        if frame is None:
+            now += 1 / float(average or fps)
+        else:
+            now = index / float(average or fps) if frame.time is None else frame.time
         if shown is None:
             first = now
         while shown is not None and first + emitted / fps < now - 1e-6:
             yield shown
             emitted += 1
         shown = frame
-    end = first if shown is None else now + 1 / float(average or fps)
-    while first + emitted / fps < end - 1e-6:
-        yield shown
-        emitted += 1
 
 
 def _read_image(path: Path, box: Box | None) -> np.ndarray:
@@ -276,9 +267,8 @@ def _to_array(frame, box: Box | None) -> np.ndarray:
     cover = box.cover if turns % 2 == 0 else box.cover[::-1]
     scale = max(cover[0] / frame.height, cover[1] / frame.width)
     scaled = max(cover[0], round(frame.height * scale)), max(cover[1], round(frame.width * scale))
-    array = np.rot90(
-        frame.to_ndarray(format="rgb24", height=scaled[0], width=scaled[1], interpolation="BICUBIC"), turns
-    )
+    array = frame.to_ndarray(format="rgb24", height=scaled[0], width=scaled[1], interpolation="BICUBIC")
+    array = np.rot90(array, turns)
     height, width = box.size
     top, left = (int(where * (have - want)) for where, have, want in zip(box.at, array.shape, box.size, strict=False))
     return array[top : top + height, left : left + width]
