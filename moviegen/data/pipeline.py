@@ -75,9 +75,12 @@ def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
     depend on how many ranks there are. Prompts are dropped as `draw_dropped` says.
     """
     samples = data.samples["image" if is_image_step(config, step) else "video"]
+    if not samples.count:
+        raise ConfigError("the data has no samples")
     made, indices, dropped = [], [], []
     for position in positions:
-        index = _index(config.seed, samples.count, step * config.train.batch_size + position)
+        epoch, place = divmod(step * config.train.batch_size + position, samples.count)
+        index = int(_order(config.seed, samples.count, epoch)[place])
         rng = streams.rng(Stream.SAMPLE, config.seed, step, position)
         made.append(samples.latents(index, rng))
         indices.append(index)
@@ -121,13 +124,6 @@ def normalize(x: np.ndarray, data: Data) -> np.ndarray:
     """Raw latents (b c t h w) to about zero mean and unit variance by the data's statistics."""
     shift, scale = (np.asarray(v, np.float32).reshape(1, -1, 1, 1, 1) for v in (data.shift, data.scale))
     return (x - shift) * scale
-
-
-def _index(seed: int, count: int, position: int) -> int:
-    if not count:
-        raise ConfigError("the data has no samples")
-    epoch, place = divmod(position, count)
-    return int(_order(seed, count, epoch)[place])
 
 
 @functools.lru_cache(maxsize=4)

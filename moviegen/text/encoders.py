@@ -34,7 +34,7 @@ class Files(NamedTuple):
 class Encoder(NamedTuple):
     """Weights on this rank, whole or a shard (zero_stage 3), and how to run them."""
 
-    kind: str
+    is_clip: bool
     cfg: Any
     params: dict
     comm: comm.Comm
@@ -95,11 +95,10 @@ def load(files: Files, dtype: str, mesh: Mesh = ONE, zero_stage: int = 0) -> Enc
     def place(path, array):
         return backend.tensor(sharding.cut(array, mesh.shard) if sharded else array)
 
-    convert = huggingface.clip_text if KINDS[files.name] == "clip" else huggingface.t5
-    params = convert(files.arrays, files.cfg, dtype, place)
-    kind, cfg = KINDS[files.name], files.cfg
-    shapes = (clip if kind == "clip" else t5).shapes(cfg)
-    return Encoder(kind, cfg, params, comm.make(mesh, zero_stage, shapes, cfg.compute_dtype))
+    is_clip = KINDS[files.name] == "clip"
+    params = (huggingface.clip_text if is_clip else huggingface.t5)(files.arrays, files.cfg, dtype, place)
+    shapes = (clip if is_clip else t5).shapes(files.cfg)
+    return Encoder(is_clip, files.cfg, params, comm.make(mesh, zero_stage, shapes, files.cfg.compute_dtype))
 
 
 def embed(encoder: Encoder, tokens: Sequence[list[int]], dtype: str = "float32") -> list[np.ndarray]:
@@ -107,14 +106,13 @@ def embed(encoder: Encoder, tokens: Sequence[list[int]], dtype: str = "float32")
 
     On a sharded encoder every rank must call this equally often, with as many texts or not, of its own choice.
     """
-    limit = encoder.cfg.positions if encoder.kind == "clip" else max(map(len, tokens)) + LENGTH_STEP
-    ids, mask = tokenizers.pad(tokens, padded_length(max(map(len, tokens)), limit))
-    run = clip.apply if encoder.kind == "clip" else t5.apply
-    found = run(encoder.params, encoder.cfg, ids, mask, encoder.comm)
-    found = (found[0] if encoder.kind == "clip" else found).asnumpy()
-    return [
-        np.array(arraystore.cast(row[: len(own)], dtype), copy=True) for row, own in zip(found, tokens, strict=True)
-    ]
+    longest = max(map(len, tokens))
+    limit = encoder.cfg.positions if encoder.is_clip else longest + LENGTH_STEP
+    ids, mask = tokenizers.pad(tokens, padded_length(longest, limit))
+    found = (clip if encoder.is_clip else t5).apply(encoder.params, encoder.cfg, ids, mask, encoder.comm)
+    found = (found[0] if encoder.is_clip else found).asnumpy()
+    cast = (arraystore.cast(row[: len(own)], dtype) for row, own in zip(found, tokens, strict=True))
+    return [np.array(array, copy=True) for array in cast]
 
 
 def padded_length(tokens: int, limit: int) -> int:

@@ -1,7 +1,7 @@
 """A text encoder's repository on Hugging Face's hub, or a copy of it, made into a folder that we read.
 
-Downloads are the hub's client's and go on with what is there; every file is held against the checksum that the
-hub states for it. Weights are written anew as safetensors, the encoder's tensors alone: pickles are read, never run.
+Every file is held against the checksum that the hub states for it. Weights are written anew as safetensors, the
+encoder's tensors alone: pickles are read, never run.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ _TOKENIZERS = {"t5": ("spiece.model", "tokenizer.json"), "clip": ("vocab.json", 
 class Source(NamedTuple):
     """A repository: its files with their checksums ("sha256:..." or "git:...", "" = unknown), and how to get one."""
 
+    place: str
     revision: str
     files: dict[str, str]
     get: Callable[[str], Path]
@@ -46,13 +47,17 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
         files.write_json({"repository": repository}, folder / NOTE)  # whose the folder is, should this be stopped
     download = folder / "download"
     source = _local(Path(offline) / repository) if offline else _hub(repository, endpoint, download)
+    if "config.json" not in source.files:
+        raise DataError(f"{source.place} has no config.json")
     wanted = _choose(name, repository, source.files)
     paths, sums = {}, {}
     for i, file in enumerate(wanted, 1):
         print(f"fetch_text_encoder: {repository}/{file} ({i}/{len(wanted)})", flush=True)
         paths[file] = source.get(file)
         sums[file] = _checked(paths[file], source.files[file], f"{repository}/{file}")
-    arrays = _weights(paths)
+    weights = [path for file, path in paths.items() if _is_weights(file)]
+    at = weights[0] if len(weights) == 1 else weights[0].parent
+    arrays = torch_bin.lazy(at) if any(path.suffix == ".bin" for path in weights) else safetensors_io.lazy(at)[0]
     arrays = {array: arrays[array] for array in _names(name, paths["config.json"].parent, arrays).values()}
     written = safetensors_io.write_shards(arrays, folder, None, SHARD_BYTES, {})
     for file in (file for file in wanted if not _is_weights(file)):
@@ -98,25 +103,16 @@ def _is_weights(file: str) -> bool:
     return file.endswith((".safetensors", ".bin", ".index.json"))
 
 
-def _weights(paths: dict[str, Path]) -> dict[str, Any]:
-    files = [path for file, path in paths.items() if _is_weights(file)]
-    at = files[0] if len(files) == 1 else files[0].parent
-    return torch_bin.lazy(at) if any(path.suffix == ".bin" for path in files) else safetensors_io.lazy(at)[0]
-
-
 def _names(name: str, folder: Path, arrays: dict[str, Any]) -> dict[str, str]:
-    cfg = encoders.read_config(folder, name)
     find = huggingface.clip_text_names if encoders.KINDS[name] == "clip" else huggingface.t5_names
-    return find(arrays, cfg)
+    return find(arrays, encoders.read_config(folder, name))
 
 
 def _local(folder: Path) -> Source:
     if not folder.is_dir():
         raise ConfigError(f"text.offline: {folder} is not a folder: copy the repository's files there")
     files = {path.name: "" for path in sorted(folder.iterdir()) if path.is_file()}
-    if "config.json" not in files:
-        raise DataError(f"{folder} has no config.json")
-    return Source("offline", files, lambda file: folder / file)
+    return Source(str(folder), "offline", files, lambda file: folder / file)
 
 
 def _hub(repository: str, endpoint: str, download: Path) -> Source:
@@ -138,13 +134,7 @@ def _hub(repository: str, endpoint: str, download: Path) -> Source:
             ) from error
 
     info = reached(lambda: HfApi(endpoint=where).model_info(repository, files_metadata=True))
-    files, sizes = {}, {}
-    for item in info.siblings:
-        if "/" not in item.rfilename:
-            files[item.rfilename] = f"sha256:{item.lfs.sha256}" if item.lfs else f"git:{item.blob_id}"
-            sizes[item.rfilename] = item.size
-    if "config.json" not in files:
-        raise DataError(f"{repository} at {where} has no config.json")
+    listed = {item.rfilename: item for item in info.siblings if "/" not in item.rfilename}
 
     def get(file):
         # Not hf_hub_download: what that has of a file when it is killed it throws away, and these have 10 GB and more.
@@ -155,19 +145,22 @@ def _hub(repository: str, endpoint: str, download: Path) -> Source:
             url = hf_hub_url(repository, file, revision=info.sha, endpoint=where)
             with open(partial, "ab") as f:
                 size, headers = f.seek(0, os.SEEK_END), build_hf_headers()
-                reached(lambda: http_get(url, f, resume_size=size, headers=headers, expected_size=sizes[file]))
+                reached(lambda: http_get(url, f, resume_size=size, headers=headers, expected_size=listed[file].size))
             os.replace(partial, target)
         return target
 
-    return Source(info.sha, files, get)
+    files = {name: f"sha256:{item.lfs.sha256}" if item.lfs else f"git:{item.blob_id}" for name, item in listed.items()}
+    return Source(f"{repository} at {where}", info.sha, files, get)
 
 
 def _checked(path: Path, stated: str, what: str) -> str:
     """The file's sha256. DataError, and the file deleted, where it is not what the hub states."""
     kind, _, digest = stated.partition(":")
-    own = _sha256(path)
-    found = own if kind == "sha256" else _git_blob(path) if kind == "git" else digest
-    if found != digest:
+    own = found = _sha256(path)
+    if kind == "git":
+        blob = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+        found = fingerprint.hexdigest([path], blob)
+    if kind and found != digest:
         path.unlink()
         raise DataError(
             f"{what} came damaged: its {kind} is {found}, the hub states {digest}; the same command tries again"
@@ -177,8 +170,3 @@ def _checked(path: Path, stated: str, what: str) -> str:
 
 def _sha256(path: Path) -> str:
     return fingerprint.hexdigest([path], hashlib.sha256())
-
-
-def _git_blob(path: Path) -> str:
-    """The name that git gives to a file's content."""
-    return fingerprint.hexdigest([path], hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))

@@ -58,7 +58,6 @@ def _run(files: encoders.Files, texts: list[str], config: Any, mesh: Mesh, kept:
 
 
 def _check_there(found: StoredText | Path, prompt: str, name: str) -> None:
-    """Raises an error where the embeddings of a prompt are not cached."""
     if found.is_file():
         return
     if isinstance(found, StoredText):

@@ -108,7 +108,7 @@ def contains(store: Store, texts: Iterable[str]) -> np.ndarray:
 
 def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float32 (l d) and token ids int32 (l) of a text. DataError when it is not there."""
-    at = int(_find(store, [text])[0])
+    (at,) = _find(store, [text])
     if at < 0:
         raise DataError(
             f"no embeddings of the text {text[:100]!r} in {store.files[0].parent if store.files else 'the store'}: "
