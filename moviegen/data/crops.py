@@ -30,11 +30,8 @@ def batch(
         raise ConfigError(
             f"{'data.image_batch_size' if image else 'train.batch_size'} is {count}, not a multiple of {ranks} ranks"
         )
-    made = []
-    for i in range(rank * count // ranks, (rank + 1) * count // ranks):
-        clip = source(streams.rng(Stream.CROP, seed, step, i), frames, data.height, data.width)
-        made.append(video.to_model(clip))
-    return np.stack(made)
+    rngs = (streams.rng(Stream.CROP, seed, step, i) for i in range(rank * count // ranks, (rank + 1) * count // ranks))
+    return np.stack([video.to_model(source(rng, frames, data.height, data.width)) for rng in rngs])
 
 
 def source(data: Any, workdir: str | Path | None = None, world: Group = ALONE) -> Source:
@@ -60,9 +57,8 @@ def source(data: Any, workdir: str | Path | None = None, world: Group = ALONE) -
 def _synthetic(rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
     # Rendered larger than the crop half of the time, so that edges are seen at every distance from the frame's border.
     scale = 1 if rng.random() < 0.5 else 2
-    clip, _ = synthetic.sample_clip(
-        int(rng.integers(1 << 31)), 0, "train", max(frames, 2), (height * scale, width * scale)
-    )
+    seed, size = int(rng.integers(1 << 31)), (height * scale, width * scale)
+    clip, _ = synthetic.sample_clip(seed, 0, "train", max(frames, 2), size)
     return _crop(clip[:frames], rng, frames, height, width)
 
 
@@ -80,11 +76,9 @@ def _mixed(videos: list[np.ndarray], synthetic_fraction: float) -> Source:
     return mixed
 
 
-def _crop(clip: np.ndarray, rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
-    t, y, x = (
-        int(rng.integers(have - want + 1)) for have, want in zip(clip.shape, (frames, height, width), strict=False)
-    )
-    return clip[t : t + frames, y : y + height, x : x + width]
+def _crop(clip: np.ndarray, rng: np.random.Generator, *size: int) -> np.ndarray:
+    starts = [int(rng.integers(have - want + 1)) for have, want in zip(clip.shape, size, strict=False)]
+    return clip[tuple(slice(start, start + want) for start, want in zip(starts, size, strict=True))]
 
 
 def _files(data: Any, cache: Path | None, world: Group) -> Source:

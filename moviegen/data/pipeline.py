@@ -1,7 +1,7 @@
 """Training batches of the generator: a pure function of (seed, step), cut the same on any number of ranks."""
 
 import functools
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +15,15 @@ from moviegen.streams import Stream
 from moviegen.text.source import TextSource, open_text
 
 
-class Samples(NamedTuple):
-    """Samples by index: raw latents (c t h w), given a generator for what is drawn, and text.
+class Data(NamedTuple):
+    """Rows of a run by split: "video" and "image" to train on, "heldout" (may be missing) to validate; their text.
 
-    `text(indices, dropped)` takes of each sample the encoders that get the empty prompt in place of its own.
+    `frames` is how many latent frames of a video are taken; latents are normalized by `shift` and `scale`.
     """
 
-    count: int
-    latents: Callable[[int, np.random.Generator], np.ndarray]
-    text: Callable[[Sequence[int], Sequence[Set[str]]], dict]
-
-
-class Data(NamedTuple):
-    """Sources of a run: "video" and "image" to train on, "heldout" (may be missing) to validate; latent statistics."""
-
-    samples: dict[str, Samples]
+    rows: dict[str, list[table.Row]]
+    text: TextSource
+    frames: int
     shift: list[float]
     scale: list[float]
 
@@ -45,20 +39,8 @@ class Batch(NamedTuple):
 
 def open_data(config: Any, workdir: str | Path, world: Group = ALONE) -> Data:
     """The data that `config.data` names, checked. Raises ConfigError or DataError before any training."""
-    found, text = sources.open_tables(config, Path(workdir), world), open_text(config)
-    frames = -(-config.data.num_frames // 8)
-    return Data({split: _samples(rows, frames, text) for split, rows in found.rows.items()}, *found.statistics)
-
-
-def _samples(rows: Sequence[table.Row], frames: int, text: TextSource) -> Samples:
-    def latents(index: int, rng: np.random.Generator) -> np.ndarray:
-        return table.read_latents(rows[index], 1 if rows[index].image else frames, rng)
-
-    def read_text(indices: Sequence[int], dropped: Sequence[Set[str]]) -> dict:
-        pairs = [(rows[i].text, drop) for i, drop in zip(indices, dropped, strict=True)]
-        return text.read([{k: text.empty[k] if k in drop else v for k, v in own.items()} for own, drop in pairs])
-
-    return Samples(len(rows), latents, read_text)
+    found = sources.open_tables(config, Path(workdir), world)
+    return Data(found.rows, open_text(config), -(-config.data.num_frames // 8), *found.statistics)
 
 
 def is_image_step(config: Any, step: int) -> bool:
@@ -74,20 +56,20 @@ def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
     Every epoch is a new order of all samples, drawn from the seed; the position is counted in samples, so it does not
     depend on how many ranks there are. Prompts are dropped as `draw_dropped` says.
     """
-    samples = data.samples["image" if is_image_step(config, step) else "video"]
-    if not samples.count:
+    rows = data.rows["image" if is_image_step(config, step) else "video"]
+    if not rows:
         raise ConfigError("the data has no samples")
-    made, indices, dropped = [], [], []
+    made, text = [], []
     for position in positions:
-        epoch, place = divmod(step * config.train.batch_size + position, samples.count)
-        index = int(_order(config.seed, samples.count, epoch)[place])
+        epoch, place = divmod(step * config.train.batch_size + position, len(rows))
+        row = rows[_order(config.seed, len(rows), epoch)[place]]
         rng = streams.rng(Stream.SAMPLE, config.seed, step, position)
-        made.append(samples.latents(index, rng))
-        indices.append(index)
-        dropped.append(draw_dropped(config, rng))
+        made.append(_latents(data, row, rng))
+        dropped = draw_dropped(config, rng)
+        text.append({name: data.text.empty[name] if name in dropped else own for name, own in row.text.items()})
     x = normalize(np.stack(made), data)
     noise, t = flow.draw_batch(config.seed, step, positions, x.shape[1:], config.train.time_logit_mean)
-    return Batch(x, noise, t, samples.text(indices, dropped))
+    return Batch(x, noise, t, data.text.read(text))
 
 
 def draw_dropped(config: Any, rng: np.random.Generator) -> frozenset[str]:
@@ -108,14 +90,14 @@ def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
     All batches have one size, for which the graphs are compiled: where it does not divide the number of samples, the
     last batch takes some a second time.
     """
-    samples = data.samples["heldout"]
-    for start in range(0, samples.count, size):
-        stop = min(start + size, samples.count)
+    rows = data.rows["heldout"]
+    for start in range(0, len(rows), size):
+        stop = min(start + size, len(rows))
         indices = range(stop - size, stop)
-        drawn = [samples.latents(i, streams.rng(Stream.VALIDATION_SAMPLE, 0, i)) for i in indices]
+        drawn = [_latents(data, rows[i], streams.rng(Stream.VALIDATION_SAMPLE, 0, i)) for i in indices]
         x = normalize(np.stack(drawn), data)
         noise, _ = flow.draw_batch(0, 0, indices, x.shape[1:], stream=Stream.VALIDATION_NOISE)
-        text = samples.text(indices, [frozenset()] * size)
+        text = data.text.read([rows[i].text for i in indices])
         for t in times:
             yield Batch(x, noise, np.full(size, t, np.float32), text)
 
@@ -124,6 +106,10 @@ def normalize(x: np.ndarray, data: Data) -> np.ndarray:
     """Raw latents (b c t h w) to about zero mean and unit variance by the data's statistics."""
     shift, scale = (np.asarray(v, np.float32).reshape(1, -1, 1, 1, 1) for v in (data.shift, data.scale))
     return (x - shift) * scale
+
+
+def _latents(data: Data, row: table.Row, rng: np.random.Generator) -> np.ndarray:
+    return table.read_latents(row, 1 if row.image else data.frames, rng)
 
 
 @functools.lru_cache(maxsize=4)

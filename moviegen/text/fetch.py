@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 from moviegen.convert import huggingface, torch_bin
 from moviegen.errors import ConfigError, DataError
 from moviegen.storage import files, fingerprint, safetensors_io
-from moviegen.text import encoders
+from moviegen.text import encoders, tokenizers
 
 NOTE = "fetched.json"  # the repository; once all is there also its revision, checksums of what was read and written
 SHARD_BYTES = 5_000_000_000
-_TOKENIZERS = {"t5": ("spiece.model", "tokenizer.json"), "clip": ("vocab.json", "merges.txt"), "byt5": ()}
 
 
 class Source(NamedTuple):
@@ -86,7 +85,7 @@ def _is_whole(folder: Path, repository: str) -> bool:
 
 def _choose(name: str, repository: str, files: dict[str, str]) -> list[str]:
     """The files to take: config.json, the tokenizer's, and the weights, safetensors rather than torch's."""
-    wanted = ["config.json", *(file for file in _TOKENIZERS[encoders.KINDS[name]] if file in files)]
+    wanted = ["config.json", *(file for file in tokenizers.FILES[encoders.KINDS[name]] if file in files)]
     for index, whole, suffix in (
         (safetensors_io.INDEX, safetensors_io.WHOLE, ".safetensors"),
         (torch_bin.INDEX, torch_bin.WHOLE, ".bin"),

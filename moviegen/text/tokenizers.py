@@ -14,6 +14,7 @@ BYT5_VOCABULARY = 384  # pad, end, unknown, 256 bytes, 125 sentinels
 _BYTE, _END = 3, 1
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+FILES = {"t5": ("spiece.model", "tokenizer.json"), "clip": ("vocab.json", "merges.txt"), "byt5": ()}  # by kind
 _CHUNK = 4096  # texts given to a library at once
 
 
@@ -37,10 +38,9 @@ def open_tokenizer(kind: str, folder: str | Path) -> Tokenizer:
     folder = Path(folder)
     if kind == "byt5":
         return Tokenizer(lambda texts: [byt5(text) for text in texts], BYT5_VOCABULARY, "bytes")
-    names = {"t5": ("spiece.model", "tokenizer.json"), "clip": ("vocab.json", "merges.txt")}[kind]
-    files = [folder / name for name in names if (folder / name).is_file()]
+    files = [folder / name for name in FILES[kind] if (folder / name).is_file()]
     if not files or (kind == "clip" and len(files) < 2):
-        wanted = (" or " if kind == "t5" else " and ").join(names)
+        wanted = (" or " if kind == "t5" else " and ").join(FILES[kind])
         raise ConfigError(f"{folder}: has no {wanted}, the tokenizer's files: copy them next to the weights")
     read = {"spiece.model": _sentencepiece, "tokenizer.json": _t5_json, "vocab.json": _clip}[files[0].name]
     used = files if kind == "clip" else files[:1]
@@ -49,9 +49,8 @@ def open_tokenizer(kind: str, folder: str | Path) -> Tokenizer:
     except ImportError as error:
         raise ConfigError(f"tokenizers need the extra `text`: pip install -e '.[text]' ({error})") from error
     except Exception as error:  # the libraries raise whatever they like for a broken file
-        raise ConfigError(
-            f"{', '.join(map(str, used))}: not a tokenizer of this kind ({str(error) or error!r})"
-        ) from error
+        named = ", ".join(map(str, used))
+        raise ConfigError(f"{named}: not a tokenizer of this kind ({str(error) or error!r})") from error
     digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in used))
     return Tokenizer(encode, size, digest.hexdigest()[:16])
 
@@ -114,15 +113,11 @@ def _clip(folder: Path) -> tuple[Any, int]:
     merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
     start, end = vocab[_CLIP_START], vocab[_CLIP_END]
     model = Library(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>", unk_token=_CLIP_END))
-    model.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    model.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    cleaning = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    model.normalizer = normalizers.Sequence(cleaning)
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     model.decoder = decoders.ByteLevel()
     return lambda texts: [[start, *item.ids, end] for item in _batches(model, texts)], max(vocab.values()) + 1
 

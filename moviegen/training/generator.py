@@ -54,7 +54,7 @@ def make(run: Run) -> loop.Task:
         return {"samples_seen": samples, "latent_shift": data.shift, "latent_scale": data.scale}
 
     first = functools.partial(first_state, config, layout)
-    validation = validate if "heldout" in data.samples else None
+    validation = validate if "heldout" in data.rows else None
     return loop.Task(run.stage or "train", layout, first, micro_batches, loss_and_grads, numbers, validation, meta)
 
 
@@ -78,7 +78,7 @@ def _positions(config: Any, mesh: Mesh) -> list[range]:
 
 def _validate(params: Any, config: Any, data: pipeline.Data, exchange: comm.Comm) -> float:
     """Flow-matching loss on held-out samples, the same noise and times every time. Every rank works on all of them."""
-    size = min(config.train.batch_size // exchange.batches, data.samples["heldout"].count)
+    size = min(config.train.batch_size // exchange.batches, len(data.rows["heldout"]))
     losses = []
     for batch in pipeline.heldout_batches(data, config, VALIDATION_TIMES, size):
         noisy = flow.interpolate(batch.latents, batch.noise, batch.t)

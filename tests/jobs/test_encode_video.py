@@ -223,7 +223,7 @@ def test_the_seed_s_npz_files_serve_as_well(encoded, shared, tmp_path, capsys):
     data = pipeline.open_data(settings(shared, tmp_path), "unused")
     assert "no manifest.json" in capsys.readouterr().out
     assert data.shift == [0.0609] * 16 and data.scale == [1.5305] * 16
-    found = data.samples["video"].latents(0, np.random.default_rng(0))
+    found = table.read_latents(data.rows["video"][0], data.frames, np.random.default_rng(0))
     expected = (
         pipeline.open_data(settings(shared, folder), "unused").samples["video"].latents(0, np.random.default_rng(0))
     )
