@@ -37,9 +37,8 @@ def batch(
 def source(data: Any, workdir: str | Path | None = None, world: Group = ALONE) -> Source:
     """The clips that `data.source` names: "csv" (a `video` column, or a bare folder), "clips" or "synthetic".
 
-    "clips" are the real clips of the demo mixed with `synthetic_fraction` synthetic ones. Files are opened
-    first: raises ConfigError or DataError before any training when there is nothing to read, or too many are bad. Several
-    ranks tell each other in `workdir` what was found.
+    "clips" are the real clips of the demo mixed with `synthetic_fraction` synthetic ones. Files are opened first, of several
+    ranks by one, which tells in `workdir` what it found: raises ConfigError or DataError before any training.
     """
     if data.source == "synthetic":
         return _synthetic

@@ -60,7 +60,7 @@ class Bad:
         self.reasons: dict[str, str] = {}
 
     def add(self, file: File, error: Exception) -> None:
-        """Note and print one; raises DataError when there are too many."""
+        """Notes and prints one; raises DataError when there are too many."""
         if file.name in self.reasons:
             return
         self.reasons[file.name] = f"line {file.line}: {error}" if file.line else str(error)

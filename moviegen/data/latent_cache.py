@@ -1,8 +1,7 @@
 """Cached latents: shards of safetensors with a manifest, or the seed's folder of npz files.
 
-A shard holds the posterior's `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata the sums that
-statistics are computed from. Shards appear whole, by a rename; what is cached is what the shards' headers say, so a kill
-loses one shard's work, ranks need not agree on anything, and any number of them may go on.
+A shard holds `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata the sums of statistics. What is
+cached is what the shards' headers say, so a kill loses one shard's work, and any number of ranks may go on.
 """
 
 import functools
@@ -23,7 +22,6 @@ from moviegen.storage import files, fingerprint as fingerprints, safetensors_io
 MANIFEST = "manifest.json"
 SHARD_BYTES = 64 << 20
 SECONDS = 120.0  # after which a shard is written however little is in it: what a kill can cost
-KEYS = ("latent_mean", "latent_std")  # of the seed's npz files
 
 Statistics = tuple[list[float], list[float]]  # (shift, scale) by channel
 
@@ -43,10 +41,7 @@ def fingerprint(config: Any, weights: Path | None) -> dict[str, Any]:
 
 
 def check_or_write(folder: Path, wanted: dict[str, Any]) -> None:
-    """Writes the fingerprint of a new cache as its manifest, or checks that of one to which latents are to be added.
-
-    Raises ConfigError, naming what differs, when the cache has another.
-    """
+    """Writes the fingerprint of a new cache, or raises ConfigError, naming what differs, when it has another."""
     noted = {key: value for key, value in _manifest(folder).items() if key == "statistics"}
     fingerprints.check(folder / MANIFEST, wanted | noted, "latents of something else", "data.latent_folder")
 
@@ -91,13 +86,12 @@ class StoredLatents(NamedTuple):
         return str(self.path) if self.path.suffix == ".npz" else f"{self.name} in {self.path}"
 
     def is_file(self) -> bool:
-        """Whether they are there."""
         return self.path.suffix != ".npz" or self.path.is_file()
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std, float32 (t c h w). DataError where the file is damaged."""
         if self.path.suffix == ".npz":
-            return tuple(files.read_npz(self.path, KEYS).values())
+            return tuple(files.read_npz(self.path, ("latent_mean", "latent_std")).values())  # the seed's
         mean, std = (safetensors_io.read_rows(self.path, f"{kind}/{self.name}") for kind in ("mean", "std"))
         return mean.astype(np.float32), std.astype(np.float32)
 
@@ -116,19 +110,17 @@ class Cache(NamedTuple):
     def statistics(self) -> Statistics | None:
         """(shift, scale) that draws of the latents are normalized by; None in the seed's caches.
 
-        As the manifest states them once an encoding has ended, so that runs which read one cache agree; before, those of
-        the shards that are there.
+        Those of the manifest, where an encoding has ended, so that runs which read one cache agree; else of the shards.
         """
         noted = _manifest(self.folder).get("statistics")
         return (noted["shift"], noted["scale"]) if noted else statistics(self.sums)
 
 
 def statistics(sums: Mapping[str, dict]) -> Statistics | None:
-    """(shift, scale) by channel that give draws of the training videos zero mean and, over all channels, unit variance.
+    """(shift, scale) by channel that give draws of the videos, or else images, zero mean and overall unit variance.
 
     Half way between one scale for all channels and unit variance in each: the square root of a channel's deviation stays.
     With one scale the faint channels drown in the noise, with unit variance they weigh as much as what they refine.
-    Where there are no videos, of the images.
     """
     found = sums.get("video") or sums.get("image")
     if not found:
@@ -187,7 +179,7 @@ class ShardWriter:
         self._since = time.monotonic()
 
     def add(self, name: str, mean: np.ndarray, std: np.ndarray, kind: str) -> None:
-        """One video's posterior, (c t h w) each; `kind`: the sums that it counts in."""
+        """Takes a video's posterior, (c t h w) each; `kind`: the sums that it counts in."""
         self._sums[kind] = _added(self._sums.get(kind), _sums(mean, std))
         pair = {f"mean/{name}": mean, f"std/{name}": std}
         self._waiting |= {key: einops.rearrange(x, "c t h w -> t c h w") for key, x in pair.items()}

@@ -1,7 +1,6 @@
-"""An endless captioned video set, rendered: coloured shapes that move in a direction, and a judge that reads them back.
+"""An endless captioned video set, rendered: coloured shapes that move, and a judge that reads them back from pixels.
 
-`judge` measures colour, shape and direction from pixels alone, so that samples of a model can be scored against their
-prompts. Some combinations are held out of the training split; every colour, shape, direction and pair of them is in it.
+Some combinations are held out of the training split; every colour, shape, direction and pair of them is in it.
 """
 
 import functools
@@ -60,8 +59,8 @@ def render(
 ) -> np.ndarray:
     """Draws one clip, uint8 (t h w c): size, path and grey background from `rng`, edges anti-aliased.
 
-    The whole object stays in the frame and crosses 0.27 to 0.4 of it at constant speed, half of that before and half
-    after about the frame's middle. One frame shows it somewhere on its path.
+    The whole object stays in the frame and crosses 0.27 to 0.4 of it, half of that before and half after about the middle,
+    at constant speed. One frame shows it somewhere on its path.
     """
     colour, shape, direction = combination
     height, width = height_width(size)
@@ -90,15 +89,15 @@ def sample_clip(
     Every run of len(combinations(split)) indices from a multiple of it holds each combination once, shuffled.
     """
     combination = sample_combination(seed, index, split)
-    frames = render(combination, streams.rng(Stream.RENDERED_CLIP, seed, index, _number(split)), num_frames, size)
-    return frames, caption(combination)
+    rng = streams.rng(Stream.RENDERED_CLIP, seed, index, _number(split))
+    return render(combination, rng, num_frames, size), caption(combination)
 
 
 def sample_image(seed: int, index: int, split: str, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, str]:
     """Returns image `index` of a split, uint8 (1 h w c), and its caption, which names no direction."""
     combination = sample_combination(seed, index, split)
-    frames = render(combination, streams.rng(Stream.RENDERED_IMAGE, seed, index, _number(split)), 1, size)
-    return frames, caption((*combination[:2], None))
+    rng = streams.rng(Stream.RENDERED_IMAGE, seed, index, _number(split))
+    return render(combination, rng, 1, size), caption((*combination[:2], None))
 
 
 def sample_combination(seed: int, index: int, split: str) -> Combination:
@@ -152,9 +151,8 @@ _MIN_OVERLAP = 0.75
 def judge(frames: np.ndarray) -> tuple[str | None, str | None, str | None]:
     """Measures (colour, shape, direction) of the one coloured object in uint8 (t h w c); None where it cannot tell.
 
-    Colour: the hue nearest to the mean chroma of the object. Direction: a straight line fitted to its centroids.
-    Shape: the largest overlap (soft intersection over union) of the object, its frames laid over each other, with any
-    shape drawn at the same place and area, sharp or blurred.
+    Colour: the hue nearest to its mean chroma. Direction: a straight line fitted to its centroids. Shape: the largest soft
+    intersection over union of its frames, laid over each other, with any shape of the same area, sharp or blurred.
     """
     mask, chroma = _segment(frames)
     if mask is None:

@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Box(NamedTuple):
-    """What becomes of a frame: scaled to cover `cover`, of which `size` is cut out at the place `at`."""
+    """A frame is scaled to cover `cover`, of which `size` is cut out at the place `at`."""
 
     size: tuple[int, int]
     cover: tuple[int, int]
@@ -60,17 +60,14 @@ def read(
             raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
         return _read_image(path, box)[None], 0.0
     stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
-    sought = _sought(path, range(start, stop, stride), box) if start and stop and not fps else None
-    if sought:
+    if start and stop and not fps and (sought := _sought(path, range(start, stop, stride), box)):
         return np.stack(sought[0]), sought[1] / stride
     with _opened(path) as (container, stream):
         frames, decoded = [], 0
-        for frame in _at_rate(container.decode(stream), fps, stream.average_rate):
+        for frame in itertools.islice(_at_rate(container.decode(stream), fps, stream.average_rate), stop):
             if decoded >= start and (decoded - start) % stride == 0:
                 frames.append(_to_array(frame, box))
             decoded += 1
-            if decoded == stop:
-                break
         rate = (fps or float(stream.average_rate or 0)) / stride
         promised = 0 if fps else stream.frames
     if decoded == 0:

@@ -45,13 +45,12 @@ def look(config: Any, name: str) -> Files:
 
     Reads no weights. Raises ConfigError or DataError.
     """
-    folder, budget = Path(config.text.encoders[name]), config.text.budgets[name]
-    key = f"text.encoders.{name}"
-    if not config.text.encoders[name] or not folder.is_dir():
+    named, dtype = config.text.encoders[name], config.text.dtype
+    folder = Path(named)
+    if not named or not folder.is_dir():
         raise ConfigError(
-            f"{key} is {str(config.text.encoders[name])!r}, which is not a folder: --job=fetch_text_encoder fills one"
+            f"text.encoders.{name} is {named!r}, which is not a folder: --job=fetch_text_encoder fills one"
         )
-    dtype = config.text.dtype
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"text.dtype is {dtype!r}, expected float32 or bfloat16")
     kind, cfg = KINDS[name], read_config(folder, name)
@@ -66,7 +65,7 @@ def look(config: Any, name: str) -> Files:
             "the encoder that the model was trained with, or train one with that width"
         )
     if kind == "clip":
-        cfg.positions = max(cfg.positions, budget)
+        cfg.positions = max(cfg.positions, config.text.budgets[name])
     cfg.compute_dtype = dtype if backend.device() == "Ascend" else "float32"
     return Files(name, folder, tokenizer, cfg, safetensors_io.lazy(folder)[0])
 
@@ -107,14 +106,9 @@ def embed(encoder: Encoder, tokens: Sequence[list[int]], dtype: str = "float32")
     On a sharded encoder every rank must call this equally often, with as many texts or not, of its own choice.
     """
     longest = max(map(len, tokens))
-    limit = encoder.cfg.positions if encoder.is_clip else longest + LENGTH_STEP
-    ids, mask = tokenizers.pad(tokens, padded_length(longest, limit))
+    padded = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    ids, mask = tokenizers.pad(tokens, min(padded, encoder.cfg.positions) if encoder.is_clip else padded)
     found = (clip if encoder.is_clip else t5).apply(encoder.params, encoder.cfg, ids, mask, encoder.comm)
     found = (found[0] if encoder.is_clip else found).asnumpy()
     cast = (arraystore.cast(row[: len(own)], dtype) for row, own in zip(found, tokens, strict=True))
     return [np.array(array, copy=True) for array in cast]
-
-
-def padded_length(tokens: int, limit: int) -> int:
-    """How long a batch is whose longest text has so many tokens."""
-    return min(limit, -(-tokens // LENGTH_STEP) * LENGTH_STEP)

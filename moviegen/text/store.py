@@ -38,7 +38,6 @@ class StoredText(NamedTuple):
         return f"{self.text[:60]!r} in {self.folder}"
 
     def is_file(self) -> bool:
-        """Whether the embeddings are there, as of a path."""
         return bool(contains(cached_store(self.folder), [self.text])[0])
 
 
@@ -58,7 +57,7 @@ def check_or_write(folder: Path, fingerprint: dict, key: str) -> None:
 
 
 def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]], embeddings: Sequence[Any]) -> Path:
-    """Store the token ids and embeddings (l d) of some texts; a kill leaves all of them or none."""
+    """Stores the token ids and embeddings (l d) of some texts; a kill leaves all of them or none."""
     keys = b"".join(map(_key, texts))
     arrays = {
         "embeddings": np.concatenate(embeddings),
@@ -110,9 +109,9 @@ def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float32 (l d) and token ids int32 (l) of a text. DataError when it is not there."""
     (at,) = _find(store, [text])
     if at < 0:
+        where = store.files[0].parent if store.files else "the store"
         raise DataError(
-            f"no embeddings of the text {text[:100]!r} in {store.files[0].parent if store.files else 'the store'}: "
-            "run --job=encode_text on it, with the same text.fps"
+            f"no embeddings of the text {text[:100]!r} in {where}: run --job=encode_text on it, with the same text.fps"
         )
     number, start, stop = (int(n) for n in store.places[at])
     file, rows = store.files[number], slice(start, stop)
