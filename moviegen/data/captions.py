@@ -57,9 +57,8 @@ def refuse_too_many_bad(path: str, good: int, bad: Sequence[str], allowed: float
 def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], dict[int, str]]:
     """The usable prompts of a file and what is wrong with the others, {line: "line N: ..."}.
 
-    `text` is the config's section: its `fps` and `camera` are those of rows that say nothing themselves. A row is bad
-    when its caption is empty, when it has more or fewer fields than the header, or an fps or camera that is none. Raises
-    DataError for a file without the columns or that is no text.
+    The `fps` and `camera` of the config's section `text` are those of rows that say nothing themselves. A row is bad with
+    an empty caption, too many or too few fields, or an fps or camera that is none. Raises DataError as `rows` does.
     """
     if Path(path).is_file() and Path(path).suffix.lower() != ".csv":
         return _txt(path, text), {}

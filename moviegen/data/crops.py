@@ -21,15 +21,13 @@ def batch(
 ) -> np.ndarray:
     """One rank's clips of a step, float32 (b 3 t h w) in [-1, 1]: images (t = 1) in `image_fraction` of the steps.
 
-    All ranks together hold batch_size clips, or `image_batch_size` images in an image step. The same (seed, step) gives
-    the same global batch.
+    All ranks together hold batch_size clips, or `image_batch_size` images in an image step.
     """
     image = streams.rng(Stream.TAE_IMAGE_STEP, seed, step).random() < data.image_fraction
     frames, count = (1, data.image_batch_size) if image else (data.num_frames, batch_size)
     if count % ranks:
-        raise ConfigError(
-            f"{'data.image_batch_size' if image else 'train.batch_size'} is {count}, not a multiple of {ranks} ranks"
-        )
+        key = "data.image_batch_size" if image else "train.batch_size"
+        raise ConfigError(f"{key} is {count}, not a multiple of {ranks} ranks")
     rngs = (streams.rng(Stream.CROP, seed, step, i) for i in range(rank * count // ranks, (rank + 1) * count // ranks))
     return np.stack([video.to_model(source(rng, frames, data.height, data.width)) for rng in rngs])
 
@@ -83,9 +81,8 @@ def _crop(clip: np.ndarray, rng: np.random.Generator, *size: int) -> np.ndarray:
 def _files(data: Any, cache: Path | None, world: Group) -> Source:
     """Random clips of files: images in image steps, and single frames of videos; videos alone in the others.
 
-    Frames are `data.stride` apart, scaled to cover a square of `data.resize` (0: the crop itself) and cropped at random; all
-    frames of a clip alike, mirrored half of the time with `data.flip`. A file that fails only now is printed and counted,
-    and the next of the same draw is taken: with the same files, always the same.
+    Frames are `data.stride` apart, scaled to cover a square of `data.resize` (0: the crop) and cropped at random, mirrored
+    half of the time with `data.flip`. A file that fails only now is counted, and the next of the same draw is taken.
     """
     stride, resize, flip = data.get("stride", 1), data.get("resize", 0), data.get("flip", False)
     if stride < 1 or 0 < resize < max(data.height, data.width):

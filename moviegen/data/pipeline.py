@@ -59,15 +59,15 @@ def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
     rows = data.rows["image" if is_image_step(config, step) else "video"]
     if not rows:
         raise ConfigError("the data has no samples")
-    made, text = [], []
+    chosen = []
     for position in positions:
         epoch, place = divmod(step * config.train.batch_size + position, len(rows))
-        row = rows[_order(config.seed, len(rows), epoch)[place]]
-        rng = streams.rng(Stream.SAMPLE, config.seed, step, position)
-        made.append(_latents(data, row, rng))
+        chosen.append(rows[_order(config.seed, len(rows), epoch)[place]])
+    rngs = [streams.rng(Stream.SAMPLE, config.seed, step, position) for position in positions]
+    x, text = _latents(data, chosen, rngs), []
+    for row, rng in zip(chosen, rngs, strict=True):
         dropped = draw_dropped(config, rng)
         text.append({name: data.text.empty[name] if name in dropped else own for name, own in row.text.items()})
-    x = normalize(np.stack(made), data)
     noise, t = flow.draw_batch(config.seed, step, positions, x.shape[1:], config.train.time_logit_mean)
     return Batch(x, noise, t, data.text.read(text))
 
@@ -94,22 +94,20 @@ def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
     for start in range(0, len(rows), size):
         stop = min(start + size, len(rows))
         indices = range(stop - size, stop)
-        drawn = [_latents(data, rows[i], streams.rng(Stream.VALIDATION_SAMPLE, 0, i)) for i in indices]
-        x = normalize(np.stack(drawn), data)
+        chosen = [rows[i] for i in indices]
+        x = _latents(data, chosen, [streams.rng(Stream.VALIDATION_SAMPLE, 0, i) for i in indices])
         noise, _ = flow.draw_batch(0, 0, indices, x.shape[1:], stream=Stream.VALIDATION_NOISE)
-        text = data.text.read([rows[i].text for i in indices])
+        text = data.text.read([row.text for row in chosen])
         for t in times:
             yield Batch(x, noise, np.full(size, t, np.float32), text)
 
 
-def normalize(x: np.ndarray, data: Data) -> np.ndarray:
-    """Raw latents (b c t h w) to about zero mean and unit variance by the data's statistics."""
+def _latents(data: Data, rows: Sequence[table.Row], rngs: Sequence[np.random.Generator]) -> np.ndarray:
+    """Draws (b c t h w) of the rows' latents, of about zero mean and unit variance by the data's statistics."""
+    frames = [1 if row.image else data.frames for row in rows]
+    drawn = np.stack([table.read_latents(*each) for each in zip(rows, frames, rngs, strict=True)])
     shift, scale = (np.asarray(v, np.float32).reshape(1, -1, 1, 1, 1) for v in (data.shift, data.scale))
-    return (x - shift) * scale
-
-
-def _latents(data: Data, row: table.Row, rng: np.random.Generator) -> np.ndarray:
-    return table.read_latents(row, 1 if row.image else data.frames, rng)
+    return (drawn - shift) * scale
 
 
 @functools.lru_cache(maxsize=4)

@@ -20,6 +20,7 @@ COLOURS = {
     "blue": (50, 50, 230),
     "purple": (205, 45, 205),
 }
+SPLITS = ("train", "heldout")
 SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (down, right) per unit of time
 
@@ -36,7 +37,7 @@ _OFF_CENTRE = 0.06
 
 def combinations(split: str) -> list[Combination]:
     """Lists the (colour, shape, direction) of a split: 80 in "train", 16 in "heldout"."""
-    if split not in ("train", "heldout"):
+    if split not in SPLITS:
         raise ValueError(f'split {split!r}: expected "train" or "heldout"')
     found = []
     for (i, colour), (j, shape), (k, direction) in itertools.product(*map(enumerate, (COLOURS, SHAPES, DIRECTIONS))):
@@ -84,27 +85,24 @@ def render(
 def sample_clip(
     seed: int, index: int, split: str, num_frames: int, size: int | tuple[int, int] = 64
 ) -> tuple[np.ndarray, str]:
-    """Returns clip `index` of a split, uint8 (t h w c), and its caption: a pure function of the arguments.
-
-    Every run of len(combinations(split)) indices from a multiple of it holds each combination once, shuffled.
-    """
+    """Returns clip `index` of a split, uint8 (t h w c), and its caption: a pure function of the arguments."""
     combination = sample_combination(seed, index, split)
-    rng = streams.rng(Stream.RENDERED_CLIP, seed, index, _number(split))
+    rng = streams.rng(Stream.RENDERED_CLIP, seed, index, SPLITS.index(split))
     return render(combination, rng, num_frames, size), caption(combination)
 
 
 def sample_image(seed: int, index: int, split: str, size: int | tuple[int, int] = 64) -> tuple[np.ndarray, str]:
     """Returns image `index` of a split, uint8 (1 h w c), and its caption, which names no direction."""
     combination = sample_combination(seed, index, split)
-    rng = streams.rng(Stream.RENDERED_IMAGE, seed, index, _number(split))
+    rng = streams.rng(Stream.RENDERED_IMAGE, seed, index, SPLITS.index(split))
     return render(combination, rng, 1, size), caption((*combination[:2], None))
 
 
 def sample_combination(seed: int, index: int, split: str) -> Combination:
-    """Returns the (colour, shape, direction) that `sample_clip` and `sample_image` draw for this index."""
+    """Returns the combination of an index: every n indices hold each of a split's n once, in an order of their own."""
     found = combinations(split)
     epoch, position = divmod(index, len(found))
-    order = streams.rng(Stream.RENDERED_ORDER, seed, epoch, _number(split)).permutation(len(found))
+    order = streams.rng(Stream.RENDERED_ORDER, seed, epoch, SPLITS.index(split)).permutation(len(found))
     return found[order[position]]
 
 
@@ -121,11 +119,9 @@ def coverage(shape: str, centre: np.ndarray, radius: float, height: int, width: 
     elif shape == "triangle":
         slope = np.hypot(2 * tall, wide)
         distance = np.maximum(y - tall, (2 * tall * abs(x) - wide * (y + tall)) / slope)
-    elif shape == "cross":
+    else:
         arm = _ARM * radius
         distance = np.minimum(np.maximum(abs(y) - tall, abs(x) - arm), np.maximum(abs(y) - arm, abs(x) - wide))
-    else:
-        raise ValueError(f"shape {shape!r}: expected one of {', '.join(SHAPES)}")
     return np.clip(0.5 - distance, 0, 1)
 
 
@@ -135,10 +131,6 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     rise, angle = rng.uniform(0, 20), rng.uniform(0, 2 * np.pi)
     y, x = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)
     return (level + rise * (np.cos(angle) * x + np.sin(angle) * y))[..., None]
-
-
-def _number(split: str) -> int:
-    return ("train", "heldout").index(split)
 
 
 # ---- the judge

@@ -64,10 +64,10 @@ def read(
         return np.stack(sought[0]), sought[1] / stride
     with _opened(path) as (container, stream):
         frames, decoded = [], 0
-        for frame in itertools.islice(_at_rate(container.decode(stream), fps, stream.average_rate), stop):
-            if decoded >= start and (decoded - start) % stride == 0:
+        shown = itertools.islice(_at_rate(container.decode(stream), fps, stream.average_rate), stop)
+        for decoded, frame in enumerate(shown, 1):
+            if decoded > start and (decoded - 1 - start) % stride == 0:
                 frames.append(_to_array(frame, box))
-            decoded += 1
         rate = (fps or float(stream.average_rate or 0)) / stride
         promised = 0 if fps else stream.frames
     if decoded == 0:
@@ -87,7 +87,7 @@ def is_image(path: Path) -> bool:
 
 
 def probe(path: str | Path) -> dict[str, float]:
-    """Frames (counted, not the header's word), fps, seconds, and height and width as `read` returns and raises them."""
+    """Frames (counted, not the header's word), fps, height and width as `read` returns them, seconds. Raises DataError."""
     path = _existing(path)
     if is_image(path):
         height, width = _read_image(path, None).shape[:2]
@@ -263,8 +263,8 @@ def _to_array(frame, box: Box | None) -> np.ndarray:
         return np.rot90(frame.to_ndarray(format="rgb24"), turns)
     cover = box.cover if turns % 2 == 0 else box.cover[::-1]
     scale = max(cover[0] / frame.height, cover[1] / frame.width)
-    scaled = max(cover[0], round(frame.height * scale)), max(cover[1], round(frame.width * scale))
-    array = frame.to_ndarray(format="rgb24", height=scaled[0], width=scaled[1], interpolation="BICUBIC")
+    height, width = max(cover[0], round(frame.height * scale)), max(cover[1], round(frame.width * scale))
+    array = frame.to_ndarray(format="rgb24", height=height, width=width, interpolation="BICUBIC")
     array = np.rot90(array, turns)
     height, width = box.size
     top, left = (int(where * (have - want)) for where, have, want in zip(box.at, array.shape, box.size, strict=False))

@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 
 def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline: str = "") -> bool:
-    """Fill `folder` with an encoder's config.json, tokenizer files and safetensors; False where it was whole already.
+    """Fills `folder` with an encoder's config.json, tokenizer files and safetensors; False where it was whole already.
 
     From the hub, from a mirror of it at `endpoint`, or from the copy `OFFLINE/repository`. The same call again goes on
     after a stop. Raises ConfigError or DataError; what was in the folder before stays until all is fetched.
@@ -86,15 +86,12 @@ def _is_whole(folder: Path, repository: str) -> bool:
 def _choose(name: str, repository: str, files: dict[str, str]) -> list[str]:
     """The files to take: config.json, the tokenizer's, and the weights, safetensors rather than torch's."""
     wanted = ["config.json", *(file for file in tokenizers.FILES[encoders.KINDS[name]] if file in files)]
-    for index, whole, suffix in (
-        (safetensors_io.INDEX, safetensors_io.WHOLE, ".safetensors"),
-        (torch_bin.INDEX, torch_bin.WHOLE, ".bin"),
-    ):
-        if index in files:
-            stem = whole.removesuffix(suffix) + "-"
-            return [*wanted, index, *sorted(f for f in files if f.startswith(stem) and f.endswith(suffix))]
-        if whole in files:
-            return [*wanted, whole]
+    for module, suffix in ((safetensors_io, ".safetensors"), (torch_bin, ".bin")):
+        if module.INDEX in files:
+            stem = module.WHOLE.removesuffix(suffix) + "-"
+            return [*wanted, module.INDEX, *sorted(f for f in files if f.startswith(stem) and f.endswith(suffix))]
+        if module.WHOLE in files:
+            return [*wanted, module.WHOLE]
     raise DataError(f"{repository} has no {safetensors_io.WHOLE} and no {torch_bin.WHOLE}, but: {', '.join(files)}")
 
 

@@ -19,8 +19,8 @@ def encode(
     """Embeddings (b l d) and masks (b l) of the prompts and, last, of the empty one, by encoder.
 
     An encoder that `text.encoders` names is loaded, run and let go before the next, or taken from and left in `kept`; the
-    others' embeddings are those of the config's text source, where npz files are called as the prompts are. Every rank of
-    the mesh must call this with the same prompts. Raises ConfigError or DataError naming what is missing.
+    others' embeddings are cached, in npz files called as the prompts are or in stores. Every rank of the mesh must call
+    this with the same prompts. Raises ConfigError or DataError naming what is missing.
     """
     text = source.open_text(config)
     if source.is_toy(config):

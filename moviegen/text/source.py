@@ -62,10 +62,10 @@ def _toy(text_dims: Mapping[str, int]) -> TextSource:
         return dict.fromkeys(text_dims, prompt)
 
     def read(samples: Sequence[Found]) -> Embeddings:
-        found = {}
-        for encoder, width in text_dims.items():
-            found |= toy.encode([sample[encoder] for sample in samples], {encoder: width})
-        return found
+        return {
+            encoder: toy.encode([sample[encoder] for sample in samples], {encoder: width})[encoder]
+            for encoder, width in text_dims.items()
+        }
 
     return TextSource(prepare, lambda name, texts: texts, prepare(""), read)
 

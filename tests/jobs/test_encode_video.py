@@ -214,6 +214,12 @@ def test_training_refuses_a_cache_that_does_not_fit(encoded, shared):
     pipeline.open_data(settings(shared, folder, num_frames=1, tae_weights=""), "unused")  # fewer are there too
 
 
+def first_latents(data, split):
+    """A draw of a split's first row, raw (c t h w)."""
+    raw = data._replace(shift=[0.0], scale=[1.0])
+    return pipeline._latents(raw, data.rows[split][:1], [np.random.default_rng(0)])[0]
+
+
 def test_the_seed_s_npz_files_serve_as_well(encoded, shared, tmp_path, capsys):
     folder, _ = encoded
     for name in VIDEOS:
@@ -223,23 +229,19 @@ def test_the_seed_s_npz_files_serve_as_well(encoded, shared, tmp_path, capsys):
     data = pipeline.open_data(settings(shared, tmp_path), "unused")
     assert "no manifest.json" in capsys.readouterr().out
     assert data.shift == [0.0609] * 16 and data.scale == [1.5305] * 16
-    found = table.read_latents(data.rows["video"][0], data.frames, np.random.default_rng(0))
-    expected = (
-        pipeline.open_data(settings(shared, folder), "unused").samples["video"].latents(0, np.random.default_rng(0))
-    )
-    np.testing.assert_array_equal(found, expected)
+    expected = first_latents(pipeline.open_data(settings(shared, folder), "unused"), "video")
+    np.testing.assert_array_equal(first_latents(data, "video"), expected)
 
 
 def test_images_and_videos_go_to_their_own_steps(encoded, shared):
     folder, _ = encoded
     config = settings(shared, folder)
     data = pipeline.open_data(config, "unused")
-    assert {name: samples.count for name, samples in data.samples.items()} == {"image": 1, "video": 2}
-    rng = np.random.default_rng(0)
-    image, found = stored(folder, "c.png"), data.samples["image"].latents(0, rng)
+    assert {name: len(rows) for name, rows in data.rows.items()} == {"image": 1, "video": 2}
+    image, found = stored(folder, "c.png"), first_latents(data, "image")
     assert abs(found - image["latent_mean"].swapaxes(0, 1)).max() < 6 * image["latent_std"].max()
     config.data.num_frames = 1
-    assert pipeline.open_data(config, "unused").samples["image"].count == 3
+    assert len(pipeline.open_data(config, "unused").rows["image"]) == 3
 
 
 def test_dropped_prompts_are_the_empty_embedding(encoded, shared):
@@ -257,7 +259,7 @@ def test_dropped_prompts_are_the_empty_embedding(encoded, shared):
 def test_validation_on_a_table_of_its_own(encoded, shared):
     config = settings(shared, encoded[0], validation_csv=str(shared / "train.csv"))
     data = pipeline.open_data(config, "unused")
-    assert data.samples["heldout"].count == 2
+    assert len(data.rows["heldout"]) == 2
     assert len(list(pipeline.heldout_batches(data, config, (0.5,), 2))) == 1
     config.data.validation_csv = "gone.csv"
     with pytest.raises(DataError, match="gone.csv"):
