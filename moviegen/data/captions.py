@@ -25,7 +25,7 @@ def rows(path: str, columns: Sequence[str], key: str = "data.csv") -> list[tuple
     """
     if not path or not Path(path).is_file():
         raise DataError(f"{key} is {path!r}, which does not exist: name a csv file with {','.join(columns)}")
-    found, last = [], 1
+    found = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
@@ -33,11 +33,11 @@ def rows(path: str, columns: Sequence[str], key: str = "data.csv") -> list[tuple
                 if column not in (reader.fieldnames or ()):
                     raise DataError(f"{path}, line 1: no column `{column}` among {reader.fieldnames}")
             for row in reader:
-                last = reader.line_num
-                found.append((last, row))
+                found.append((reader.line_num, row))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error}): save it as UTF-8") from error
     except csv.Error as error:
+        last = found[-1][0] if found else 1
         raise DataError(f"{path}, line {last + 1}: cannot be read as csv ({error}): mend its quotes") from error
     return found
 

@@ -38,9 +38,9 @@ def encode(
 ) -> dict[str, int]:
     """Writes the posteriors of this rank's share of `items` to the cache `folder`, and its statistics.
 
-    What is in the cache is kept, so an encoding that was stopped goes on. Bad items of the source `of` are listed; more
-    than `data.max_bad_fraction` of a rank's are refused (DataError). `identity` is what the items depend on besides their
-    names and the config. Raises ConfigError where the cache is of something else. Returns how many were encoded, kept, bad.
+    What is in the cache is kept. More bad items of the source `of` than `data.max_bad_fraction` of a rank's raise a
+    DataError, a cache of something else a ConfigError; `identity` is what the items depend on besides names and config.
+    Returns how many were encoded, kept, bad.
     """
     store = latent_cache.ShardWriter(folder, config.data.get("latent_dtype", "float32"), world.rank)
     weights = tae_weights.configured(config)

@@ -27,7 +27,6 @@ class File(NamedTuple):
 
     @property
     def image(self) -> bool:
-        """Whether it is a picture."""
         return video.is_image(self.path)
 
 
@@ -76,8 +75,8 @@ class Bad:
 def usable(data: Any, needed: int, cache: Path | None = None, world: Group = ALONE) -> tuple[dict[File, int], Bad]:
     """The files of the section `data`, opened, with their counted frames; and the others, noted.
 
-    A video of fewer than `needed` frames is not usable. Of several ranks the first does it, and the others read the file
-    `cache`. Raises ConfigError, or DataError when too many cannot be used.
+    A video of fewer than `needed` frames is not usable. The first rank opens them, the others read its list in `cache`.
+    Raises ConfigError, or DataError when too many cannot be used.
     """
 
     def leave(found: tuple[dict[File, int], Bad]) -> None:

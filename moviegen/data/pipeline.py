@@ -45,16 +45,14 @@ def open_data(config: Any, workdir: str | Path, world: Group = ALONE) -> Data:
 
 def is_image_step(config: Any, step: int) -> bool:
     """Whether this step trains on images: a fraction `data.image_fraction` of the steps, drawn from the seed."""
-    if config.data.num_frames == 1:
-        return True
-    return streams.rng(Stream.IMAGE_STEP, config.seed, step).random() < config.data.image_fraction
+    data = config.data
+    return data.num_frames == 1 or streams.rng(Stream.IMAGE_STEP, config.seed, step).random() < data.image_fraction
 
 
 def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
     """The samples at these positions in the global batch of step `step`.
 
-    Every epoch is a new order of all samples, drawn from the seed; the position is counted in samples, so it does not
-    depend on how many ranks there are. Prompts are dropped as `draw_dropped` says.
+    Every epoch is a new order of all samples; places in it are counted in samples, so they do not depend on the ranks.
     """
     rows = data.rows["image" if is_image_step(config, step) else "video"]
     if not rows:
@@ -73,10 +71,7 @@ def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
 
 
 def draw_dropped(config: Any, rng: np.random.Generator) -> frozenset[str]:
-    """The encoders of one sample that see the empty prompt, for guidance.
-
-    All with probability `data.text_drop_prob`; else each by itself with that of `data.text_drop_each`.
-    """
+    """The encoders of a sample that see the empty prompt: all (`data.text_drop_prob`), or some (`data.text_drop_each`)."""
     encoders = sorted(config.model.text_dims)
     if rng.random() < config.data.text_drop_prob:
         return frozenset(encoders)
@@ -87,8 +82,7 @@ def draw_dropped(config: Any, rng: np.random.Generator) -> frozenset[str]:
 def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
     """Validation batches: every held-out sample at every time, with noise that is the same in every validation.
 
-    All batches have one size, for which the graphs are compiled: where it does not divide the number of samples, the
-    last batch takes some a second time.
+    All have the size for which the graphs are compiled: the last batch takes samples a second time to be full.
     """
     rows = data.rows["heldout"]
     for start in range(0, len(rows), size):

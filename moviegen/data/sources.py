@@ -24,10 +24,9 @@ class Tables(NamedTuple):
 
 
 def open_tables(config: Any, workdir: Path, world: Group = ALONE) -> Tables:
-    """The tables of `data.source`, checked; an embedded set is encoded first if its latents are not there yet.
+    """The tables of `data.source`, checked; the first rank encodes an embedded set if its latents are not there yet.
 
-    Where training is on images alone, an embedded set is validated on images. Of several ranks the first looks and
-    encodes. Raises ConfigError or DataError.
+    Where training is on images alone, an embedded set is validated on images. Raises ConfigError or DataError.
     """
     return (_csv if config.data.source == "csv" else _embedded)(config, workdir, world)
 
@@ -79,10 +78,7 @@ def _embedded(config: Any, workdir: Path, world: Group) -> Tables:
 
 
 def embedded(config: Any) -> dict[str, list[Item]]:
-    """The samples of an embedded set by split: "video" and "image", of rendered ones "heldout" and "heldout_image" too.
-
-    Raises ConfigError for an unknown source, or one without samples.
-    """
+    """The samples by split: "video", "image", of rendered ones "heldout", "heldout_image". ConfigError if there are none."""
     data = config.data
     size = (data.height, data.width)
     if data.source == "clips":
@@ -105,14 +101,12 @@ def embedded(config: Any) -> dict[str, list[Item]]:
 
 
 def _rendered(config: Any, split: str, index: int) -> Item:
-    data, of, image = config.data, "heldout" if "heldout" in split else "train", "image" in split
-    combination = synthetic.sample_combination(config.seed, index, of)
-
-    def frames() -> np.ndarray:
-        size = (data.height, data.width)
-        if image:
-            return synthetic.sample_image(config.seed, index, of, size)[0]
-        return synthetic.sample_clip(config.seed, index, of, max(2, data.num_frames), size)[0]
-
-    caption = synthetic.caption((*combination[:2], None) if image else combination)
-    return Item(f"{split}/{index:05d}", split, frames, caption)
+    data, of = config.data, "heldout" if "heldout" in split else "train"
+    combination, size = synthetic.sample_combination(config.seed, index, of), (data.height, data.width)
+    if "image" in split:
+        caption = synthetic.caption((*combination[:2], None))
+        draw = functools.partial(synthetic.sample_image, config.seed, index, of, size)
+    else:
+        caption = synthetic.caption(combination)
+        draw = functools.partial(synthetic.sample_clip, config.seed, index, of, max(2, data.num_frames), size)
+    return Item(f"{split}/{index:05d}", split, lambda: draw()[0], caption)

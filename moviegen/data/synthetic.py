@@ -75,11 +75,8 @@ def render(
     times = np.linspace(0, 1, num_frames) if num_frames > 1 else rng.uniform(0, 1, 1)
     background = _background(rng, height, width)
     ink = np.clip(np.array(COLOURS[colour]) + rng.uniform(-15, 15), 0, 255)
-    frames = np.empty((num_frames, height, width, 3), np.uint8)
-    for frame, time in zip(frames, times, strict=True):
-        cover = coverage(shape, start + time * travel, radius, height, width)[..., None]
-        frame[:] = np.rint(background * (1 - cover) + ink * cover)
-    return frames
+    covers = (coverage(shape, start + time * travel, radius, height, width)[..., None] for time in times)
+    return np.stack([np.rint(background * (1 - cover) + ink * cover).astype(np.uint8) for cover in covers])
 
 
 def sample_clip(
@@ -165,8 +162,8 @@ def _chroma(rgb: np.ndarray) -> np.ndarray:
 def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Returns the object's coverage of each pixel (t h w) and its chroma (3,), or None twice when there is no object.
 
-    Backgrounds are grey or of one tint, so the object is where chroma departs from the median; its coverage is the
-    projection on the object's own chroma, which is linear: noise and blur neither grow nor shrink it.
+    Backgrounds are of one tint, so the object is where chroma departs from the median; its coverage is the projection on
+    the object's own chroma, which is linear: noise and blur neither grow nor shrink it.
     """
     chroma = _chroma(frames.astype(np.float64))
     chroma -= np.median(chroma.reshape(-1, 3), axis=0)

@@ -28,8 +28,7 @@ class Row(NamedTuple):
 def read(config: Any, path: str) -> list[Row]:
     """The usable rows of a csv with a column `video` (a path relative to the folders).
 
-    A row whose files are missing is bad: bad rows are listed, and more than `data.max_bad_fraction` of them are refused
-    with a DataError.
+    Rows whose files are missing are listed, and more than `data.max_bad_fraction` of them raise a DataError.
     """
     data = config.data
     text, cache = _opened(data)
@@ -44,11 +43,11 @@ def read(config: Any, path: str) -> list[Row]:
     if any(store.is_store(folder) for folder in data.text_folders.values()):
         prompts, unusable = captions.read(path, config.text)
     usable, bad, texts = [], [], {prompt.line: prompt.texts for prompt in prompts}
-    for line, row in captions.rows(path, ("video",)):
+    for line, fields in captions.rows(path, ("video",)):
         if line in unusable:
             bad.append(unusable[line])
             continue
-        row = _row(row["video"], cache, text, texts.get(line, {}))
+        row = _row(fields["video"], cache, text, texts.get(line, {}))
         missing = [found for found in (row.latents, *row.text.values()) if not found.is_file()]
         if missing:
             bad.append(f"line {line}: no {missing[0]}")

@@ -48,18 +48,18 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
     source = _local(Path(offline) / repository) if offline else _hub(repository, endpoint, download)
     if "config.json" not in source.files:
         raise DataError(f"{source.place} has no config.json")
-    wanted = _choose(name, repository, source.files)
+    texts, weights = _choose(name, repository, source.files)
+    wanted = [*texts, *weights]
     paths, sums = {}, {}
     for i, file in enumerate(wanted, 1):
         print(f"fetch_text_encoder: {repository}/{file} ({i}/{len(wanted)})", flush=True)
         paths[file] = source.get(file)
         sums[file] = _checked(paths[file], source.files[file], f"{repository}/{file}")
-    weights = [path for file, path in paths.items() if _is_weights(file)]
-    at = weights[0] if len(weights) == 1 else weights[0].parent
-    arrays = torch_bin.lazy(at) if any(path.suffix == ".bin" for path in weights) else safetensors_io.lazy(at)[0]
+    at = paths[weights[0]] if len(weights) == 1 else paths[weights[0]].parent
+    arrays = torch_bin.lazy(at) if weights[-1].endswith(".bin") else safetensors_io.lazy(at)[0]
     arrays = {array: arrays[array] for array in _names(name, paths["config.json"].parent, arrays).values()}
     written = safetensors_io.write_shards(arrays, folder, None, SHARD_BYTES, {})
-    for file in (file for file in wanted if not _is_weights(file)):
+    for file in texts:
         with files.aside(folder / file) as temporary:
             shutil.copyfile(paths[file], temporary)
         written.append(folder / file)
@@ -83,20 +83,16 @@ def _is_whole(folder: Path, repository: str) -> bool:
         return False
 
 
-def _choose(name: str, repository: str, files: dict[str, str]) -> list[str]:
-    """The files to take: config.json, the tokenizer's, and the weights, safetensors rather than torch's."""
-    wanted = ["config.json", *(file for file in tokenizers.FILES[encoders.KINDS[name]] if file in files)]
+def _choose(name: str, repository: str, files: dict[str, str]) -> tuple[list[str], list[str]]:
+    """The files to take: config.json and the tokenizer's; the weights, safetensors rather than torch's."""
+    texts = ["config.json", *(file for file in tokenizers.FILES[encoders.KINDS[name]] if file in files)]
     for module, suffix in ((safetensors_io, ".safetensors"), (torch_bin, ".bin")):
         if module.INDEX in files:
             stem = module.WHOLE.removesuffix(suffix) + "-"
-            return [*wanted, module.INDEX, *sorted(f for f in files if f.startswith(stem) and f.endswith(suffix))]
+            return texts, [module.INDEX, *sorted(f for f in files if f.startswith(stem) and f.endswith(suffix))]
         if module.WHOLE in files:
-            return [*wanted, module.WHOLE]
+            return texts, [module.WHOLE]
     raise DataError(f"{repository} has no {safetensors_io.WHOLE} and no {torch_bin.WHOLE}, but: {', '.join(files)}")
-
-
-def _is_weights(file: str) -> bool:
-    return file.endswith((".safetensors", ".bin", ".index.json"))
 
 
 def _names(name: str, folder: Path, arrays: dict[str, Any]) -> dict[str, str]:

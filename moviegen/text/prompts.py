@@ -18,9 +18,9 @@ _QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”|«([^«»]*)»|「([^「」]
 def prepare(prompt: str, fps: float = 0, camera: str = "") -> dict[str, str]:
     """The text for each encoder: ul2 and metaclip get the prompt with its prefixes, byt5 the quoted text to be drawn.
 
-    `FPS-16 ` comes first, when fps is not 0, then the camera motion as a sentence; their order is ours, the paper leaves
-    it open. Nothing quoted gives byt5 an empty text, and an empty prompt gives every encoder one, the unconditional text
-    of guidance. Raises ConfigError for a camera motion that is not one of the sixteen.
+    `FPS-16 ` comes first, when fps is not 0, then the camera motion as a sentence; the paper leaves the order open. An
+    empty prompt gives every encoder an empty text, the unconditional one of guidance. Raises ConfigError for an unknown
+    camera motion.
     """
     prompt = clean(prompt)
     if camera and camera not in CAMERA_MOTIONS:

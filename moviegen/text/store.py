@@ -1,7 +1,7 @@
 """Cached embeddings of texts: a folder of safetensors shards, read at random, in which every text is there once.
 
-A text is found by its own checksum, so a store serves any table of captions that it was made for, and grows. A shard
-holds `embeddings` and `tokens` of its texts one after another at their true lengths, `ends` and `keys`.
+A text is found by its checksum, so that a store can grow. A shard holds `embeddings` and `tokens` of its texts one after
+another at their true lengths, `ends` and `keys`.
 """
 
 import functools
@@ -47,10 +47,7 @@ def is_store(folder: str | Path) -> bool:
 
 
 def check_or_write(folder: Path, fingerprint: dict, key: str) -> None:
-    """Writes the fingerprint of a new store, or checks that of one which is to grow.
-
-    Raises ConfigError, naming the config key and what differs, where the folder holds something else.
-    """
+    """Writes the fingerprint of a new store, or raises ConfigError, naming `key` and what differs, if it has another."""
     if not is_store(folder) and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no embeddings of ours: name another folder as {key}")
     fingerprints.check(folder / MANIFEST, fingerprint, "embeddings with another fingerprint", key)
@@ -95,9 +92,7 @@ def cached_store(folder: str) -> Store:
     return _cached_store(folder, os.stat(folder).st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=16)
-def _cached_store(folder: str, changed: int) -> Store:
-    return open_store(folder)
+_cached_store = functools.lru_cache(maxsize=16)(lambda folder, changed: open_store(folder))
 
 
 def contains(store: Store, texts: Iterable[str]) -> np.ndarray:

@@ -19,21 +19,17 @@ _CHUNK = 4096  # texts given to a library at once
 
 
 class Tokenizer(NamedTuple):
-    """`encode(texts)` -> ids of each with the encoder's own first and last tokens, uncut; ids are below `size`.
-
-    `digest` is a short checksum of the files that it was read from.
-    """
+    """`encode(texts)` -> ids of each with the encoder's own first and last tokens, uncut; ids are below `size`."""
 
     encode: Callable[[Sequence[str]], list[list[int]]]
     size: int
-    digest: str
+    digest: str  # short checksum of the files that it was read from
 
 
 def open_tokenizer(kind: str, folder: str | Path) -> Tokenizer:
     """The tokenizer of an encoder: kind "byt5" (needs no file), "t5" or "clip". Raises ConfigError.
 
-    "t5" reads `spiece.model`, or else `tokenizer.json`, in which a prompt's "</s>" is the end token; "clip" reads
-    `vocab.json` and `merges.txt`. Both need the libraries of the extra `text`.
+    "t5" reads the first of its FILES that is there, "clip" both. They need the libraries of the extra `text`.
     """
     folder = Path(folder)
     if kind == "byt5":
