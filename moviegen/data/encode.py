@@ -16,25 +16,17 @@ BATCH, BATCH_PIXELS = 8, 1 << 19  # encoded at once: so many of one shape, fewer
 
 
 class Item(NamedTuple):
-    """One row of a table: its name in the cache, its kind or split, its frames uint8 (t h w c) on demand.
-
-    `caption` is that of an embedded set's row, `line` that of a row of a csv.
-    """
+    """One row of a table: its name in the cache, its kind or split, its frames uint8 (t h w c) on demand."""
 
     name: str
     kind: str
     frames: Callable[[], np.ndarray]
-    caption: str = ""
-    line: int = 0
+    caption: str = ""  # of an embedded set's row
+    line: int = 0  # of a csv's row
 
 
 def encode(
-    items: Sequence[Item],
-    config: Any,
-    folder: Path,
-    of: str,
-    identity: Mapping[str, Any] | None = None,
-    world: Group = ALONE,
+    items: Sequence[Item], config: Any, folder: Path, of: str, identity: Mapping | None = None, world: Group = ALONE
 ) -> dict[str, int]:
     """Writes the posteriors of this rank's share of `items` to the cache `folder`, and its statistics.
 

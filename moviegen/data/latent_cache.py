@@ -108,11 +108,8 @@ class Cache(NamedTuple):
         return StoredLatents(name, self.shards.get(name) or self.folder / Path(name).with_suffix(".npz"))
 
     def statistics(self) -> Statistics | None:
-        """(shift, scale) that draws of the latents are normalized by; None in the seed's caches.
-
-        Those of the manifest, where an encoding has ended, so that runs which read one cache agree; else of the shards.
-        """
-        noted = _manifest(self.folder).get("statistics")
+        """(shift, scale) that draws of the latents are normalized by; None in the seed's caches."""
+        noted = _manifest(self.folder).get("statistics")  # once an encoding has ended: runs that read one cache agree
         return (noted["shift"], noted["scale"]) if noted else statistics(self.sums)
 
 

@@ -16,14 +16,11 @@ from moviegen.text.source import TextSource, open_text
 
 
 class Data(NamedTuple):
-    """Rows of a run by split: "video" and "image" to train on, "heldout" (may be missing) to validate; their text.
-
-    `frames` is how many latent frames of a video are taken; latents are normalized by `shift` and `scale`.
-    """
+    """Rows by split: "video" and "image" to train on, "heldout" (may be missing) to validate; text, latent statistics."""
 
     rows: dict[str, list[table.Row]]
     text: TextSource
-    frames: int
+    frames: int  # latent frames of a video
     shift: list[float]
     scale: list[float]
 

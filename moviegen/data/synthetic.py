@@ -30,8 +30,7 @@ Combination = tuple[str, str, str]
 # so that all four look equally large.
 _EXTENT = {"circle": (1.0, 1.0), "square": (0.92, 0.92), "triangle": (1.0, 1.15), "cross": (1.08, 1.08)}
 _ARM = 0.36  # half width of the cross's arms, in its size
-# How far from the frame's middle the middle of a path may be, in frames. With paths anywhere in the frame the toy's
-# minutes of training go into learning places: 19% of its shapes came out right where this gives 46 to 69%.
+# How far from the frame's middle a path's middle may be, in frames: else the toy's minutes go into learning places.
 _OFF_CENTRE = 0.06
 
 

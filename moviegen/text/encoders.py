@@ -41,10 +41,7 @@ class Encoder(NamedTuple):
 
 
 def look(config: Any, name: str) -> Files:
-    """What is in the folder `text.encoders.NAME`, checked against itself, the budget and model.text_dims.
-
-    Reads no weights. Raises ConfigError or DataError.
-    """
+    """The folder `text.encoders.NAME` but for its weights. Raises ConfigError or DataError where these do not fit."""
     named, dtype = config.text.encoders[name], config.text.dtype
     folder = Path(named)
     if not named or not folder.is_dir():
