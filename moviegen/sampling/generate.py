@@ -12,7 +12,7 @@ from moviegen.parallel import collectives
 from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.sampling.assignment import Assignment
 from moviegen.streams import Stream
-from moviegen.text.batch import Embeddings
+from moviegen.text.source import Embeddings
 
 
 def noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -22,7 +22,7 @@ _ROWS = 150_000  # as many positions as a fit needs
 
 
 def init(cfg: Any, clips: Sequence[np.ndarray], seed: int) -> dict:
-    """Parameters fitted to uint8 clips (t h w c) of one size, multiples of 8. ConfigError for narrow levels, norm_groups > 1."""
+    """Parameters fitted to uint8 clips (t h w c) of one size, multiples of 8. ConfigError for narrow levels or many groups."""
     if cfg.norm_groups != 1:
         raise ConfigError(
             f"tae.norm_groups is {cfg.norm_groups}: a linear start needs 1, constants steady one norm at a time"
