@@ -155,7 +155,8 @@ def _open(folder: str, listing: tuple[tuple[str, int], ...]) -> Cache:
         path = Path(folder) / file
         arrays, metadata = safetensors_io.lazy(path)
         shards |= {name.removeprefix("mean/"): path for name in arrays if name.startswith("mean/")}
-        for kind, more in metadata.get("sums", {}).items():
+        found = metadata.get("sums", {})
+        for kind, more in ({"video": found} if "count" in found else found).items():  # of all kinds, as once written
             sums[kind] = _added(sums.get(kind), more)
     return Cache(Path(folder), shards, sums)
 

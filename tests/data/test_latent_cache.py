@@ -5,6 +5,7 @@ import pytest
 
 from moviegen.data import latent_cache
 from moviegen.errors import ConfigError, DataError
+from moviegen.storage import safetensors_io
 
 
 def posterior(seed, frames):
@@ -63,6 +64,18 @@ def test_statistics_are_those_of_images_where_there_are_no_videos(tmp_path):
     store.add("a.png", mean, std, "image")
     store.flush()
     np.testing.assert_allclose(latent_cache.open_cache(tmp_path).statistics()[0], mean.mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_sums_without_kinds_count_as_those_of_videos(tmp_path):
+    """As shards of earlier versions have them."""
+    mean, std = posterior(0, 1)
+    store = latent_cache.ShardWriter(tmp_path, "float32", 0)
+    store.add("a.mp4", mean, std, "video")
+    store.flush()
+    expected = latent_cache.open_cache(tmp_path).statistics()
+    sums = latent_cache._sums(mean, std)
+    safetensors_io.write({}, tmp_path / "latents-00000-000000.safetensors", "float32", {"sums": sums})
+    assert latent_cache.open_cache(tmp_path).statistics() == expected
 
 
 def test_the_manifest_states_the_statistics_of_an_encoding_that_has_ended(tmp_path):
