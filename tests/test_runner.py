@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import json
 import sys
 import types
@@ -145,3 +147,9 @@ def test_jobs_are_the_files_of_the_folder(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     monkeypatch.setattr(runner, "JOBS", tmp_path)
     assert runner.jobs() == ["sample", "train"]
+
+
+@pytest.mark.parametrize("job", runner.jobs())
+def test_every_job_is_a_function_of_a_run(job):
+    function = importlib.import_module(f"moviegen.jobs.{job}").run
+    assert list(inspect.signature(function).parameters) == ["run"] and function.__doc__

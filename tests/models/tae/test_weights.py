@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from experiments import common
+from moviegen.errors import ConfigError, DataError
+from moviegen.models.tae import weights
+from moviegen.storage import checkpoint, safetensors_io
+
+CFG = common.tae("tiny")
+
+
+def test_shipped_weights_are_found_by_their_name():
+    path = weights.find("package:tiny_tae", "data.tae_weights")
+    assert path.name == "tiny_tae.safetensors" and weights.load(path, CFG)
+
+
+@pytest.mark.parametrize("name", ["", "nowhere.safetensors", "package:nothing"])
+def test_a_name_of_nothing_names_the_key(name):
+    with pytest.raises(ConfigError, match=f"evaluate.weights is '{name}'"):
+        weights.find(name, "evaluate.weights")
+
+
+def test_a_checkpoint_gives_its_ema_without_the_discriminator(tmp_path):
+    whole = safetensors_io.read(weights.find("package:tiny_tae", ""))
+    other = {"discriminator/0/spatial/w": np.zeros((2, 3, 3, 3), np.float32)}
+    trees = {"ema": whole | other, "params": {name: array + 1 for name, array in whole.items()}}
+    checkpoint.save(tmp_path / "checkpoints", 3, trees, {})
+    found = weights.load(tmp_path / "checkpoints", CFG)
+    assert found.keys() == whole.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(found[name].asnumpy(), array.astype(np.float32))
+
+
+def test_weights_of_another_config_are_named(tmp_path):
+    arrays = safetensors_io.read(weights.find("package:tiny_tae", ""))
+    arrays["encoder/head/norm/scale"] = arrays["encoder/head/norm/scale"][:1]
+    path = safetensors_io.write(arrays, tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match=r"encoder/head/norm/scale \(1 differ\)"):
+        weights.load(path, CFG)
+
+
+def test_a_digest_is_that_of_the_content(tmp_path):
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (weights.digest(tmp_path / name) for name in "abc")
+    assert a == b != c and weights.digest(tmp_path) not in (a, c)
