@@ -9,8 +9,6 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from moviegen.errors import ConfigError
 
 AXES = ("data", "zero", "sp")
@@ -98,6 +96,8 @@ def setup(axes: dict[str, int]) -> Mesh:
 
 def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
     """The mesh of the ranks `members`, which include this process; rank = (data * Z + zero) * S + sp in their order."""
+    import numpy as np  # not above: the command line is read without it
+
     sizes = tuple(axes[name] for name in AXES)
     grid = np.reshape(members, sizes)
     position = np.argwhere(grid == rank())[0]
