@@ -54,7 +54,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                     loss=common.tae_loss(l1=0.5, mse=2.0, kl=1e-5),
                     # Fine-tuning at small steps: the shipped weights are the end of a schedule.
                     optim=_optim(learning_rate=1e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=10),
-                    train=_train(steps=120, batch_size=1),
+                    train=_train(steps=80, batch_size=1),
                     ema=dict(decay=0.97),
                 ),
                 t2i=dict(
