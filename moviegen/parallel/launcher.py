@@ -31,12 +31,7 @@ def run(command: list[str], ranks: int, workdir: Path) -> int:
     for old in (*logs.glob("*.log"), logs / heartbeat.OVER):
         old.unlink(missing_ok=True)
     print(f"starting {ranks} ranks; each writes its output to {logs}/worker_RANK.log, rank 0's follows", flush=True)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port, count = f"{s.getsockname()[1]}", f"{ranks}"
-    # What MindSpore reads to find the other ranks; msrun would say the same.
-    place = {"MS_WORKER_NUM": count, "RANK_SIZE": count, "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": port}
-    processes, shown = {}, 0
+    processes, shown, place = {}, 0, _place(ranks)
     try:
         for name in (SCHEDULER, *range(ranks)):
             processes[name] = _start(command, logs, name, place)
@@ -72,6 +67,14 @@ def run(command: list[str], ranks: int, workdir: Path) -> int:
         lines = [line for line in log.read_text(errors="replace").splitlines() if _worth_showing(line)]
         print(f"  {log.stem}: {lines[-1] if lines else '(no output)'}", file=sys.stderr)
     return code if code > 0 else 128 - code
+
+
+def _place(ranks: int) -> dict[str, str]:
+    """What MindSpore reads to find the other ranks; msrun would say the same."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port, count = f"{s.getsockname()[1]}", f"{ranks}"
+    return {"MS_WORKER_NUM": count, "RANK_SIZE": count, "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": port}
 
 
 def _start(command: list[str], logs: Path, name: str | int, place: dict[str, str]) -> subprocess.Popen:
