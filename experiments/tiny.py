@@ -45,7 +45,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                     data=dict(
                         tae_weights="package:tiny_tae",  # what it starts from
                         source="clips",
-                        synthetic_fraction=0.5,
+                        synthetic_fraction=0.65,
                         image_fraction=0.1,
                         image_batch_size=8,
                         csv="",
@@ -62,7 +62,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                     data=dict(image_fraction=1.0),
                     train=_train(steps=100, batch_size=64),
                 ),
-                t2v=dict(train=_train(steps=1000, batch_size=32)),
+                t2v=dict(train=_train(steps=1300, batch_size=32)),
                 sample=dict(samples_per_prompt=3 if data == "synthetic" else 1),
                 report=dict(),
             ),
