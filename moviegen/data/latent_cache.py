@@ -35,6 +35,7 @@ def fingerprint(config: Any, weights: Path | None) -> dict[str, Any]:
         **{key: data[key] for key in ("height", "width", "num_frames")},
         "fps": float(data.get("fps", 0.0)),
         "crop": "centre",
+        "pixels": 2,  # how files are read (data/view.py): raised where the same file gives other pixels
         "dtype": data.get("latent_dtype", "float32"),
     }
     return found | ({"weights": tae_weights.digest(weights)} if weights else {})

@@ -3,29 +3,20 @@
 Frames are uint8 `(t h w c)` RGB everywhere outside a model; `to_model` and `to_uint8` cross that border.
 """
 
-import contextlib
-import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import einops
 import numpy as np
 
+from moviegen.data import demux, image, view
 from moviegen.errors import DataError
 from moviegen.storage import files
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-class Box(NamedTuple):
-    """A frame is scaled to cover `cover`, of which `size` is cut out at the place `at`."""
-
-    size: tuple[int, int]
-    cover: tuple[int, int]
-    at: tuple[float, float]
+IMAGE_SUFFIXES = image.SUFFIXES
 
 
 def read(
@@ -42,43 +33,42 @@ def read(
 
     Args:
         num_frames: None for all up to the end of the file.
-        size: (height, width) or a square's side, which frames are scaled to cover, keeping their aspect in stored pixels,
-            and cropped to. None keeps the stored size.
+        size: (height, width) or a square's side, which frames are scaled to cover, keeping their aspect as shown, and
+            cropped to. None keeps the stored size, but for pixels that are not square.
         cover: what they are scaled to cover instead, where that is larger than size.
         at: where the crop lies, from (0, 0), top left, to (1, 1), bottom right.
         fps: frames are those on show at times 0, 1/fps, 2/fps, ... of the file's clock, and start and stride count these;
             0 takes the frames as stored.
-    Returns uint8 (t h w c) RGB with the file's rotation applied, and the frames per second of the result (0 for an image,
+    Returns uint8 (t h w c) RGB as a viewer shows it (docs/data.md), and the frames per second of the result (0 for an image,
     which is one frame). Raises DataError for a missing, damaged or truncated file, no video in it or too few frames.
     """
     if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
         raise ValueError(f"start {start}, num_frames {num_frames}, stride {stride}: expected start >= 0, others >= 1")
-    path = _existing(path)
-    box = None if size is None else Box(height_width(size), cover or height_width(size), at)
+    path = files.regular(path)
+    box = None if size is None else view.Box(height_width(size), cover or height_width(size), at)
     if is_image(path):
         if start or (num_frames or 1) != 1:
             raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
-        return _read_image(path, box)[None], 0.0
+        return _picture(path, box)[None], 0.0
     stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
     if start and stop and not fps and (sought := _sought(path, range(start, stop, stride), box)):
-        return np.stack(sought[0]), sought[1] / stride
-    with _opened(path) as (container, stream):
-        frames, decoded = [], 0
+        return _stacked(path, sought[0]), sought[1] / stride
+    with demux.opened(path) as (container, stream):
+        frames, decoded, seen = [], 0, view.viewer(path, stream, box)
         shown = itertools.islice(_at_rate(container.decode(stream), fps, stream.average_rate), stop)
         for decoded, frame in enumerate(shown, 1):
             if decoded > start and (decoded - 1 - start) % stride == 0:
-                frames.append(_to_array(frame, box))
+                frames.append(seen(frame))
         rate = (fps or float(stream.average_rate or 0)) / stride
-        promised = 0 if fps else stream.frames
     if decoded == 0:
         raise DataError(f"{path}: holds no decodable video frame")
     if stop is not None and decoded < stop:
         raise DataError(f"{path}: {decoded} frames, but frames {start} to {stop - 1} were asked for")
-    if stop is None and decoded < promised:
-        raise DataError(f"{path}: truncated or damaged, its header promises {promised} frames but {decoded} decode")
+    if stop is None:
+        _check_whole(path, None if fps else decoded)
     if not frames:
         raise DataError(f"{path}: {decoded} frames, but frames from {start} were asked for")
-    return np.stack(frames), rate
+    return _stacked(path, frames), rate
 
 
 def is_image(path: Path) -> bool:
@@ -88,17 +78,17 @@ def is_image(path: Path) -> bool:
 
 def probe(path: str | Path) -> dict[str, float]:
     """Frames (counted, not the header's word), fps, height and width as `read` returns them, seconds. Raises DataError."""
-    path = _existing(path)
+    path = files.regular(path)
     if is_image(path):
-        height, width = _read_image(path, None).shape[:2]
+        height, width = _picture(path, None).shape[:2]
         return {"frames": 1, "fps": 0.0, "height": height, "width": width, "seconds": 0.0}
-    with _opened(path) as (container, stream):
+    with demux.opened(path) as (container, stream):
         first = next(container.decode(stream), None)
         if first is None:
             raise DataError(f"{path}: holds no decodable video frame")
-        height, width = _to_array(first, None).shape[:2]
+        height, width = view.viewer(path, stream, None)(first).shape[:2]
         fps = float(stream.average_rate or 0)
-    frames, _ = _index(path)
+    frames = demux.index(path).frames
     return {"frames": frames, "fps": fps, "height": height, "width": width, "seconds": frames / fps if fps else 0.0}
 
 
@@ -122,7 +112,8 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
 def write_mp4(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float) -> None:
     """Writes uint8 (t h w c), or one such piece after another, as H.264 yuv420p at constant quality 18, for any browser.
 
-    Raises ValueError when height or width is odd (4:2:0 has one chroma sample per 2x2 pixels), or fps <= 0.
+    Colours are converted by BT.709 to the limited range, and the file says so. Raises ValueError when height or width is odd
+    (4:2:0 has one chroma sample per 2x2 pixels), or fps <= 0; DataError when it cannot be written, and nothing is left.
     """
     import av
 
@@ -133,23 +124,28 @@ def write_mp4(path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: 
         raise ValueError(f"{path}: H.264 yuv420p needs an even height and width, got {height}x{width}")
     if not fps > 0:
         raise ValueError(f"{path}: frames per second must be above 0, got {fps}")
-    with files.aside(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        rate = Fraction(float(fps)).limit_denominator(1001)
+    rate = Fraction(float(fps)).limit_denominator(1001)
+    matrix, limited = view.BT709, 1  # of H.273, as are primaries and transfer; FFmpeg's number of the range
+    refused = files.refused(f"{path}: cannot be written", av.FFmpegError)
+    with files.aside(path) as temporary, refused, av.open(f"file:{temporary}", "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.colorspace = stream.color_primaries = stream.color_trc = matrix
+        stream.color_range = limited
         for index, array in enumerate(array for piece in itertools.chain([first], pieces) for array in piece):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range=limited)
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
 def write_png(path: str | Path, frame: np.ndarray) -> None:
-    """Writes one uint8 (h w c) frame, without loss."""
+    """Writes one uint8 (h w c) frame, without loss. DataError when it cannot be written, and nothing is left."""
     from PIL import Image
 
     image = Image.fromarray(_checked(frame[None])[0])
-    with files.aside(path) as temporary:
+    with files.aside(path) as temporary, files.refused(f"{path}: cannot be written", OSError):
         image.save(temporary, format="PNG")
 
 
@@ -162,67 +158,50 @@ def write_sheet(path: str | Path, frames: np.ndarray, columns: int) -> None:
     write_png(path, sheet[:-gap, :-gap])
 
 
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return path
-
-
 def _checked(frames: np.ndarray) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"expected uint8 frames (t h w 3), got {frames.dtype} {frames.shape}")
     return np.ascontiguousarray(frames)
 
 
-@contextlib.contextmanager
-def _opened(path: Path):
-    """Opens the file's first moving-picture stream; every failure of the decoder inside becomes a DataError."""
+def _picture(path: Path, box: view.Box | None) -> np.ndarray:
     import av
 
-    try:
-        with av.open(str(path)) as container:
-            cover = av.stream.Disposition.attached_pic  # an audio file's cover picture is no video
-            streams = [s for s in container.streams.video if not s.disposition & cover]
-            if not streams:
-                raise DataError(f"{path}: holds no video stream (audio only?)")
-            streams[0].thread_type = "AUTO"
-            yield container, streams[0]
-    except av.FFmpegError as error:
-        raise DataError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
+    return view.fitted(av.VideoFrame.from_ndarray(image.read(path), format="rgb24"), box)
 
 
-def _sought(path: Path, wanted: range, box: Box | None) -> tuple[list[np.ndarray], float] | None:
+def _check_whole(path: Path, decoded: int | None) -> None:
+    """Raises DataError where a file holds, or `decoded` is, less than it promises."""
+    index = demux.index(path)
+    decoded = index.frames if decoded is None else decoded
+    promised = max(index.frames, decoded) + index.lost
+    if decoded < promised:
+        raise DataError(f"{path}: truncated or damaged, its header promises {promised} frames but {decoded} decode")
+
+
+def _stacked(path: Path, frames: list[np.ndarray]) -> np.ndarray:
+    sizes = sorted({frame.shape[:2] for frame in frames})
+    if len(sizes) > 1:
+        raise DataError(f"{path}: its size changes, from {sizes[0]} to {sizes[-1]}: read it at one size")
+    return np.stack(frames)
+
+
+def _sought(path: Path, wanted: range, box: view.Box | None) -> tuple[list[np.ndarray], float] | None:
     """Some frames, decoded from the last key frame before them on, and the file's rate; None if its times do not tell them."""
-    _, times = _index(path)
+    times = demux.index(path).times
     if times is None or wanted[-1] >= len(times):
         return None
-    chosen, frames = {int(times[i]) for i in wanted}, []
-    with _opened(path) as (container, stream):
+    chosen, found = {int(times[i]) for i in wanted}, []
+    with demux.opened(path) as (container, stream):
+        seen = view.viewer(path, stream, box)
         container.seek(min(chosen), stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts in chosen:
-                frames.append(_to_array(frame, box))
+                found.append(seen(frame))
             if frame.pts is None or frame.pts >= max(chosen):
                 break
         rate = float(stream.average_rate or 0)
-    return (frames, rate) if len(frames) == len(wanted) else None
-
-
-def _index(path: Path) -> tuple[int, np.ndarray | None]:
-    """How many frames a file has, and when each is shown, in the stream's units, rising; None if the file does not say it."""
-    status = path.stat()
-    return _indexed(path, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache(maxsize=1024)
-def _indexed(path: Path, changed: int, size: int) -> tuple[int, np.ndarray | None]:
-    with _opened(path) as (container, stream):
-        # One packet is one frame in every codec that we read; the flush packet at the end has no size.
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        times, whole = [packet.pts for packet in packets], bool(packets) and packets[0].is_keyframe
-    told = whole and None not in times and len(set(times)) == len(times)
-    return len(times), np.sort(np.array(times)) if told else None
+    return (found, rate) if len(found) == len(wanted) else None
 
 
 def _at_rate(frames: Iterator[Any], fps: float, average: Any) -> Iterator[Any]:
@@ -242,30 +221,3 @@ def _at_rate(frames: Iterator[Any], fps: float, average: Any) -> Iterator[Any]:
             yield shown
             emitted += 1
         shown = frame
-
-
-def _read_image(path: Path, box: Box | None) -> np.ndarray:
-    import av
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"{path}: damaged, truncated or not an image ({error})") from error
-    return _to_array(av.VideoFrame.from_ndarray(array, format="rgb24"), box)
-
-
-def _to_array(frame, box: Box | None) -> np.ndarray:
-    """av.VideoFrame -> uint8 (h w c): scaled to cover, cropped, turned upright."""
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as numpy turns
-    if box is None:
-        return np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    cover = box.cover if turns % 2 == 0 else box.cover[::-1]
-    scale = max(cover[0] / frame.height, cover[1] / frame.width)
-    height, width = max(cover[0], round(frame.height * scale)), max(cover[1], round(frame.width * scale))
-    array = frame.to_ndarray(format="rgb24", height=height, width=width, interpolation="BICUBIC")
-    array = np.rot90(array, turns)
-    height, width = box.size
-    top, left = (int(where * (have - want)) for where, have, want in zip(box.at, array.shape, box.size, strict=False))
-    return array[top : top + height, left : left + width]

@@ -34,6 +34,18 @@ def aside(path: str | Path, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def regular(path: str | Path) -> Path:
+    """Returns the path of a file that can be read to its end. DataError where there is none: a pipe or device would wait."""
+    path = Path(path)
+    try:
+        found, other = path.is_file(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise DataError(f"{path}: no such file ({error.strerror})") from error
+    if not found:
+        raise DataError(f"{path}: no such file" + (", but a folder, pipe or device" if other else ""))
+    return path
+
+
 def write_text(text: str, path: str | Path) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
     with aside(path) as temporary:

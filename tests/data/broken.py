@@ -7,6 +7,7 @@ import av
 import numpy as np
 
 from moviegen.data import video
+from tests.data import odd
 
 # name -> a part of the reason for which it cannot be used as 8 frames, or "" where it can
 FILES = {
@@ -50,10 +51,7 @@ def write(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     video.write_mp4(folder / "whole.mp4", pixels(12), 8)
     encode(folder / "odd.avi", pixels(12, 35, 51), "ffv1", "bgr0")
-    content = bytearray((folder / "whole.mp4").read_bytes())
-    at = content.index(b"tkhd") + 44
-    content[at : at + 36] = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)  # a quarter turn
-    (folder / "rotated.mp4").write_bytes(content)
+    (folder / "rotated.mp4").write_bytes(odd.turned((folder / "whole.mp4").read_bytes()))
     encode(folder / "variable.mkv", pixels(12), "ffv1", "bgr0", [0, 1, 2, 3, 8, 9, 10, 11, 20, 21, 22, 23])
     encode(folder / "ten_bit.mkv", pixels(12), "ffv1", "yuv420p10le")
     video.write_mp4(folder / "one_frame.mp4", pixels(1), 8)

@@ -1,15 +1,19 @@
 import contextlib
 import os
-import struct
+import subprocess
+import sys
 
 import av
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
-from moviegen.data import video
+from moviegen.data import crops, demux, files, video
 from moviegen.errors import DataError
-from moviegen.evaluation import metrics
+from moviegen.evaluation import comparison, metrics
+from moviegen.jobs import encode_video
+from tests.data import odd
 
 
 def moving_square(num_frames=20, height=48, width=64):
@@ -82,7 +86,7 @@ def test_seeking_finds_the_frames_that_decoding_from_the_start_does(tmp_path, na
 
 def test_seeking_does_not_decode_what_comes_before(tmp_path, monkeypatch):
     video.write_mp4(tmp_path / "a.mp4", moving_square(24).repeat(25, axis=0), 25)  # a key frame every 250
-    counted, opened = [], video._opened
+    counted, opened = [], demux.opened
 
     @contextlib.contextmanager
     def counting(path):
@@ -99,7 +103,7 @@ def test_seeking_does_not_decode_what_comes_before(tmp_path, monkeypatch):
                 yield frame
 
     whole, _ = video.read(tmp_path / "a.mp4")
-    monkeypatch.setattr(video, "_opened", counting)
+    monkeypatch.setattr(demux, "opened", counting)
     np.testing.assert_array_equal(video.read(tmp_path / "a.mp4", 520, 2)[0], whole[520:522])
     assert len(counted) <= 32
 
@@ -124,11 +128,7 @@ def test_rotation_of_the_file_is_honoured(tmp_path):
     frames = np.zeros((2, 32, 64, 3), np.uint8)
     frames[:, :, :16] = 255  # a bright left edge
     video.write_mp4(tmp_path / "a.mp4", frames, 10)
-    content = bytearray((tmp_path / "a.mp4").read_bytes())
-    matrix = content.index(b"tkhd") + 4 + 40  # version 0: after times, ids, layer and volume
-    quarter = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)  # shown turned 90 degrees clockwise
-    content[matrix : matrix + 36] = quarter
-    (tmp_path / "b.mp4").write_bytes(content)
+    (tmp_path / "b.mp4").write_bytes(odd.turned((tmp_path / "a.mp4").read_bytes()))
     got, _ = video.read(tmp_path / "b.mp4")
     assert got.shape == (2, 64, 32, 3)
     assert got[:, :12].min() > 230 and got[:, 20:].max() < 25  # clockwise: left becomes top
@@ -236,6 +236,85 @@ def test_what_cannot_be_written_is_refused_and_leaves_the_old_file(tmp_path, mon
     with pytest.raises(ZeroDivisionError):
         video.write_mp4(path, moving_square(5), 10)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_what_is_written_shows_its_colours_where_players_take_bt709(tmp_path):
+    """Nothing but luma's weights is taken from the file: as a player that goes by BT.709, or by what the file says."""
+    colours = np.array([(220, 30, 40), (30, 200, 60), (20, 40, 210), (128, 128, 128)], np.uint8)
+    frame = colours.repeat(144, 0)[None].repeat(1024, 0)  # 576 wide, in four bars
+    video.write_mp4(tmp_path / "a.mp4", frame[None].repeat(2, 0), 16)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        decoded = next(container.decode(video=0))
+    assert (decoded.colorspace, decoded.color_primaries, decoded.color_trc, decoded.color_range) == (1, 1, 1, 1)
+    assert b"colrnclx\0\1\0\1\0\1\0" in (tmp_path / "a.mp4").read_bytes()
+    planes = [np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in decoded.planes]
+    y, cb, cr = (plane[:: len(plane) // 512, :: plane.shape[1] // 288].astype(float) for plane in planes)
+    y, cb, cr = (y - 16) / 219, (cb - 128) / 224, (cr - 128) / 224
+    r, b = y + 1.5748 * cr, y + 1.8556 * cb
+    shown = 255 * np.stack([r, (y - 0.2126 * r - 0.0722 * b) / 0.7152, b], -1)
+    np.testing.assert_allclose(shown[256, 36::72], colours, atol=2)
+    np.testing.assert_allclose(video.read(tmp_path / "a.mp4")[0][0, 500, 72::144], colours, atol=1)
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from moviegen.data import video
+from moviegen.errors import DataError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+noise = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 64, 64, 3), np.uint8)
+try:
+    video.write_png(sys.argv[1], noise[0]) if len(noise) == 1 else video.write_mp4(sys.argv[1], noise, 8)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name, frames", [("a.png", 1), ("a.mp4", 2), ("a.mp4", 120)])
+def test_a_full_disk_is_told_in_a_line_and_leaves_the_old_file(tmp_path, name, frames):
+    (tmp_path / name).write_text("old")
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / name), str(frames)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1 and f"{tmp_path / name}: cannot be written" in done.stdout
+    assert "File too large" in done.stdout
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "old")]
+
+
+@pytest.fixture(scope="module")
+def odd_files(tmp_path_factory):
+    return odd.write(tmp_path_factory.mktemp("odd"))
+
+
+def read_by_jobs(folder, name, frames):
+    """What encode_video, training of the autoencoder and evaluation read of one file, in turn."""
+    (folder.parent / "one.csv").write_text(f"video\n{name}\n")
+    data = ConfigDict(
+        dict(csv=str(folder.parent / "one.csv"), video_folder=str(folder), source="csv", max_bad_fraction=0.0, fps=0.0)
+        | dict(num_frames=frames, height=odd.HEIGHT, width=odd.WIDTH, image_fraction=float(frames == 1))
+    )
+    evaluate = ConfigDict(dict(csv=data.csv, video_folder=data.video_folder, num_frames=0, max_clips=0))
+    (file,) = files.listed(data.csv, data.video_folder)
+    yield lambda: encode_video._read(file, data)
+    yield lambda: crops.source(data)(np.random.default_rng(0), frames, odd.HEIGHT, odd.WIDTH)
+    yield lambda: next(comparison.measured(ConfigDict(dict(evaluate=evaluate, data=data)))[0]).frames
+
+
+@pytest.mark.parametrize("name", odd.FILES)
+def test_every_job_reads_an_odd_file_alike_or_refuses_it(odd_files, name):
+    reason = odd.FILES[name]
+    frames = 1 if video.is_image(odd_files / name) else odd.FRAMES
+    for read in read_by_jobs(odd_files, name, frames):
+        if reason:
+            with pytest.raises(DataError, match=reason) as caught:
+                read()
+            assert name in str(caught.value) and "\n" not in str(caught.value)
+            continue
+        found = read()
+        assert found.shape == (frames, odd.HEIGHT, odd.WIDTH, 3)
+        np.testing.assert_array_equal(found, video.read(odd_files / name)[0])
+        away = [*range(26), *range(38, odd.WIDTH)]  # from the border, which scaling and coding soften
+        np.testing.assert_allclose(found[:, :, away], odd.scene()[None, :, away].repeat(frames, 0), atol=3)
 
 
 def test_sheet_lays_frames_out_in_rows(tmp_path):

@@ -1,0 +1,82 @@
+"""Video files opened, and which frames are in them: one count for probing, reading and caching."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen.errors import DataError
+
+# Containers that hold their frames themselves: a playlist (HLS, concat, DASH) would open whatever it names. Those of sound
+# are there to be told as such.
+_FORMATS = "asf,avi,flv,gif,h264,hevc,ivf,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,ogg,yuv4mpegpipe,mp3,wav,flac,aac"
+_MAX_PIXELS = 1 << 28  # of one frame: more is a broken or hostile header, and gigabytes
+# One packet is one frame in these. Elsewhere there are packets that show nothing (VP8's references, MPEG-4's skipped frames).
+_ONE_EACH = ("av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "vp9")
+
+
+class Index(NamedTuple):
+    """What a file shows: frames, when each in the stream's units, rising (None: it does not tell), and how many it lacks."""
+
+    frames: int
+    times: np.ndarray | None
+    lost: int
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Opens the file's first moving-picture stream; every failure of the decoder inside becomes a DataError."""
+    import av
+
+    try:
+        limit = {"max_pixels": str(_MAX_PIXELS)}
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"} | limit
+        # "file:", or a name such as "concat:a" would be more than a name. Tags may be in any encoding.
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+            cover = av.stream.Disposition.attached_pic  # an audio file's cover picture is no video
+            streams = [s for s in container.streams.video if not s.disposition & cover]
+            if not streams:
+                raise DataError(f"{path}: holds no video stream (audio only?)")
+            stream = streams[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path}: its video is coded in a way that the installed FFmpeg does not decode")
+            stream.thread_type, stream.options = "AUTO", limit
+            yield container, stream
+    except av.FFmpegError as error:
+        raise DataError(
+            f"{path}: damaged, truncated or not a video of a kind that is read ({error.strerror})"
+        ) from error
+
+
+def index(path: Path) -> Index:
+    """Looks through a whole file, once while it does not change. Raises DataError."""
+    status = path.stat()
+    return _index(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _index(path: Path, changed: int, size: int) -> Index:
+    with opened(path) as (container, stream):
+        # An edit list takes frames out of MP4's and MOV's own index too, not out of the header's number.
+        promised = len(stream.index_entries) if "mov" in container.format.name else stream.frames
+        packets = list(container.demux(stream))[:-1]  # the last one tells the decoder that it is the last
+        times = [packet.pts for packet in packets if packet.size]
+        held = len(packets)
+        if container.format.name == "avi" and None not in times:
+            held = (
+                max(times, default=-1) + 1
+            )  # empty packets, which repeat the frame before, are numbered and not handed out
+        first_key = bool(times) and packets[0].is_keyframe
+        # What is shown before the first key frame lacks what it refers to: whether it decodes is up to the decoder.
+        clear = first_key and None not in times and times[0] == min(times)
+        clear = clear and stream.codec_context.codec.canonical_name in _ONE_EACH
+    if clear:
+        shown = [packet.pts for packet in packets if packet.size and not packet.is_discard]
+    else:
+        with opened(path) as (container, stream):
+            shown = [frame.pts for frame in container.decode(stream)]
+    told = first_key and None not in shown and len(set(shown)) == len(shown)
+    return Index(len(shown), np.sort(np.array(shown)) if told else None, max(0, promised - held))
