@@ -60,21 +60,22 @@ def index(path: Path) -> Index:
 @functools.lru_cache(maxsize=1024)
 def _index(path: Path, changed: int, size: int) -> Index:
     with opened(path) as (container, stream):
-        # An edit list takes frames out of MP4's and MOV's own index too, not out of the header's number.
-        promised = len(stream.index_entries) if "mov" in container.format.name else stream.frames
-        packets = list(container.demux(stream))[:-1]  # the last one tells the decoder that it is the last
-        times = [packet.pts for packet in packets if packet.size]
-        held = len(packets)
-        if container.format.name == "avi" and None not in times:
-            held = (
-                max(times, default=-1) + 1
-            )  # empty packets, which repeat the frame before, are numbered and not handed out
-        first_key = bool(times) and packets[0].is_keyframe
+        kind, promised, held, packets = container.format.name, stream.frames, -1, []
+        if "mov" in kind:
+            promised = len(stream.index_entries)  # without what an edit list leaves out
+        for packet in container.demux(stream):  # one at a time: together they are the file
+            held += 1  # of the file's, so without the last one, which ends the decoder's
+            if packet.size:
+                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+        times = [time for time, _, _ in packets]
+        if kind == "avi" and None not in times:
+            held = max(times, default=-1) + 1  # with the empty ones, which are numbered and not handed out
+        first_key = bool(packets) and packets[0][1]
         # What is shown before the first key frame lacks what it refers to: whether it decodes is up to the decoder.
         clear = first_key and None not in times and times[0] == min(times)
         clear = clear and stream.codec_context.codec.canonical_name in _ONE_EACH
     if clear:
-        shown = [packet.pts for packet in packets if packet.size and not packet.is_discard]
+        shown = [time for time, _, unseen in packets if not unseen]
     else:
         with opened(path) as (container, stream):
             shown = [frame.pts for frame in container.decode(stream)]

@@ -144,9 +144,9 @@ def write_png(path: str | Path, frame: np.ndarray) -> None:
     """Writes one uint8 (h w c) frame, without loss. DataError when it cannot be written, and nothing is left."""
     from PIL import Image
 
-    image = Image.fromarray(_checked(frame[None])[0])
+    picture = Image.fromarray(_checked(frame[None])[0])
     with files.aside(path) as temporary, files.refused(f"{path}: cannot be written", OSError):
-        image.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")
 
 
 def write_sheet(path: str | Path, frames: np.ndarray, columns: int) -> None:
@@ -171,10 +171,9 @@ def _picture(path: Path, box: view.Box | None) -> np.ndarray:
 
 
 def _check_whole(path: Path, decoded: int | None) -> None:
-    """Raises DataError where a file holds, or `decoded` is, less than it promises."""
+    """Raises DataError where a file promises more than it holds, or than were decoded of it (None: not counted)."""
     index = demux.index(path)
-    decoded = index.frames if decoded is None else decoded
-    promised = max(index.frames, decoded) + index.lost
+    promised, decoded = index.frames + index.lost, index.frames if decoded is None else decoded
     if decoded < promised:
         raise DataError(f"{path}: truncated or damaged, its header promises {promised} frames but {decoded} decode")
 

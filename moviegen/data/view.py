@@ -41,11 +41,13 @@ def viewer(path: Path, stream: Any, box: Box | None) -> Callable[[Any], np.ndarr
     def seen(frame: Any) -> np.ndarray:
         if frame.interlaced_frame:
             raise DataError(
-                f"{path}: is interlaced, which is not read; make a copy that is not: ffmpeg -i IN -vf bwdif OUT"
+                f"{path}: is interlaced, which is not read; make a copy that is not: ffmpeg -i IN -vf bwdif=send_frame OUT"
             )
         if frame.color_trc in _NOT_SDR:
             curve = _NOT_SDR[frame.color_trc]
-            raise DataError(f"{path}: is HDR or raw ({curve} light), which is not read: tone-map it to BT.709 first")
+            raise DataError(
+                f"{path}: is HDR or raw ({curve} light), which is not read: tone-map it to BT.709 (docs/data.md)"
+            )
         colours = {}
         if not frame.format.is_rgb and frame.colorspace not in _MATRICES:
             if frame.colorspace not in _UNTOLD:

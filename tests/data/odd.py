@@ -21,6 +21,7 @@ FILES = {
     "rgba.mov": "",
     "argb.mov": "",
     "yuva.mkv": "",
+    "palette.avi": "",
     "untold.mp4": "",
     "bt601.mp4": "",
     "bt709.mp4": "",
@@ -36,6 +37,7 @@ FILES = {
     "eps.png": "not one of PNG, JPEG, WEBP, BMP",
     "bomb.png": "decompression bomb",
     "bomb.avi": "not a video of a kind that is read",
+    "foreign.mkv": "the installed FFmpeg does not decode",
     "layers.webm": "transparent",
     "interlaced.mp4": "interlaced",
     "pq.mkv": r"HDR .*PQ",
@@ -64,19 +66,22 @@ def transparent() -> np.ndarray:
 
 
 def encode(path, codec, fmt, frames, first=0, matrix=None, full=False, pixel=None, title=None, options=None, **tags):
-    """Writes frames (h w 3 or 4); colours by `matrix` (a name of PyAV), tagged as `tags` say."""
+    """Writes frames (h w 3 or 4), of a palette indices and colours; converted by `matrix` (PyAV's name), tagged as `tags`."""
     with av.open(str(path), "w", metadata_encoding="latin-1") as container:
         if title:
             container.metadata["title"] = title
         stream = container.add_stream(codec, rate=8, options={"crf": "6"} | (options or {}))
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], fmt
+        stream.pix_fmt = fmt
         for key, value in tags.items():
             setattr(stream, key, value)
         if pixel:
             stream.codec_context.sample_aspect_ratio = Fraction(*pixel)
         for i, array in enumerate(frames, first):
-            frame = av.VideoFrame.from_ndarray(array, format="rgba" if array.shape[2] == 4 else "rgb24")
+            kind = fmt if fmt == "pal8" else "rgba" if array.shape[2] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(array, format=kind)
             frame = frame.reformat(format=fmt, dst_colorspace=matrix, dst_color_range=2 if full else 1)
+            if i == first:
+                stream.height, stream.width = frame.height, frame.width
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -123,6 +128,9 @@ def write(folder: Path) -> Path:
     encode(folder / "rgba.mov", "png", "rgba", [clear] * FRAMES)
     encode(folder / "argb.mov", "qtrle", "argb", [clear] * FRAMES)
     encode(folder / "yuva.mkv", "ffv1", "yuva420p", [clear] * FRAMES)
+    colours = np.zeros((256, 4), np.uint8)
+    colours[:2] = (255, *RED), (0, 0, 0, 255)  # opacity first
+    encode(folder / "palette.avi", "png", "pal8", [((clear[..., 3] == 0).astype(np.uint8), colours)] * FRAMES)
     shots, x264 = [scene()] * FRAMES, ("libx264", "yuv420p")
     encode(folder / "untold.mp4", *x264, shots, matrix="ITU601")
     encode(folder / "bt601.mp4", *x264, shots, matrix="ITU601", colorspace=5)
@@ -154,6 +162,8 @@ def write(folder: Path) -> Path:
     (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bomb)
     small, huge = struct.pack("<2I", WIDTH, HEIGHT), struct.pack("<2I", 40000, 40000)
     (folder / "bomb.avi").write_bytes((folder / "latin1.avi").read_bytes().replace(small, huge))
+    known = (folder / "bt2020.mkv").read_bytes()
+    (folder / "foreign.mkv").write_bytes(known.replace(b"V_FFV1", b"V_XXX1"))
     encode(folder / "layers.webm", "libvpx-vp9", "yuva420p", [clear] * 2)
     encode(folder / "interlaced.mp4", *x264, shots, options={"x264-params": "tff=1"})
     encode(folder / "pq.mkv", "ffv1", "yuv420p10le", shots, matrix="BT2020", colorspace=9, color_trc=16)

@@ -49,7 +49,9 @@ def test_the_files_are_what_they_are_called(table):
     assert [(p["height"], p["width"]) for p in found] == [(35, 51), (48, 32)]
     eight, _ = video.read(folder / "ten_bit.mkv", size=(32, 48))
     difference = (eight - broken.pixels(12).astype(float)) @ (0.299, 0.587, 0.114)
-    assert abs(difference).mean() < 1  # of luma: colours have half the resolution, and are blurred over the blocks' borders
+    assert (
+        abs(difference).mean() < 1
+    )  # of luma: colours have half the resolution, and are blurred over the blocks' borders
 
 
 def test_a_variable_rate_can_be_made_constant(table):

@@ -208,6 +208,14 @@ def test_too_few_frames_are_refused(tmp_path):
         video.read(tmp_path / "a.mp4", stride=0)
 
 
+def test_a_size_that_changes_is_read_at_one_size_or_refused(tmp_path):
+    for name, size in (("a.h264", (48, 64)), ("b.h264", (64, 80))):
+        odd.encode(tmp_path / name, "libx264", "yuv420p", [odd.scene(*size)] * 3)
+    (tmp_path / "c.h264").write_bytes((tmp_path / "a.h264").read_bytes() + (tmp_path / "b.h264").read_bytes())
+    check_refused(tmp_path / "c.h264", r"its size changes, from \(48, 64\) to \(64, 80\)", num_frames=6)
+    assert video.read(tmp_path / "c.h264", size=32)[0].shape == (6, 32, 32, 3)
+
+
 def test_audio_alone_and_no_frame_are_refused(tmp_path):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
