@@ -25,7 +25,6 @@ FILES = {
     "untold.mp4": "",
     "bt601.mp4": "",
     "bt709.mp4": "",
-    "bt2020.mkv": "",
     "full.mp4": "",
     "wide_pixels.mp4": "",
     "high_pixels_turned.mp4": "",
@@ -79,7 +78,8 @@ def encode(path, codec, fmt, frames, first=0, matrix=None, full=False, pixel=Non
         for i, array in enumerate(frames, first):
             kind = fmt if fmt == "pal8" else "rgba" if array.shape[2] == 4 else "rgb24"
             frame = av.VideoFrame.from_ndarray(array, format=kind)
-            frame = frame.reformat(format=fmt, dst_colorspace=matrix, dst_color_range=2 if full else 1)
+            if kind != fmt:
+                frame = frame.reformat(format=fmt, dst_colorspace=matrix, dst_color_range=2 if full else 1)
             if i == first:
                 stream.height, stream.width = frame.height, frame.width
             frame.pts = i
@@ -135,7 +135,6 @@ def write(folder: Path) -> Path:
     encode(folder / "untold.mp4", *x264, shots, matrix="ITU601")
     encode(folder / "bt601.mp4", *x264, shots, matrix="ITU601", colorspace=5)
     encode(folder / "bt709.mp4", *x264, shots, matrix="ITU709", colorspace=1)
-    encode(folder / "bt2020.mkv", "ffv1", "yuv420p10le", shots, matrix="BT2020", colorspace=9)
     encode(folder / "full.mp4", *x264, shots, matrix="ITU709", full=True, colorspace=1, color_range=2)
     encode(folder / "wide_pixels.mp4", *x264, [scene(HEIGHT, WIDTH // 2)] * FRAMES, pixel=(2, 1))
     lying = np.rot90(
@@ -162,12 +161,12 @@ def write(folder: Path) -> Path:
     (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bomb)
     small, huge = struct.pack("<2I", WIDTH, HEIGHT), struct.pack("<2I", 40000, 40000)
     (folder / "bomb.avi").write_bytes((folder / "latin1.avi").read_bytes().replace(small, huge))
-    known = (folder / "bt2020.mkv").read_bytes()
+    known = (folder / "yuva.mkv").read_bytes()
     (folder / "foreign.mkv").write_bytes(known.replace(b"V_FFV1", b"V_XXX1"))
     encode(folder / "layers.webm", "libvpx-vp9", "yuva420p", [clear] * 2)
     encode(folder / "interlaced.mp4", *x264, shots, options={"x264-params": "tff=1"})
-    encode(folder / "pq.mkv", "ffv1", "yuv420p10le", shots, matrix="BT2020", colorspace=9, color_trc=16)
-    encode(folder / "hlg.mkv", "ffv1", "yuv420p10le", shots, matrix="BT2020", colorspace=9, color_trc=18)
+    encode(folder / "pq.mkv", "ffv1", "yuv420p10le", shots, colorspace=9, color_trc=16)
+    encode(folder / "hlg.mkv", "ffv1", "yuv420p10le", shots, colorspace=9, color_trc=18)
     encode(folder / "ycgco.mkv", "ffv1", "yuv420p", shots, colorspace=8)
     encode(folder / "needles.mp4", *x264, shots, pixel=(1, 20))
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\nbt709.mp4\n#EXT-X-ENDLIST\n"
