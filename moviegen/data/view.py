@@ -55,20 +55,23 @@ def viewer(path: Path, stream: Any, box: Box | None) -> Callable[[Any], np.ndarr
                     f"{path}: its colour matrix, {frame.colorspace} of H.273, is not read: convert it to BT.709"
                 )
             colours["src_colorspace"] = "ITU709" if frame.width >= 1280 or frame.height > 576 else "ITU601"  # as mpv
-        turns = round(frame.rotation / 90) % 4  # counter-clockwise, as numpy turns
+        turns, mirrored = round(frame.rotation / 90) % 4, _mirrored(frame)  # counter-clockwise, as numpy turns
         if frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components):
             # Before any scaling, which would mix hidden colours into what is at their border.
             opaque, colours = over_white(frame.to_ndarray(format="rgba", **colours)), {}
             frame = type(frame).from_ndarray(opaque, format="rgb24")
-        return fitted(frame, box, pixel, turns, **colours)
+        return fitted(frame, box, pixel, turns, mirrored, **colours)
 
     return seen
 
 
-def fitted(frame: Any, box: Box | None, pixel: float = 1.0, turns: int = 0, **colours: str) -> np.ndarray:
+def fitted(
+    frame: Any, box: Box | None, pixel: float = 1.0, turns: int = 0, mirrored: bool = False, **colours: str
+) -> np.ndarray:
     """av.VideoFrame -> uint8 (h w 3): scaled to square pixels that cover, turned upright, cropped.
 
-    `pixel`: how wide one is for its height. `turns`: quarters, counter-clockwise. Without a box only as large as its pixels
+    `pixel`: how wide one is for its height. `turns`: quarters, counter-clockwise, after top and bottom
+    have changed places if `mirrored`. Without a box only as large as its pixels
     need to be square, none of them smaller.
     """
     height, width = (frame.height, frame.width * pixel) if pixel >= 1 else (frame.height / pixel, frame.width)
@@ -77,12 +80,22 @@ def fitted(frame: Any, box: Box | None, pixel: float = 1.0, turns: int = 0, **co
         scale = max(cover[0] / height, cover[1] / width)
         height, width = max(cover[0], round(height * scale)), max(cover[1], round(width * scale))
     size = {"height": round(height), "width": round(width)}
-    array = np.rot90(frame.to_ndarray(format="rgb24", interpolation=_SCALER, **size, **colours), turns)
+    array = frame.to_ndarray(format="rgb24", interpolation=_SCALER, **size, **colours)
+    array = np.rot90(array[::-1] if mirrored else array, turns)
     if box is None:
         return array
     height, width = box.size
     top, left = (int(where * (have - want)) for where, have, want in zip(box.at, array.shape, box.size, strict=False))
     return array[top : top + height, left : left + width]
+
+
+def _mirrored(frame: Any) -> bool:
+    """Whether the matrix by which a frame is shown has a negative determinant: its rotation does not tell."""
+    try:
+        a, b, _, c, d = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)[:5].astype(np.float64)
+    except (KeyError, ValueError):  # it has none, or has beside it what PyAV does not know
+        return False
+    return a * d < b * c
 
 
 def over_white(rgba: np.ndarray) -> np.ndarray:

@@ -102,10 +102,12 @@ def cut(source, path, first, replaced=()):
             new.mux(packet)
 
 
-def turned(content: bytes) -> bytes:
-    """An MP4 file that is to be shown turned by 90 degrees clockwise."""
+def turned(content: bytes, a: int = 0, b: int = 1, c: int = -1, d: int = 0) -> bytes:
+    """An MP4 file whose pixels are shown at x = a x + c y, y = b x + d y: turned by 90 degrees clockwise."""
     at = content.index(b"tkhd") + 4 + 40  # version 0: after times, ids, layer and volume
-    return content[:at] + struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000) + content[at + 36 :]
+    return (
+        content[:at] + struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30) + content[at + 36 :]
+    )
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -33,6 +33,21 @@ def test_a_circle_stays_round(tmp_path, stored, pixel):
     np.testing.assert_allclose(round_as(video.read(tmp_path / "b.mp4", size=(32, 40))[0][0]), 30, atol=1)
 
 
+ONES = [(x, y) for x in (1, -1) for y in (1, -1)]
+
+
+@pytest.mark.parametrize("turn", [(x, 0, 0, y) for x, y in ONES] + [(0, x, y, 0) for x, y in ONES])
+def test_a_frame_is_turned_and_mirrored_as_the_file_says(tmp_path, turn):
+    corner = np.full((48, 64, 3), 255, np.uint8)
+    corner[:12, :32] = 0  # dark on the top left, longer than high
+    odd.encode(tmp_path / "a.mp4", "libx264", "yuv420p", [corner] * 2)
+    (tmp_path / "a.mp4").write_bytes(odd.turned((tmp_path / "a.mp4").read_bytes(), *turn))
+    a, b, c, d = turn
+    want = corner.swapaxes(0, 1) if b else corner
+    want = want[:: b or d, :: c or a]
+    np.testing.assert_allclose(video.read(tmp_path / "a.mp4")[0][1].astype(int), want, atol=12)
+
+
 def rgb(planes, red, blue, full):
     """The definition, in numbers of luma's weights (H.273): Y, Cb, Cr of 8 bits as R, G, B."""
     y, cb, cr = np.asarray(planes, np.float64)
