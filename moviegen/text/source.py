@@ -83,8 +83,8 @@ def read_text(samples: Sequence[Found]) -> Embeddings:
 
 
 def pad_text(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (l d) of some texts as (b l d), zeros behind each, and the masks (b l)."""
-    return tokenizers.pad(found, -(-max(map(len, found)) // TEXT_STEP) * TEXT_STEP, np.float32)
+    """Embeddings (l d) of some texts as (b l d), zeros behind each, and the masks (b l); l > 0 even if all are empty."""
+    return tokenizers.pad(found, -(-max(1, *map(len, found)) // TEXT_STEP) * TEXT_STEP, np.float32)
 
 
 def _embeddings(file: StoredText | Path) -> np.ndarray:

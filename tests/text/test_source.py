@@ -39,6 +39,14 @@ def test_cached_embeddings_of_stores_and_files(config):
     }
 
 
+def test_texts_without_a_token_are_one_of_padding(config, tmp_path):
+    np.savez(tmp_path / "byt5" / "none.npz", text_emb=np.ones((4, 3), np.float32), mask=np.zeros(4))
+    text = source.open_text(config)
+    sample = text.find("none", text.prepare("a dog", 16))
+    values, mask = text.read([sample, sample])["byt5"]
+    assert values.shape == (2, source.TEXT_STEP, 3) and not values.any() and not mask.any()
+
+
 def test_the_toy_has_the_same_interface(config):
     config.data.source = "synthetic"
     text = source.open_text(config)

@@ -122,7 +122,8 @@ def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
     if all(text[name][1] is None for name in text):
         return embeddings, []
     mask = np.concatenate(masks, 1)
-    most, packed = mask.shape[1], -(-int(mask.sum(1).max()) // CONTEXT_STEP) * CONTEXT_STEP
+    # At least one: where all texts are masked, they attend to zeros.
+    most, packed = mask.shape[1], -(-max(1, int(mask.sum(1).max())) // CONTEXT_STEP) * CONTEXT_STEP
     if packed >= most:
         return embeddings, [backend.tensor(mask[..., None].astype(np.float32))]
     tokens_first = np.argsort(~mask, 1, kind="stable")[:, :packed]

@@ -71,6 +71,20 @@ def test_padded_text_with_a_mask_equals_trimmed_text():
     assert abs(unmasked - expected).max() > 1e-2
 
 
+def test_texts_that_are_wholly_masked():
+    """However long they are: with padding behind them they are packed, and something is left to attend to."""
+    cfg = config()
+    params, (latents, t, text) = random_params(cfg), inputs()
+    nothing = {name: (values, np.zeros(mask.shape)) for name, (values, mask) in text.items()}
+    expected = transformer.apply(params, cfg, latents, t, nothing).asnumpy()
+    longer = {
+        name: (np.tile(values, (1, 30, 1)), np.zeros((2, 30 * LENGTHS[name]))) for name, (values, _) in text.items()
+    }
+    found = transformer.apply(params, cfg, latents, t, longer).asnumpy()
+    assert np.isfinite(found).all() and found.any()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_samples_do_not_see_each_other():
     cfg = config()
     params, (latents, t, text) = random_params(cfg), inputs()
