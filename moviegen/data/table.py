@@ -47,7 +47,11 @@ def read(config: Any, path: str) -> list[Row]:
         if line in unusable:
             bad.append(unusable[line])
             continue
-        row = _row(fields["video"], cache, text, texts.get(line, {}))
+        try:
+            row = _row(fields["video"], cache, text, texts.get(line, {}))
+        except DataError as error:
+            bad.append(f"line {line}: {error}")
+            continue
         missing = [found for found in (row.latents, *row.text.values()) if not found.is_file()]
         if missing:
             bad.append(f"line {line}: no {missing[0]}")

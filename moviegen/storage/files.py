@@ -57,6 +57,21 @@ def write_json(value: Any, path: str | Path) -> None:
     write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", path)
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Returns the place in `folder` of a name from outside. DataError where it, or a link on its way, leaves the folder."""
+    path = folder / name
+    try:
+        stays = path.resolve().is_relative_to(folder.resolve())
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a zero byte in it, links in a circle
+        raise DataError(f"{name[:80]!r} cannot be the name of a file in {folder} ({reason(error)[:80]})") from error
+    if not stays:
+        raise DataError(f"{name[:80]!r} is outside of {folder}: names must stay in their folder")
+    return path
+
+
 def sync(path: Path) -> None:
     """Brings a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -41,12 +41,17 @@ def open_text(config: Any) -> TextSource:
 
 
 def stored(data: Any) -> TextSource:
-    """The cached embeddings in `data.text_folders`: stores, by the text, or npz files, by the sample's name."""
+    """The cached embeddings in `data.text_folders`: stores, by the text, or npz files, by the sample's name.
+
+    `find` raises a DataError for a name whose npz would be outside of its folder.
+    """
     in_store = {name: store.is_store(folder) for name, folder in data.text_folders.items()}
 
     def find(name: str, texts: Mapping[str, str]) -> Found:
         return {
-            encoder: StoredText(folder, texts[encoder]) if in_store[encoder] else Path(folder) / f"{name}.npz"
+            encoder: StoredText(folder, texts[encoder])
+            if in_store[encoder]
+            else files.inside(Path(folder), f"{name}.npz")
             for encoder, folder in data.text_folders.items()
         }
 

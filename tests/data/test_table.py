@@ -190,6 +190,20 @@ def test_stores_and_files_side_by_side(with_store, tmp_path, monkeypatch):
         assert table.read_once(with_store, path, usable, Group("", 2, rank)) == rows
 
 
+def test_rows_whose_embeddings_are_elsewhere_are_bad(config, tmp_path, capsys):
+    """Through the name or through a link."""
+    write_text(tmp_path / "ul2.npz", 3, 3, 6)
+    (tmp_path / "byt5" / "link").symlink_to(tmp_path)
+    write_text(tmp_path / "ul2" / "link" / "ul2.npz", 3, 3, 6)
+    (tmp_path / "train.csv").write_text("video\na.mp4\n../ul2.mp4\nlink/ul2.mp4\n" + 300 * "x" + ".mp4\n")
+    config.data.max_bad_fraction = 0.8
+    assert [row.video for row in table.read(config, str(tmp_path / "train.csv"))] == ["a.mp4"]
+    listed = capsys.readouterr().out
+    assert f"line 3: '../ul2.npz' is outside of {tmp_path}" in listed
+    assert f"line 4: 'link/ul2.npz' is outside of {tmp_path / 'byt5'}" in listed
+    assert "line 5: 'xxx" in listed and "cannot be the name of a file" in listed
+
+
 def test_captions_without_embeddings_are_bad_rows(with_store, tmp_path, capsys):
     path = tmp_path / "train.csv"
     path.write_text('video,caption\na.mp4,"one, two"\ndeep/b.mp4,three\nc.png,\n')

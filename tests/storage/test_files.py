@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from moviegen.errors import DataError
 from moviegen.storage import files
 
 
@@ -11,6 +12,23 @@ def test_the_file_is_there_when_the_block_ends(tmp_path):
         temporary.write_text("1")
         assert not path.exists() and temporary.suffix == ".tmp"
     assert path.read_text() == "1" and list(path.parent.iterdir()) == [path]
+
+
+def test_names_from_outside_stay_in_their_folder(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "circle").symlink_to(folder / "circle")
+    (tmp_path / "entry").symlink_to(folder)
+    for name in ("a", "deep/a", "deep/../a", str(folder / "a")):
+        assert files.inside(folder, name) == folder / name
+    assert files.inside(tmp_path / "entry", "a") == tmp_path / "entry" / "a"  # the folder itself may be a link
+    for name in ("../a", "deep/../../a", "/etc/passwd", "link/a", "link/entry/../a"):
+        with pytest.raises(DataError, match="is outside of .*in: names must stay"):
+            files.inside(folder, name)
+    for name in ("a\0b", "x" * 300, "circle"):
+        with pytest.raises(DataError, match="cannot be the name of a file in .*in"):
+            files.inside(folder, name)
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):

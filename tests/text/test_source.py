@@ -3,6 +3,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import common, tiny
+from moviegen.errors import DataError
 from moviegen.models.text import toy
 from moviegen.text import source, store
 
@@ -45,6 +46,13 @@ def test_texts_without_a_token_are_one_of_padding(config, tmp_path):
     sample = text.find("none", text.prepare("a dog", 16))
     values, mask = text.read([sample, sample])["byt5"]
     assert values.shape == (2, source.TEXT_STEP, 3) and not values.any() and not mask.any()
+
+
+@pytest.mark.parametrize("name", ["../empty", "link/empty", "/etc/x", "a\0b", "x" * 300])
+def test_a_name_from_outside_stays_in_its_folder(config, tmp_path, name):
+    (tmp_path / "byt5" / "link").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="is outside of .*byt5|cannot be the name of a file in .*byt5"):
+        source.open_text(config).find(name, {"ul2": "a dog"})
 
 
 def test_the_toy_has_the_same_interface(config):
