@@ -46,7 +46,7 @@ def transformer(size: str, compat: str = "paper", **overrides: Any) -> ConfigDic
         latent_channels=16,
         patch_size=(1, 2, 2),
         position_lengths=(32, 96, 96),  # latent frames, patch rows, patch columns; each stage chooses its own
-        text_dims=dict(ul2=4096, metaclip=1280, byt5=1472),
+        text_dims=dict(ul2=4096, metaclip=1280, byt5=1472),  # 0: the model has no such encoder
         norm_eps=1e-5,
         cross_attention_norm=_is_paper(compat),
         text_norm="layer" if _is_paper(compat) else "rms",

@@ -31,7 +31,7 @@ def read(config: Any, path: str) -> list[Row]:
     Rows whose files are missing are listed, and more than `data.max_bad_fraction` of them raise a DataError.
     """
     data = config.data
-    text, cache = _opened(data)
+    text, cache = _opened(config)
     for name, empty in text.empty.items():
         dropped = data.text_drop_prob or data.get("text_drop_each", {}).get(name, 0)
         if dropped and not empty.is_file():
@@ -40,7 +40,7 @@ def read(config: Any, path: str) -> list[Row]:
             )
     latent_cache.check(cache.folder, config)
     prompts, unusable = [], {}
-    if any(store.is_store(folder) for folder in data.text_folders.values()):
+    if any(isinstance(found, store.StoredText) for found in text.empty.values()):
         prompts, unusable = captions.read(path, config.text)
     usable, bad, texts = [], [], {prompt.line: prompt.texts for prompt in prompts}
     for line, fields in captions.rows(path, ("video",)):
@@ -72,20 +72,21 @@ def read_once(config: Any, path: str, usable: Path, world: Group = ALONE) -> lis
         files.write_json([(row.video, own) for row, own in zip(found, texts, strict=True)], usable)
 
     def take():
-        text, cache = _opened(config.data)
+        text, cache = _opened(config)
         return [_row(name, cache, text, texts) for name, texts in json.loads(usable.read_text(encoding="utf-8"))]
 
     return sync.found_by_first(world, lambda: read(config, path), leave, take, usable)
 
 
-def _opened(data: Any) -> tuple[source.TextSource, latent_cache.Cache]:
-    folders = {f"text_folders.{name}": folder for name, folder in data.text_folders.items()}
-    for key, folder in ({"latent_folder": data.latent_folder} | folders).items():
-        if not Path(folder).is_dir() or not folder:
-            raise ConfigError(
-                f"data.{key} is {folder!r}, which is not a folder (latents: --job=encode_video makes them)"
-            )
-    return source.stored(data), latent_cache.open_cache(data.latent_folder)
+def _opened(config: Any) -> tuple[source.TextSource, latent_cache.Cache]:
+    mends = {"latent_folder": (config.data.latent_folder, "--job=encode_video fills it")}
+    for name, folder in source.folders(config).items():
+        mend = f"--job=encode_text fills it; a model without this encoder has model.text_dims.{name}=0"
+        mends[f"text_folders.{name}"] = folder, mend
+    for key, (folder, mend) in mends.items():
+        if not folder or not Path(folder).is_dir():
+            raise ConfigError(f"data.{key} is {folder!r}, which is not a folder: {mend}")
+    return source.stored(config), latent_cache.open_cache(config.data.latent_folder)
 
 
 def _row(name: str, cache: latent_cache.Cache, text: source.TextSource, texts: Mapping[str, str]) -> Row:

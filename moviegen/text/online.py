@@ -29,8 +29,8 @@ def encode(
     fps, camera = (config.sample.fps if settings.fps else 0, settings.camera) if settings else (0, "")
     texts = [text.prepare(prompt, fps, camera) for prompt in (*given, "")]
     looked = {name: encoders.look(config, name) for name in text.empty if settings and settings.encoders[name]}
-    samples = [*(text.find(*named) for named in zip(given, texts, strict=False)), text.empty]
-    cached = [{name: found for name, found in sample.items() if name not in looked} for sample in samples]
+    text = source.stored(config, without=looked)
+    cached = [*(text.find(*named) for named in zip(given, texts, strict=False)), text.empty]
     for prompt, sample in zip((*given, ""), cached, strict=True):
         for name, found in sample.items():
             _check_there(found, prompt, name)

@@ -1,6 +1,6 @@
 """Where the embeddings of a config's texts come from: cached ones of the three encoders, or the toy's stand-in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from moviegen.errors import DataError
 from moviegen.models.text import toy
+from moviegen.models.transformer import shapes
 from moviegen.storage import files
 from moviegen.text import prompts, store, tokenizers
 from moviegen.text.store import StoredText
@@ -37,39 +38,47 @@ def is_toy(config: Any) -> bool:
 
 def open_text(config: Any) -> TextSource:
     """The source of a config's embeddings."""
-    return _toy(config.model.text_dims) if is_toy(config) else stored(config.data)
+    return _toy(config.model) if is_toy(config) else stored(config)
 
 
-def stored(data: Any) -> TextSource:
+def folders(config: Any) -> dict[str, str]:
+    """The folder of embeddings of every encoder that the model attends to."""
+    return {name: config.data.text_folders.get(name, "") for name in shapes.encoders(config.model)}
+
+
+def stored(config: Any, without: Collection[str] = ()) -> TextSource:
     """The cached embeddings in `data.text_folders`: stores, by the text, or npz files, by the sample's name.
 
     `find` raises a DataError for a name whose npz would be outside of its folder.
     """
-    in_store = {name: store.is_store(folder) for name, folder in data.text_folders.items()}
+    places = {name: folder for name, folder in folders(config).items() if name not in without}
+    in_store = {name: store.is_store(folder) for name, folder in places.items()}
 
     def find(name: str, texts: Mapping[str, str]) -> Found:
         return {
             encoder: StoredText(folder, texts[encoder])
             if in_store[encoder]
             else files.inside(Path(folder), f"{name}.npz")
-            for encoder, folder in data.text_folders.items()
+            for encoder, folder in places.items()
         }
 
     empty = {
-        encoder: StoredText(folder, "") if in_store[encoder] else Path(data.empty_text[encoder])
-        for encoder, folder in data.text_folders.items()
+        encoder: StoredText(folder, "") if in_store[encoder] else Path(config.data.empty_text.get(encoder, ""))
+        for encoder, folder in places.items()
     }
     return TextSource(prompts.prepare, find, empty, read_text)
 
 
-def _toy(text_dims: Mapping[str, int]) -> TextSource:
+def _toy(model: Any) -> TextSource:
+    widths = {name: model.text_dims[name] for name in shapes.encoders(model)}
+
     def prepare(prompt: str, fps: float = 0, camera: str = "") -> dict[str, str]:
-        return dict.fromkeys(text_dims, prompt)
+        return dict.fromkeys(widths, prompt)
 
     def read(samples: Sequence[Found]) -> Embeddings:
         return {
             encoder: toy.encode([sample[encoder] for sample in samples], {encoder: width})[encoder]
-            for encoder, width in text_dims.items()
+            for encoder, width in widths.items()
         }
 
     return TextSource(prepare, lambda name, texts: texts, prepare(""), read)

@@ -45,7 +45,7 @@ def config(tmp_path):
         max_bad_fraction=0.0,
         num_frames=24,
     )
-    return ConfigDict(dict(data=data))
+    return ConfigDict(dict(data=data, model=dict(text_dims=ENCODERS)))
 
 
 def test_rows_name_their_files(config, tmp_path):
@@ -85,6 +85,12 @@ def test_bad_rows_are_listed_and_refused_above_the_share(config, tmp_path, capsy
     [
         ("latent_folder", "", ConfigError, "data.latent_folder is ''.*encode_video"),
         ("text_folders.byt5", "/nowhere", ConfigError, "data.text_folders.byt5 is '/nowhere'"),
+        (
+            "text_folders.ul2",
+            "",
+            ConfigError,
+            "text_folders.ul2 is '', .*encode_text fills it; .* model.text_dims.ul2=0",
+        ),
         ("empty_text.ul2", "gone.npz", ConfigError, "data.empty_text.ul2 is 'gone.npz'.*text_drop_prob=0"),
     ],
 )
@@ -180,7 +186,7 @@ def with_store(config, tmp_path):
 def test_stores_and_files_side_by_side(with_store, tmp_path, monkeypatch):
     path, usable = str(tmp_path / "train.csv"), tmp_path / "ranks" / "train.csv"
     rows = table.read(with_store, path)
-    text = source.read_text([*(row.text for row in rows), source.stored(with_store.data).empty])
+    text = source.read_text([*(row.text for row in rows), source.stored(with_store).empty])
     assert text["ul2"][1].sum(1).tolist() == [3, 3, 2, 1]  # an image has no rate
     assert text["ul2"][0][:, 0, 0].tolist() == [1, 1, 2, 0]
     assert text["byt5"][1].sum(1).tolist() == [2, 3, 4, 1]
@@ -188,6 +194,11 @@ def test_stores_and_files_side_by_side(with_store, tmp_path, monkeypatch):
     monkeypatch.setattr(table.sync, "barrier", lambda group: None)
     for rank in (0, 1):
         assert table.read_once(with_store, path, usable, Group("", 2, rank)) == rows
+
+
+def test_an_encoder_that_the_model_has_not_needs_no_folder(config, tmp_path):
+    config.model.text_dims.ul2, config.data.text_folders.ul2, config.data.empty_text.ul2 = 0, "", ""
+    assert [set(row.text) for row in table.read(config, str(tmp_path / "train.csv"))] == [{"byt5"}] * 3
 
 
 def test_rows_whose_embeddings_are_elsewhere_are_bad(config, tmp_path, capsys):

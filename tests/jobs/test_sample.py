@@ -34,6 +34,7 @@ def test_an_image_is_a_png_alone(config, tmp_path):
 
 def test_a_prompt_without_embeddings_is_named(config, tmp_path):
     config.data.source = "csv"
+    config.model.text_dims = {"metaclip": 3}
     with config.unlocked():
         config.data.text_folders = {"metaclip": str(tmp_path)}
         config.data.empty_text = {"metaclip": ""}

@@ -107,8 +107,8 @@ def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
     number of tokens rounded up to CONTEXT_STEP.
     """
     embeddings, masks = [], []
-    if set(text) != set(cfg.text_dims):
-        raise ConfigError(f"text has {sorted(text)}, expected the encoders of text_dims, {sorted(cfg.text_dims)}")
+    if set(text) != set(encoders(cfg)):
+        raise ConfigError(f"text has {sorted(text)}, expected the encoders of text_dims, {sorted(encoders(cfg))}")
     for name in encoders(cfg):
         values, mask = text[name]
         width = cfg.text_dims[name]

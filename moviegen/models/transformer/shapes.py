@@ -39,8 +39,8 @@ def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
 
 
 def encoders(cfg: Any) -> tuple[str, ...]:
-    """The text encoders that a model attends to, in the order of their tokens."""
-    return tuple(name for name in ENCODERS if name in cfg.text_dims)
+    """The text encoders that a model attends to, in the order of their tokens; one of width 0 is left out."""
+    return tuple(name for name in ENCODERS if cfg.text_dims.get(name))
 
 
 class SequenceShard(NamedTuple):
@@ -81,4 +81,5 @@ def _check(cfg: Any) -> None:
         if len(cfg[key]) != 3:
             raise ConfigError(f"{key} is {tuple(cfg[key])}: expected three numbers, for time, height and width")
     if not encoders(cfg) or set(cfg.text_dims) - set(ENCODERS):
-        raise ConfigError(f"text_dims names {', '.join(cfg.text_dims) or 'nothing'}: expected {', '.join(ENCODERS)}")
+        given = ", ".join(f"{name}={width}" for name, width in cfg.text_dims.items()) or "nothing"
+        raise ConfigError(f"text_dims names {given}: expected widths of {', '.join(ENCODERS)}, 0 for those left out")

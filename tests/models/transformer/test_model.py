@@ -85,6 +85,14 @@ def test_texts_that_are_wholly_masked():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_an_encoder_of_width_0_is_left_out():
+    cfg = config(text_dims={"ul2": 24, "metaclip": 0, "byt5": 12})
+    latents, t, text = inputs()
+    del text["metaclip"]
+    params = transformer.init(cfg, 0)
+    assert transformer.apply(params, cfg, latents, t, text).shape == latents.shape
+
+
 def test_samples_do_not_see_each_other():
     cfg = config()
     params, (latents, t, text) = random_params(cfg), inputs()

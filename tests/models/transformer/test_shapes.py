@@ -13,12 +13,18 @@ from tests.models.transformer.tiny_transformer import config
         ({"num_heads": 3}, "num_heads is 3"),
         ({"text_norm": "batch"}, "text_norm is 'batch'"),
         ({"patch_size": (2, 2)}, "patch_size is"),
-        ({"text_dims": {"t5": 4}}, "text_dims names t5"),
+        ({"text_dims": {"t5": 4}}, "text_dims names t5=4"),
+        ({"text_dims": {"ul2": 0}}, "text_dims names ul2=0: .*0 for those left out"),
     ],
 )
 def test_impossible_configs_are_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         shapes(config(**overrides))
+
+
+def test_an_encoder_of_width_0_has_no_parameters():
+    whole, without = shapes(config()), shapes(config(text_dims={"ul2": 24, "metaclip": 0, "byt5": 12}))
+    assert whole.keys() - without.keys() == {f"text/metaclip/{leaf}" for leaf in ("proj", "norm", "norm_bias")}
 
 
 def test_the_shards_of_a_sequence_are_equal_and_in_order():
