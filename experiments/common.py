@@ -143,8 +143,8 @@ def text() -> ConfigDict:
             dtype="bfloat16",  # of weights in memory and of cached embeddings; products on CPU are float32 always
             batch_size=16,
             prompts="",  # --job=encode_text: a csv or txt; default: data.csv
-            fps=16,  # told before prompts of videos as "FPS-16 "; 0: nothing. A csv's column `fps` goes first
-            camera="",  # camera motion told before prompts; a csv's column `camera` goes first
+            tell_fps=True,  # before prompts of videos, as "FPS-16 ": the rate at which they are shown (data.fps, sample.fps)
+            camera="",  # camera motion told before prompts of videos; a csv's column `camera` goes first
         )
     )
 
@@ -209,7 +209,7 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 # are encoded when training starts, the default is WORKDIR/latents.
                 latent_folder="",
                 tae_weights="",
-                fps=0.0,  # of what is encoded; 0: each file's own
+                fps=0.0,  # at which videos are shown, and captions tell it; 0: each file's own. A csv's `fps` goes first
                 latent_dtype="float32",  # of the cache; bfloat16 halves it
                 validation_csv="",
                 num_samples=0,  # of source="synthetic" alone
@@ -261,7 +261,7 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 num_frames=s["num_frames"],
                 height=height,
                 width=width,
-                fps=16,
+                fps=16,  # of what is written and what prompts tell
                 batch_size=1,
                 checkpoint="",
                 prompts=("A rabbit wakes up in a meadow and stretches.",),

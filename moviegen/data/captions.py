@@ -1,11 +1,11 @@
 """Tables: csv files with `video`, for prompts `caption` (where known `fps`, `camera`) too, or a txt of a prompt a line."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data import video
+from moviegen.data import rates, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.text import prompts
 
@@ -54,40 +54,41 @@ def refuse_too_many_bad(path: str, good: int, bad: Sequence[str], allowed: float
         )
 
 
-def read(path: str, text: Any, key: str = "data.csv") -> tuple[list[Caption], dict[int, str]]:
+def read(
+    path: str, config: Any, key: str = "data.csv", cached: Mapping[str, float] | None = None
+) -> tuple[list[Caption], dict[int, str]]:
     """The usable prompts of a file and what is wrong with the others, {line: "line N: ..."}.
 
-    The `fps` and `camera` of the config's section `text` are those of rows that say nothing themselves. A row is bad with
-    an empty caption, too many or too few fields, or an fps or camera that is none. Raises DataError as `rows` does.
+    A csv's caption tells the rate at which its clip is shown (`rates.of`, with the rates of the latents that are
+    `cached`) and its column `camera`, else `text.camera`; that of an image, which every row is at data.num_frames=1,
+    neither. The lines of a txt are prompts for sampling. A row is bad with an empty caption, too many or too few fields,
+    or an fps or camera that is none. Raises DataError as `rows` does.
     """
     if Path(path).is_file() and Path(path).suffix.lower() != ".csv":
-        return _txt(path, text), {}
+        return _txt(path, config), {}
     found, bad = [], {}
     for line, row in rows(path, ("video", "caption"), key):
         try:
-            found.append(Caption(line, row["video"], _texts(row, text)))
+            found.append(Caption(line, row["video"], _texts(row, config, cached or {})))
         except ConfigError as error:
             bad[line] = f"line {line}: {error}"
     return found, bad
 
 
-def _txt(path: str, text: Any) -> list[Caption]:
+def _txt(path: str, config: Any) -> list[Caption]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error}): save it as UTF-8") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if prompts.clean(line)]
-    return [Caption(number, "", prompts.prepare(line, text.fps, text.camera)) for number, line in numbered]
+    return [Caption(number, "", prompts.of_request(line, config)) for number, line in numbered]
 
 
-def _texts(row: dict, text: Any) -> dict[str, str]:
+def _texts(row: dict, config: Any, cached: Mapping[str, float]) -> dict[str, str]:
     if None in row or None in row.values():
         raise DataError("has more or fewer fields than the header: quote captions that contain commas")
     if not prompts.clean(row["caption"]):
         raise DataError("the caption is empty")
-    fps, camera = (0, "") if video.is_image(Path(row["video"])) else (text.fps, text.camera)
-    try:
-        fps = float(row.get("fps") or fps)
-    except ValueError as error:
-        raise DataError(f"fps is {row['fps']!r}, expected a number") from error
-    return prompts.prepare(row["caption"], fps, row.get("camera") or camera)
+    image = config.data.num_frames == 1 or video.is_image(Path(row["video"]))
+    fps = rates.of(row, config.data, cached) if config.text.tell_fps and not image else 0
+    return prompts.prepare(row["caption"], fps, row.get("camera") or config.text.camera, image)

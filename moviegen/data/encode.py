@@ -26,13 +26,19 @@ class Item(NamedTuple):
 
 
 def encode(
-    items: Sequence[Item], config: Any, folder: Path, of: str, identity: Mapping | None = None, world: Group = ALONE
+    items: Sequence[Item],
+    config: Any,
+    folder: Path,
+    of: str,
+    identity: Mapping | None = None,
+    world: Group = ALONE,
+    rates: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """Writes the posteriors of this rank's share of `items` to the cache `folder`, and its statistics.
 
     What is in the cache is kept. More bad items of the source `of` than `data.max_bad_fraction` of a rank's raise a
     DataError, a cache of something else a ConfigError; `identity` is what the items depend on besides names and config.
-    Returns how many were encoded, kept, bad.
+    `rates`: frames a second, by name, of those whose frames were read. Returns how many were encoded, kept, bad.
     """
     store = latent_cache.ShardWriter(folder, config.data.get("latent_dtype", "float32"), world.rank)
     weights = tae_weights.configured(config)
@@ -48,7 +54,7 @@ def encode(
             for batch, clips in _batches(files.each(missing, bad, lambda item: item.frames())):
                 mean, logvar = tae_tiles.encode(params, config.tae, clips)
                 for item, *posterior in zip(batch, mean, np.exp(0.5 * logvar), strict=False):
-                    store.add(item.name, *posterior, item.kind)
+                    store.add(item.name, *posterior, item.kind, (rates or {}).get(item.name, 0.0))
                 encoded += len(batch)
                 progress.update(kept + encoded + len(bad.reasons), encoded=encoded, bad=len(bad.reasons))
         finally:

@@ -19,11 +19,12 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class File(NamedTuple):
-    """A file's name below its folder, its place, and the line of the table that names it (0: there is no table)."""
+    """A file's name below its folder, its place, the line of the table that names it (0: no table), its `fps` there."""
 
     name: str
     path: Path
     line: int = 0
+    fps: str = ""
 
     @property
     def image(self) -> bool:
@@ -45,10 +46,10 @@ def listed(csv: str, folder: str, section: str = "data") -> list[File]:
         if not paths:
             raise DataError(f"{folder}: no videos or images in this folder (looked for {' '.join(SUFFIXES)})")
         return [File(str(path.relative_to(place)), path) for path in paths]
-    names = [(line, row["video"] or "") for line, row in captions.rows(csv, ("video",))]
+    names = [(line, row["video"] or "", row.get("fps") or "") for line, row in captions.rows(csv, ("video",))]
     if not names:
         raise DataError(f"{csv}: no rows, only a header")
-    return [File(name, place / name, line) for line, name in names]
+    return [File(name, place / name, line, fps) for line, name, fps in names]
 
 
 class Bad:

@@ -1,7 +1,8 @@
 """Cached latents: shards of safetensors with a manifest, or the seed's folder of npz files.
 
-A shard holds `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata the sums of statistics. What is
-cached is what the shards' headers say, so a kill loses one shard's work, and any number of ranks may go on.
+A shard holds `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata the sums of statistics and
+the rates at which the videos are shown. What is cached is what the shards' headers say, so a kill loses one shard's
+work, and any number of ranks may go on.
 """
 
 import functools
@@ -98,11 +99,12 @@ class StoredLatents(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """A folder's latents: the shard of every name, and by kind of video the sums over all shards."""
+    """A folder's latents: the shard of every name, by kind of video the sums over all shards, by name frames a second."""
 
     folder: Path
     shards: dict[str, Path]
     sums: dict[str, dict]
+    rates: dict[str, float]
 
     def find(self, name: str) -> StoredLatents:
         """The latents of a video by its name in the table."""
@@ -152,14 +154,16 @@ def _listing(folder: Path) -> list[tuple[str, int]]:
 def _open(folder: str, listing: tuple[tuple[str, int], ...]) -> Cache:
     shards: dict[str, Path] = {}
     sums: dict[str, dict] = {}
+    rates: dict[str, float] = {}
     for file, _ in listing:
         path = Path(folder) / file
         arrays, metadata = safetensors_io.lazy(path)
         shards |= {name.removeprefix("mean/"): path for name in arrays if name.startswith("mean/")}
+        rates |= metadata.get("fps", {})
         found = metadata.get("sums", {})
         for kind, more in ({"video": found} if "count" in found else found).items():  # of all kinds, as once written
             sums[kind] = _added(sums.get(kind), more)
-    return Cache(Path(folder), shards, sums)
+    return Cache(Path(folder), shards, sums, rates)
 
 
 def _added(a: dict | None, b: dict) -> dict:
@@ -175,10 +179,12 @@ class ShardWriter:
         self.folder, self.dtype, self.rank = folder, dtype, rank
         self._waiting: dict[str, np.ndarray] = {}
         self._sums: dict[str, dict] = {}
+        self._rates: dict[str, float] = {}
         self._since = time.monotonic()
 
-    def add(self, name: str, mean: np.ndarray, std: np.ndarray, kind: str) -> None:
-        """Takes a video's posterior, (c t h w) each; `kind`: the sums that it counts in."""
+    def add(self, name: str, mean: np.ndarray, std: np.ndarray, kind: str, fps: float = 0.0) -> None:
+        """Takes a video's posterior, (c t h w) each; `kind`: the sums that it counts in; fps of its frames, 0: none."""
+        self._rates |= {name: fps} if fps else {}
         self._sums[kind] = _added(self._sums.get(kind), _sums(mean, std))
         pair = {f"mean/{name}": mean, f"std/{name}": std}
         self._waiting |= {key: einops.rearrange(x, "c t h w -> t c h w") for key, x in pair.items()}
@@ -192,8 +198,8 @@ class ShardWriter:
             start = f"latents-{self.rank:05d}-"
             taken = [int(path.stem.removeprefix(start)) for path in self.folder.glob(f"{start}*.safetensors")]
             path = self.folder / f"{start}{max(taken, default=-1) + 1:06d}.safetensors"
-            safetensors_io.write(self._waiting, path, self.dtype, {"sums": self._sums})
-        self._waiting, self._sums, self._since = {}, {}, time.monotonic()
+            safetensors_io.write(self._waiting, path, self.dtype, {"sums": self._sums, "fps": self._rates})
+        self._waiting, self._sums, self._rates, self._since = {}, {}, {}, time.monotonic()
 
 
 def _sums(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def read(config: Any, path: str) -> list[Row]:
     latent_cache.check(cache.folder, config)
     prompts, unusable = [], {}
     if any(isinstance(found, store.StoredText) for found in text.empty.values()):
-        prompts, unusable = captions.read(path, config.text)
+        prompts, unusable = captions.read(path, config, cached=cache.rates)
     usable, bad, texts = [], [], {prompt.line: prompt.texts for prompt in prompts}
     for line, fields in captions.rows(path, ("video",)):
         if line in unusable:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from moviegen import config as configs
-from moviegen.data import captions
+from moviegen.data import captions, latent_cache
 from moviegen.errors import ConfigError
 from moviegen.parallel import sync
 from moviegen.runner import Run
@@ -18,6 +18,7 @@ SHARD_SECONDS = 60.0  # what a kill may cost
 def run(run: Run) -> dict[str, float]:
     """Embed the prompts of `text.prompts` (default `data.csv`) and return how many, of all encoders together.
 
+    The captions of a csv are embedded as training with this config tells them, the lines of a txt as sampling does.
     Every encoder that `text.encoders` names writes to the store `data.text_folders.NAME`; each text once, and the empty
     one of guidance. Texts that are there already are kept, so a run that was stopped goes on and a store grows. With
     several ranks each embeds its share, with all of the weights or, at zero_stage 3, shards over the mesh. Bad rows are
@@ -37,7 +38,8 @@ def run(run: Run) -> dict[str, float]:
     looked = [encoders.look(config, name) for name in names]
     key = "text.prompts" if config.text.prompts else "data.csv"
     path, most = config.text.prompts or config.data.csv, config.data.max_bad_fraction
-    found, bad = captions.read(path, config.text, key)
+    cached = latent_cache.open_cache(config.data.latent_folder).rates if config.data.latent_folder else {}
+    found, bad = captions.read(path, config, key, cached)
     captions.refuse_too_many_bad(path, len(found), list(bad.values()), most, "prompts", tell=mesh.world.rank == 0)
     writer = run.open_writer("encode_text")
     totals = {"embedded": 0, "kept": 0, "cut": 0}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen.data import encode, files, video
+from moviegen.data import encode, files, rates, video
 from moviegen.errors import ConfigError
 from moviegen.runner import Run
 
@@ -14,9 +14,9 @@ from moviegen.runner import Run
 def run(run: Run) -> dict[str, float]:
     """Encode the videos of `data.csv`, or all of a bare `data.video_folder`, into the cache `data.latent_folder`.
 
-    Of each the first `data.num_frames` frames (0: all; an image is one) at `data.fps`, scaled to cover `data.height` x
-    `data.width` and cut at the centre, with the weights `data.tae_weights`, 32 frames at a time. What is in the cache stays,
-    so a run that was stopped goes on; several ranks take a share each. Bad files are listed; more than
+    Of each the first `data.num_frames` frames (0: all; an image is one) at the csv's `fps`, else `data.fps`, scaled to cover
+    `data.height` x `data.width` and cut at the centre, with the weights `data.tae_weights`, 32 frames at a time. What is in
+    the cache stays, so a run that was stopped goes on; several ranks take a share each. Bad files are listed; more than
     `data.max_bad_fraction` of a rank's are refused (DataError). Returns how many were encoded, there before, and bad.
     """
     data = run.config.data
@@ -27,17 +27,25 @@ def run(run: Run) -> dict[str, float]:
         )
     if not data.latent_folder:
         raise ConfigError("data.latent_folder is empty: name the folder to write the latents to")
+    shown: dict[str, float] = {}
     items = [
-        encode.Item(file.name, "image" if file.image else "video", functools.partial(_read, file, data), line=file.line)
+        encode.Item(
+            file.name, "image" if file.image else "video", functools.partial(_read, file, data, shown), line=file.line
+        )
         for file in files.listed(data.csv, data.video_folder)
     ]
     folder, of = Path(data.latent_folder), data.csv or data.video_folder
-    found = encode.encode(items, run.config, folder, of, world=run.mesh.world)
+    found = encode.encode(items, run.config, folder, of, world=run.mesh.world, rates=shown)
     counts = "{encoded} encoded, {kept} there before, {bad} bad".format(**found)
     print(f"encode_video: {counts}; latents in {folder}", flush=True)
     return found
 
 
-def _read(file: files.File, data: Any) -> np.ndarray:
-    frames = 1 if file.image else data.num_frames or None
-    return video.read(file.path, 0, frames, size=(data.height, data.width), fps=0.0 if file.image else data.fps)[0]
+def _read(file: files.File, data: Any, shown: dict[str, float]) -> np.ndarray:
+    """The frames; notes in `shown` the rate at which they were taken."""
+    size = data.height, data.width
+    if file.image:
+        return video.read(file.path, 0, 1, size=size)[0]
+    fps = rates.parse(file.fps) or data.fps
+    frames, shown[file.name] = video.read(file.path, 0, data.num_frames or None, size=size, fps=fps)
+    return frames

@@ -26,9 +26,9 @@ def generate(
 ) -> np.ndarray:
     """Returns latents (b c t h w), in the transformer's space and float32 like `start`, the noise.
 
-    text: {encoder: (embeddings (b+1 l d), mask (b+1 l))}, the empty prompt last. `config.sample` has steps, schedule and
-    guidance_scale. With guidance the model sees every sample with its prompt and with the empty one: in one batch, or
-    each on a half of the mesh, as `by.branch` says.
+    text: {encoder: (embeddings (b+1 l d), mask (b+1 l))}, last the empty prompt, or any where there is no guidance.
+    `config.sample` has steps, schedule and guidance_scale. With guidance the model sees every sample with its prompt and
+    with the empty one: in one batch, or each on a half of the mesh, as `by.branch` says.
     """
     settings, count = config.sample, len(start)
     scale = settings.guidance_scale

@@ -65,6 +65,8 @@ class Sampler:
         requests are in memory at once. Raises ConfigError or DataError when the embeddings of a prompt are missing.
         """
         config, by = self.run.config, self.assignment
+        if not requests:
+            return
         # Before the generator's weights are read, since encoders are as large.
         text = online.encode([request.prompt for request in requests], config, self.run.mesh, self.encoders)
         progress = Progress("sample", len(requests), self.run.mesh.world.rank)

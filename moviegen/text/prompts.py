@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import Any
 
 from moviegen.errors import ConfigError
 
@@ -15,20 +16,33 @@ CAMERA_MOTIONS = (
 _QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”|«([^«»]*)»|「([^「」]*)」')
 
 
-def prepare(prompt: str, fps: float = 0, camera: str = "") -> dict[str, str]:
+def prepare(prompt: str, fps: float = 0, camera: str = "", image: bool = False) -> dict[str, str]:
     """The text for each encoder: ul2 and metaclip get the prompt with its prefixes, byt5 the quoted text to be drawn.
 
-    `FPS-16 ` comes first, when fps is not 0, then the camera motion as a sentence; the paper leaves the order open. An
-    empty prompt gives every encoder an empty text, the unconditional one of guidance. Raises ConfigError for an unknown
-    camera motion.
+    `FPS-16 ` comes first, when fps is not 0, then the camera motion as a sentence; the paper leaves the order open. The
+    prompt of an image has neither. An empty prompt gives every encoder an empty text, the unconditional one of guidance.
+    Raises ConfigError for an unknown camera motion.
     """
     prompt = clean(prompt)
     if camera and camera not in CAMERA_MOTIONS:
         raise ConfigError(f"camera motion {camera!r} is not one of: {', '.join(CAMERA_MOTIONS)}")
     drawn = " ".join(filter(None, ("".join(groups).strip() for groups in _QUOTED.findall(prompt))))
-    rate = f"FPS-{fps:g} " if fps and prompt else ""
-    motion = f"{camera.capitalize()}. " if camera and prompt else ""
+    prefixed = bool(prompt) and not image
+    rate = f"FPS-{whole(fps)} " if fps and prefixed else ""
+    motion = f"{camera.capitalize()}. " if camera and prefixed else ""
     return {"ul2": rate + motion + prompt, "metaclip": rate + motion + prompt, "byt5": drawn}
+
+
+def whole(fps: float) -> int:
+    """A rate as it is told: 29.97 is 30, so that a model sees few different ones."""
+    return max(1, round(fps))
+
+
+def of_request(prompt: str, config: Any) -> dict[str, str]:
+    """The texts of a prompt that is to be sampled as `config.sample` says: a single frame is an image."""
+    settings = config.get("text")  # without it, in experiments of embedded sets and the seed's files, nothing is told
+    fps, camera = (settings.tell_fps and config.sample.fps, settings.camera) if settings else (0, "")
+    return prepare(prompt, fps, camera, image=config.sample.num_frames == 1)
 
 
 def clean(text: str) -> str:

@@ -1,5 +1,6 @@
 """Where the embeddings of a config's texts come from: cached ones of the three encoders, or the toy's stand-in."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +20,14 @@ TEXT_STEP = 64  # tokens, that text is padded to a multiple of: every length is 
 
 
 class TextSource(NamedTuple):
-    """The one way from texts to embeddings. An encoder's text is what `prepare(prompt, fps, camera)` gives it.
+    """The one way from texts to embeddings.
 
-    `find(name, texts)` says where the embeddings of a sample of this name with these texts are, `empty` where those of the
-    empty prompt are, and `read` gives the embeddings of several samples.
+    `prepare(prompt)` gives the text for each encoder of a prompt that is to be sampled, `find(name, texts)` says where
+    the embeddings of a sample of this name with these texts are, `empty` where those of the empty prompt are, and `read`
+    gives the embeddings of several samples.
     """
 
-    prepare: Callable[[str, float, str], dict[str, str]]
+    prepare: Callable[[str], dict[str, str]]
     find: Callable[[str, Mapping[str, str]], Found]
     empty: Found
     read: Callable[[Sequence[Found]], Embeddings]
@@ -66,13 +68,13 @@ def stored(config: Any, without: Collection[str] = ()) -> TextSource:
         encoder: StoredText(folder, "") if in_store[encoder] else Path(config.data.empty_text.get(encoder, ""))
         for encoder, folder in places.items()
     }
-    return TextSource(prompts.prepare, find, empty, read_text)
+    return TextSource(functools.partial(prompts.of_request, config=config), find, empty, read_text)
 
 
 def _toy(model: Any) -> TextSource:
     widths = {name: model.text_dims[name] for name in shapes.encoders(model)}
 
-    def prepare(prompt: str, fps: float = 0, camera: str = "") -> dict[str, str]:
+    def prepare(prompt: str) -> dict[str, str]:
         return dict.fromkeys(widths, prompt)
 
     def read(samples: Sequence[Found]) -> Embeddings:

@@ -106,7 +106,7 @@ def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
     if at < 0:
         where = store.files[0].parent if store.files else "the store"
         raise DataError(
-            f"no embeddings of the text {text[:100]!r} in {where}: run --job=encode_text on it, with the same text.fps"
+            f"no embeddings of the text {text[:100]!r} in {where}: run --job=encode_text on it, with the same config"
         )
     number, start, stop = (int(n) for n in store.places[at])
     file, rows = store.files[number], slice(start, stop)

@@ -4,7 +4,13 @@ from ml_collections import ConfigDict
 from moviegen.data import captions
 from moviegen.errors import DataError
 
-TEXT = ConfigDict(dict(fps=16, camera=""))
+CONFIG = ConfigDict(
+    dict(
+        text=dict(tell_fps=True, camera=""),
+        data=dict(fps=16.0, num_frames=16, video_folder=""),
+        sample=dict(fps=24, num_frames=16),
+    )
+)
 
 
 def write(path, content):
@@ -21,7 +27,7 @@ def test_a_table_with_rates_and_motions(tmp_path):
         'c.png,"a sign ""OPEN""",,\n'
         'd.mp4,"two\nlines",,static\n',
     )
-    found, bad = captions.read(path, TEXT)
+    found, bad = captions.read(path, CONFIG)
     assert not bad and [(row.line, row.video) for row in found] == [
         (2, "a.mp4"),
         (3, "b.mp4"),
@@ -38,12 +44,45 @@ def test_a_table_with_rates_and_motions(tmp_path):
 
 
 def test_a_list_of_prompts(tmp_path):
-    path = write(tmp_path / "a.txt", "\ufeffa dog, running\n\n  \na cat\n")
-    found, bad = captions.read(path, ConfigDict(dict(fps=0, camera="arc")))
-    assert not bad and [(row.line, row.texts["metaclip"]) for row in found] == [
-        (1, "Arc. a dog, running"),
-        (4, "Arc. a cat"),
-    ]
+    """They are told as sampling with the same config tells them."""
+    path, config = (
+        write(tmp_path / "a.txt", "\ufeffa dog, running\n\n  \na cat\n"),
+        CONFIG.copy_and_resolve_references(),
+    )
+    config.text.camera = "arc"
+
+    def told():
+        found, bad = captions.read(path, config)
+        assert not bad and [row.line for row in found] == [1, 4]
+        return [row.texts["metaclip"] for row in found]
+
+    assert told() == ["FPS-24 Arc. a dog, running", "FPS-24 Arc. a cat"]
+    config.sample.num_frames = 1
+    assert told() == ["a dog, running", "a cat"]
+    config.sample.num_frames, config.text.tell_fps = 16, False
+    assert told() == ["Arc. a dog, running", "Arc. a cat"]
+
+
+def test_images_have_neither_rate_nor_motion(tmp_path):
+    path, config = (
+        write(tmp_path / "a.csv", "video,caption,fps,camera\na.mp4,a dog,24,arc\nb.JPG,a cat,25,arc\n"),
+        CONFIG,
+    )
+
+    def told():
+        return [row.texts["ul2"] for row in captions.read(path, config)[0]]
+
+    assert told() == ["FPS-24 Arc. a dog", "a cat"]
+    config = CONFIG.copy_and_resolve_references()
+    config.data.num_frames = 1  # of the video one frame is shown
+    assert told() == ["a dog", "a cat"]
+
+
+def test_what_the_latents_were_shown_at_goes_first(tmp_path):
+    path = write(tmp_path / "a.csv", "video,caption,fps\na.mp4,a dog,\nb.mp4,a cat,30\nc.mp4,a cow,\n")
+    found, bad = captions.read(path, CONFIG, cached={"a.mp4": 30000 / 1001, "b.mp4": 12.0})
+    assert [row.texts["ul2"] for row in found] == ["FPS-30 a dog", "FPS-16 a cow"]
+    assert bad == {3: "line 3: fps is 30, but its latents are shown at 12: encode them anew"}
 
 
 def test_bad_rows_are_counted_with_their_lines(tmp_path):
@@ -55,13 +94,15 @@ def test_bad_rows_are_counted_with_their_lines(tmp_path):
         "c.mp4,a cat, running,16,\n"
         "d.mp4\n"
         "e.mp4,a cat,fast,\n"
-        "f.mp4,a cat,16,wobble\n",
+        "f.mp4,a cat,16,wobble\n"
+        "g.mp4,a cat,nan,\n"
+        "h.mp4,a cat,30000/1001,\n",
     )
-    found, bad = captions.read(path, TEXT)
-    assert [row.video for row in found] == ["a.mp4"]
+    found, bad = captions.read(path, CONFIG)
+    assert [(row.video, row.texts["ul2"]) for row in found] == [("a.mp4", "FPS-16 a dog"), ("h.mp4", "FPS-30 a cat")]
     expected = ["line 3: the caption is empty", "line 4: has more or fewer fields", "line 5: has more or fewer fields"]
-    expected += ["line 6: fps is 'fast'", "line 7: camera motion 'wobble'"]
-    assert list(bad) == [3, 4, 5, 6, 7]
+    expected += ["line 6: fps is 'fast'", "line 7: camera motion 'wobble'", "line 8: fps is 'nan'"]
+    assert list(bad) == [3, 4, 5, 6, 7, 8]
     assert all(b.startswith(e) for b, e in zip(bad.values(), expected, strict=True)), bad
 
 
@@ -77,15 +118,15 @@ def test_bad_rows_are_counted_with_their_lines(tmp_path):
 )
 def test_files_that_are_no_tables(tmp_path, name, content, words):
     with pytest.raises(DataError, match=words):
-        captions.read(write(tmp_path / name, content), TEXT)
+        captions.read(write(tmp_path / name, content), CONFIG)
 
 
 def test_files_that_are_no_text(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"video,caption\na.mp4,caf\xe9\n")
     with pytest.raises(DataError, match="a.csv: is not UTF-8"):
-        captions.read(str(tmp_path / "a.csv"), TEXT)
+        captions.read(str(tmp_path / "a.csv"), CONFIG)
     with pytest.raises(DataError, match="text.prompts is 'gone.txt'"):
-        captions.read("gone.txt", TEXT, "text.prompts")
+        captions.read("gone.txt", CONFIG, "text.prompts")
 
 
 def test_rows_have_the_number_of_their_last_line(tmp_path):

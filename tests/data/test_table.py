@@ -178,7 +178,8 @@ def with_store(config, tmp_path):
     embeddings = [np.full((len(ids), 6), i, np.float32) for i, ids in enumerate(tokens)]
     store.write_shard(folder, ["", "FPS-16 one, two", "one, two"], tokens, embeddings)
     with config.unlocked():
-        config.text = dict(fps=16, camera="")
+        config.text = dict(tell_fps=True, camera="")
+        config.data.update(fps=16.0, video_folder="")
         config.data.text_folders.ul2, config.data.empty_text.ul2 = str(folder), ""
     return config
 

@@ -19,7 +19,7 @@ from tests.text import tiny_encoders  # noqa: E402
 
 
 def experiment(folder: Path, name: str):
-    config = common.stage("1b", 1)
+    config = common.stage("1b", 2)
     config.model.text_dims = tiny_encoders.WIDTHS
     config.text.update(encoders={n: str(folder / "encoders" / n) for n in tiny_encoders.WIDTHS})
     config.text.update(prompts=str(folder / "prompts.txt"), batch_size=2, dtype="bfloat16")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import common
+from moviegen.data import latent_cache, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_text
 from moviegen.parallel import sync
@@ -24,11 +25,13 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def config(folders, tmp_path):
-    config = common.stage("1b", 1)
+    config = common.stage("1b", 2)
     config.text.update(encoders=folders, dtype="float32", batch_size=2)
     config.model.text_dims = tiny_encoders.WIDTHS
     (tmp_path / "train.csv").write_text(TABLE)
-    config.data.update(csv=str(tmp_path / "train.csv"), text_folders={n: str(tmp_path / "emb" / n) for n in folders})
+    config.data.update(
+        fps=16.0, csv=str(tmp_path / "train.csv"), text_folders={n: str(tmp_path / "emb" / n) for n in folders}
+    )
     return config
 
 
@@ -72,6 +75,22 @@ def test_a_second_run_embeds_what_is_new_alone(config, tmp_path, monkeypatch):
     config.text.prompts = str(tmp_path / "more.txt")
     assert encode_text.run(Run(config, tmp_path)) == {"embedded": 2, "kept": 5, "cut": 0, "bad": 0}
     assert store.contains(stored(config, "ul2"), [*UL2, "FPS-16 a cat"]).all()
+
+
+def test_rates_are_those_of_the_latents_or_of_the_files(config, tmp_path, capsys):
+    """What is shown, by the cache, is told; without data.fps the rest is looked up in the files, once each."""
+    video.write_mp4(tmp_path / "a.mp4", np.zeros((2, 16, 16, 3), np.uint8), 30000 / 1001)
+    writer = latent_cache.ShardWriter(tmp_path / "latents", "float32", 0)
+    writer.add("b.mp4", *np.ones((2, 16, 1, 2, 2), np.float32), "video", 12.0)
+    writer.flush()
+    (tmp_path / "train.csv").write_text("video,caption\na.mp4,a dog\nb.mp4,a dog\nc.mp4,a dog\n")
+    config.data.update(
+        fps=0.0, video_folder=str(tmp_path), latent_folder=str(tmp_path / "latents"), max_bad_fraction=0.4
+    )
+    config.text.encoders.update(metaclip="", byt5="")
+    assert encode_text.run(Run(config, tmp_path))["bad"] == 1
+    assert store.contains(stored(config, "ul2"), ["FPS-30 a dog", "FPS-12 a dog"]).all()
+    assert "line 4: " in (out := capsys.readouterr().out) and "c.mp4" in out
 
 
 def test_a_stopped_run_keeps_its_shards(config, tmp_path, monkeypatch):

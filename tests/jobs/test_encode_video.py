@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen.data import encode, latent_cache, pipeline, table, video
+from moviegen.data import captions, encode, latent_cache, pipeline, table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_video, train
 from moviegen.models.tae import model as tae
@@ -145,6 +145,23 @@ def test_all_frames_at_zero(shared, tmp_path):
     table_of_one.write_text("video\ndeep/b.mp4\n")  # which has eight, as the other tests: one shape to compile
     encode_video.run(Run(settings(shared, tmp_path, num_frames=0, csv=str(table_of_one)), tmp_path))
     assert stored(tmp_path, "deep/b.mp4")["latent_mean"].shape == (1, 16, 2, 2)
+
+
+def test_the_rate_that_is_shown_is_noted_and_told(shared, tmp_path, capsys):
+    table_of_rates = tmp_path / "rates.csv"
+    rows = "a.mp4,x,6\ndeep/b.mp4,y,\nc.png,z,25\nd.mp4,x,-24\n"  # the files have 8
+    table_of_rates.write_text("video,caption,fps\n" + rows)
+    config = settings(shared, tmp_path, csv=str(table_of_rates), max_bad_fraction=0.3)
+    assert encode_video.run(Run(config, tmp_path)) == {"encoded": 3, "kept": 0, "bad": 1}
+    assert "line 5: fps is '-24'" in capsys.readouterr().out
+    cache = latent_cache.open_cache(tmp_path / "latents")
+    assert cache.rates == {"a.mp4": 6.0, "deep/b.mp4": 8.0}
+    found, _ = captions.read(config.data.csv, config, cached=cache.rates)
+    assert [row.texts["ul2"] for row in found] == ["FPS-6 x", "FPS-8 y", "z"]
+    clip, _ = video.read(shared / "videos" / "a.mp4", 0, 8, size=16, fps=6)
+    params = safetensors_io.read(shared / "tae.safetensors")
+    mean = tae.encode(params, config.tae, video.to_model(clip)[None])[0].asnumpy()[0]
+    np.testing.assert_allclose(stored(tmp_path, "a.mp4")["latent_mean"], mean.transpose(1, 0, 2, 3), atol=1e-6)
 
 
 def test_bad_files_are_listed_and_refused_above_the_share(shared, tmp_path, capsys):

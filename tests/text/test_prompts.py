@@ -10,8 +10,9 @@ def test_prefixes_come_first_and_are_for_the_prompt_level_encoders_alone():
     found = prompts.prepare('a neon sign that says "Open Late" and “24 h”', fps=16, camera="pan left")
     whole = 'FPS-16 Pan left. a neon sign that says "Open Late" and “24 h”'
     assert found == {"ul2": whole, "metaclip": whole, "byt5": "Open Late 24 h"}
-    assert prompts.prepare("a dog", 23.976)["ul2"] == "FPS-23.976 a dog"
-    assert prompts.prepare("a dog", 24.0)["ul2"] == "FPS-24 a dog"
+    for rate, told in ((23.976, "FPS-24"), (24.0, "FPS-24"), (30000 / 1001, "FPS-30"), (0.3, "FPS-1")):
+        assert prompts.prepare("a dog", rate)["ul2"] == f"{told} a dog"
+    assert prompts.prepare("a dog", 16, "pan left", image=True)["ul2"] == "a dog"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ def config(tmp_path):
         np.savez(path, text_emb=np.ones((4, 3), np.float32), mask=np.arange(4) < tokens)
     folders = {name: str(tmp_path / name) for name in ("ul2", "byt5")}
     data = dict(source="csv", text_folders=folders, empty_text=dict(ul2="", byt5=str(tmp_path / "empty.npz")))
-    return ConfigDict(dict(data=data, text=dict(fps=16), model=dict(text_dims=dict(ul2=6, byt5=3))))
+    sample, text = dict(num_frames=8, fps=16), dict(tell_fps=True, camera="")
+    return ConfigDict(dict(data=data, text=text, sample=sample, model=dict(text_dims=dict(ul2=6, byt5=3))))
 
 
 def test_the_toy_is_for_embedded_sets():
@@ -30,9 +31,9 @@ def test_the_toy_is_for_embedded_sets():
 
 def test_cached_embeddings_of_stores_and_files(config):
     text = source.open_text(config)
-    sample = text.find("deep/a", text.prepare("a dog", 16, ""))
+    sample = text.find("deep/a", text.prepare("a dog"))
     assert all(found.is_file() for found in (*sample.values(), *text.empty.values()))
-    assert not any(found.is_file() for found in text.find("b", text.prepare("a cat", 16, "")).values())
+    assert not any(found.is_file() for found in text.find("b", text.prepare("a cat")).values())
     found = text.read([sample, text.empty])
     assert {name: (values.shape[2], mask.sum(1).tolist()) for name, (values, mask) in found.items()} == {
         "ul2": (6, [3, 1]),
@@ -43,7 +44,7 @@ def test_cached_embeddings_of_stores_and_files(config):
 def test_texts_without_a_token_are_one_of_padding(config, tmp_path):
     np.savez(tmp_path / "byt5" / "none.npz", text_emb=np.ones((4, 3), np.float32), mask=np.zeros(4))
     text = source.open_text(config)
-    sample = text.find("none", text.prepare("a dog", 16))
+    sample = text.find("none", text.prepare("a dog"))
     values, mask = text.read([sample, sample])["byt5"]
     assert values.shape == (2, source.TEXT_STEP, 3) and not values.any() and not mask.any()
 
@@ -55,10 +56,20 @@ def test_a_name_from_outside_stays_in_its_folder(config, tmp_path, name):
         source.open_text(config).find(name, {"ul2": "a dog"})
 
 
+def test_an_encoder_of_width_0_is_left_out(config):
+    config.model.text_dims.byt5 = 0
+    config.data.text_folders.byt5 = ""
+    text = source.open_text(config)
+    assert set(text.read([text.find("b", text.prepare("a dog")), text.empty])) == {"ul2"}
+    config.data.source = "synthetic"
+    text = source.open_text(config)
+    assert set(text.read([text.find("b", text.prepare("a dog")), text.empty])) == {"ul2"}
+
+
 def test_the_toy_has_the_same_interface(config):
     config.data.source = "synthetic"
     text = source.open_text(config)
-    sample = text.find("any", text.prepare('a dog "x"', 16, "arc"))
+    sample = text.find("any", text.prepare('a dog "x"'))
     mixed = {"ul2": sample["ul2"], "byt5": text.empty["byt5"]}
     found = text.read([sample, text.empty, mixed])
     for name, prompts in (("ul2", ['a dog "x"', "", 'a dog "x"']), ("byt5", ['a dog "x"', "", ""])):
