@@ -1,7 +1,7 @@
 """Cached embeddings of texts: a folder of safetensors shards, read at random, in which every text is there once.
 
 A text is found by its checksum, so that a store can grow. A shard holds `embeddings` and `tokens` of its texts one after
-another at their true lengths, `ends` and `keys`.
+another at their true lengths, `ends` and `keys`, and of each text a checksum in `sums`, which shards of before lack.
 """
 
 import functools
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from crc32c import crc32c
 
 from moviegen.errors import ConfigError, DataError
 from moviegen.storage import fingerprint as fingerprints, safetensors_io
@@ -21,7 +22,7 @@ _KEY = "S16"  # 128 bits: that two texts share one is out of the question
 
 
 class Store(NamedTuple):
-    """Keys in order, of each the number of its shard and its rows there, and the shards."""
+    """Keys in order; of each the number of its shard, its rows there and its checksum (-1: there is none); the shards."""
 
     keys: np.ndarray
     places: np.ndarray
@@ -61,6 +62,7 @@ def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]],
         "tokens": np.concatenate([np.asarray(ids, np.int32) for ids in tokens]),
         "ends": np.cumsum([len(ids) for ids in tokens], dtype=np.int64),
         "keys": np.frombuffer(keys, np.uint8).reshape(-1, 16),
+        "sums": np.array([_checksum(*pair) for pair in zip(embeddings, tokens, strict=True)], np.int64),
     }
     if len(arrays["tokens"]) != len(arrays["embeddings"]):
         raise ValueError(f"{len(arrays['tokens'])} tokens have {len(arrays['embeddings'])} embeddings")
@@ -74,17 +76,29 @@ def open_store(folder: str | Path) -> Store:
     if not is_store(folder):
         raise DataError(f"{folder}: has no {MANIFEST}: encode the texts again")
     files = tuple(sorted(folder.glob("shard-*.safetensors")))
-    keys, places = [np.empty(0, _KEY)], [np.empty((0, 3), np.int64)]
+    keys, places = [np.empty(0, _KEY)], [np.empty((0, 4), np.int64)]
     for number, file in enumerate(files):
-        arrays, _ = safetensors_io.lazy(file)
-        if not arrays.keys() >= {"keys", "ends"}:
-            raise DataError(f"{file}: not a shard of embeddings: delete it and encode its texts again")
-        ends = np.asarray(arrays["ends"])
-        keys.append(np.frombuffer(np.asarray(arrays["keys"]).tobytes(), _KEY))
-        places.append(np.stack([np.full_like(ends, number), np.r_[0, ends[:-1]], ends], 1))
+        own, ends, sums = _index(file)
+        keys.append(np.frombuffer(own.tobytes(), _KEY))
+        places.append(np.stack([np.full_like(ends, number), np.r_[0, ends[:-1]], ends, sums], 1))
     keys, places = np.concatenate(keys), np.concatenate(places)
     order = np.argsort(keys, kind="stable")
     return Store(keys[order], places[order], files)
+
+
+def _index(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys (n 16), ends (n) and checksums (n) of a shard. DataError where its arrays are not those of one."""
+    arrays, _ = safetensors_io.lazy(file)
+    count = arrays["ends"].shape[:1] if "ends" in arrays else ()
+    rows = arrays["embeddings"].shape[:-1] if "embeddings" in arrays else ()
+    expected = {"keys": ((*count, 16), "uint8"), "ends": (count, "int64"), "tokens": (rows, "int32")}
+    expected |= {"sums": (count, "int64")} if "sums" in arrays else {}
+    found = {name: (arrays[name].shape, arrays[name].dtype.name) for name in expected if name in arrays}
+    if count and rows and found == expected:
+        keys, ends = np.asarray(arrays["keys"]), np.asarray(arrays["ends"])
+        if (np.diff(ends, prepend=0) >= 0).all() and (*ends[-1:],) == rows:
+            return keys, ends, np.asarray(arrays["sums"]) if "sums" in arrays else np.full_like(ends, -1)
+    raise DataError(f"{file}: not a shard of embeddings: delete it and encode its texts again")
 
 
 def cached_store(folder: str) -> Store:
@@ -101,20 +115,26 @@ def contains(store: Store, texts: Iterable[str]) -> np.ndarray:
 
 
 def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings float32 (l d) and token ids int32 (l) of a text. DataError when it is not there."""
+    """Embeddings float32 (l d) and token ids int32 (l) of a text. DataError when it is not there or damaged."""
     (at,) = _find(store, [text])
     if at < 0:
         where = store.files[0].parent if store.files else "the store"
         raise DataError(
             f"no embeddings of the text {text[:100]!r} in {where}: run --job=encode_text on it, with the same config"
         )
-    number, start, stop = (int(n) for n in store.places[at])
+    number, start, stop, checksum = (int(n) for n in store.places[at])
     file, rows = store.files[number], slice(start, stop)
     try:
-        embeddings = safetensors_io.read_rows(file, "embeddings", rows)
-        return embeddings.astype(np.float32), safetensors_io.read_rows(file, "tokens", rows)
+        embeddings, tokens = (safetensors_io.read_rows(file, name, rows) for name in ("embeddings", "tokens"))
+        if checksum not in (-1, _checksum(embeddings, tokens)):
+            raise DataError(f"the embeddings of {text[:60]!r} are damaged: their checksum is another")
+        return embeddings.astype(np.float32), tokens
     except DataError as error:
         raise DataError(f"{file}: cannot be read ({error}): delete it and encode again") from error
+
+
+def _checksum(embeddings: Any, tokens: Any) -> int:
+    return crc32c(np.asarray(tokens, np.int32).tobytes(), crc32c(np.asarray(embeddings).tobytes()))
 
 
 def _find(store: Store, texts: Iterable[str]) -> np.ndarray:

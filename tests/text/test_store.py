@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from moviegen.errors import ConfigError, DataError
+from moviegen.storage import safetensors_io
 from moviegen.text import store
 
 FINGERPRINT = {"encoder": "byt5", "budget": 100, "dtype": "float32"}
@@ -37,8 +38,8 @@ def test_any_text_comes_back_from_whichever_shard(tmp_path, dtype):
 
 def test_rows_are_read_without_their_shard(tmp_path, monkeypatch):
     store.check_or_write(tmp_path, FINGERPRINT, "key")
-    store.write_shard(tmp_path, *items(["a", "b" * 50, "c"]))
-    opened, asked = store.open_store(tmp_path), []
+    shard = store.write_shard(tmp_path, *items(["a", "b" * 50, "c"]))
+    opened, asked, arrays = store.open_store(tmp_path), [], safetensors_io.read(shard)
 
     class Slice:
         def __init__(self, name):
@@ -46,7 +47,7 @@ def test_rows_are_read_without_their_shard(tmp_path, monkeypatch):
 
         def __getitem__(self, where):
             asked.append((self.name, where.start, where.stop))
-            return np.zeros((where.stop - where.start, 5), np.float32)
+            return arrays[self.name][where]
 
     shard = type("Shard", (), {"get_slice": lambda self, name: Slice(name)})()
     monkeypatch.setattr(store.safetensors_io, "_kept_open", lambda *_: shard)
@@ -89,3 +90,53 @@ def test_damaged_shards_are_named(tmp_path):
     shard.unlink()
     with pytest.raises(DataError, match=f"{shard.name}: cannot be read"):
         store.read(opened, "a dog")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_flipped_bits_are_noticed(tmp_path, dtype):
+    store.check_or_write(tmp_path, FINGERPRINT, "key")
+    texts, tokens, embeddings = items(["a dog", "a cat"], dtype)
+    shard = store.write_shard(tmp_path, texts, tokens, embeddings)
+    content = shard.read_bytes()
+    for part in (embeddings[1].tobytes(), np.asarray(tokens[1], np.int32).tobytes()):
+        at = content.rindex(part)
+        shard.write_bytes(content[: at + 5] + bytes([content[at + 5] ^ 4]) + content[at + 6 :])
+        opened = store.open_store(tmp_path)
+        with pytest.raises(DataError, match=f"{shard.name}: .*the embeddings of 'a cat' are damaged.*encode again"):
+            store.read(opened, "a cat")
+        store.read(opened, "a dog")
+
+
+def test_shards_of_before_have_no_checksums(tmp_path):
+    store.check_or_write(tmp_path, FINGERPRINT, "key")
+    shard = store.write_shard(tmp_path, *items(["a dog"]))
+    arrays = safetensors_io.read(shard)
+    del arrays["sums"]
+    safetensors_io.write(arrays, shard, None)
+    assert store.read(store.open_store(tmp_path), "a dog")[1].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keys": np.zeros((1, 15), np.uint8)},
+        {"keys": np.zeros((2, 16), np.uint8)},
+        {"keys": np.zeros(16, np.uint8)},
+        {"ends": np.array([7])},
+        {"ends": np.array([[6]])},
+        {"ends": np.array([-1, 6])},
+        {"ends": np.zeros(0, np.int64)},
+        {"sums": np.zeros(3, np.int64)},
+        {"tokens": np.zeros(5, np.int32)},
+        {"embeddings": np.float32(1)},
+        {"embeddings": np.zeros((6, 5, 1), np.float32)},
+        {"ends": np.array(6), "keys": np.zeros(16, np.uint8), "sums": np.array(6)},
+        {"ends": np.array([6.0])},
+    ],
+)
+def test_what_is_no_shard_is_named(tmp_path, change):
+    store.check_or_write(tmp_path, FINGERPRINT, "key")
+    shard = store.write_shard(tmp_path, *items(["a dog"]))
+    safetensors_io.write(safetensors_io.read(shard) | change, shard, None)
+    with pytest.raises(DataError, match=f"{shard.name}: not a shard of embeddings"):
+        store.open_store(tmp_path)
