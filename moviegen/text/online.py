@@ -39,7 +39,9 @@ def encode(
             _check_there(found, prompt, own[name], name)
     embedded = text.read(samples)
     for name, files in looked.items():
-        embedded[name] = source.pad_text(_run(files, [each[name] for each in texts], config, mesh, kept))
+        arrays = _run(files, [each[name] for each in texts], config, mesh, kept)
+        whose = (f"{prompt!r} by {files.folder}" for prompt in given)
+        embedded[name] = source.pad_text([source.finite(*each) for each in zip(arrays, whose, strict=True)])
     return embedded
 
 

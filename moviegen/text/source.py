@@ -106,8 +106,15 @@ def pad_text(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def _embeddings(file: StoredText | Path) -> np.ndarray:
     """Embeddings (l d) of the true tokens of a text."""
     if isinstance(file, StoredText):
-        return store.read(store.cached_store(file.folder), file.text)[0]
+        return finite(store.read(store.cached_store(file.folder), file.text)[0], str(file))
     values, mask = files.read_npz(Path(file), ("text_emb", "mask")).values()
     if values.ndim != 2 or mask.shape != values.shape[:1]:
         raise DataError(f"{file}: text_emb is {values.shape} and mask {mask.shape}, expected (l d) and (l)")
-    return values[mask > 0]
+    return finite(values[mask > 0], str(file))
+
+
+def finite(embeddings: np.ndarray, of: str) -> np.ndarray:
+    """The embeddings. DataError, naming what they are of, where one is no number."""
+    if not np.isfinite(embeddings).all():
+        raise DataError(f"{of}: its embeddings are not all finite: embed it again, with text.dtype=float32 if need be")
+    return embeddings

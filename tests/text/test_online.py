@@ -83,6 +83,12 @@ def test_encoders_at_hand_are_given_the_same(config, monkeypatch, frames, told):
     assert seen == [[told, ""], [told, ""], ["", ""]]
 
 
+def test_an_encoder_that_gives_no_numbers_is_named(config, monkeypatch):
+    monkeypatch.setattr(online, "_run", lambda files, texts, *rest: [np.full((1, 2), np.nan)] * len(texts))
+    with pytest.raises(DataError, match="'a dog' by .*ul2: its embeddings are not all finite"):
+        online.encode(["a dog"], config, ONE)
+
+
 def npz(path, tokens):
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, text_emb=np.ones((tokens, 8), np.float32), mask=np.ones(tokens))

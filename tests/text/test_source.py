@@ -49,6 +49,18 @@ def test_texts_without_a_token_are_one_of_padding(config, tmp_path):
     assert values.shape == (2, source.TEXT_STEP, 3) and not values.any() and not mask.any()
 
 
+def test_embeddings_that_are_no_numbers_are_named(config, tmp_path, monkeypatch):
+    np.savez(tmp_path / "byt5" / "nan.npz", text_emb=np.full((4, 3), np.nan, np.float32), mask=np.arange(4) < 2)
+    text = source.open_text(config)
+    with pytest.raises(DataError, match="nan.npz: its embeddings are not all finite"):
+        text.read([text.find("nan", text.prepare("a dog"))])
+    np.savez(tmp_path / "byt5" / "pad.npz", text_emb=np.float32([[1], [np.inf]]) * np.ones(3), mask=np.arange(2) < 1)
+    text.read([text.find("pad", text.prepare("a dog"))])  # what is behind the text is nobody's
+    monkeypatch.setattr(store, "read", lambda *_: (np.full((1, 6), np.inf, np.float32), None))
+    with pytest.raises(DataError, match="'FPS-16 a cat' in .*ul2: its embeddings are not all finite"):
+        text.read([text.find("pad", text.prepare("a cat"))])
+
+
 @pytest.mark.parametrize("name", ["../empty", "link/empty", "/etc/x", "a\0b", "x" * 300])
 def test_a_name_from_outside_stays_in_its_folder(config, tmp_path, name):
     (tmp_path / "byt5" / "link").symlink_to(tmp_path)
