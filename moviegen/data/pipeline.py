@@ -1,7 +1,7 @@
 """Training batches of the generator: a pure function of (seed, step), cut the same on any number of ranks."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,21 +76,22 @@ def draw_dropped(config: Any, rng: np.random.Generator) -> frozenset[str]:
     return frozenset(name for name in encoders if rng.random() < each.get(name, 0.0))
 
 
-def heldout_batches(data: Data, config: Any, times: Sequence[float], size: int):
-    """Validation batches: every held-out sample at every time, with noise that is the same in every validation.
+def heldout_batches(data: Data, times: Sequence[float], size: int, piece: Group = ALONE) -> Iterator[tuple[Batch, int]]:
+    """Validation batches of this piece of the ranks: held-out samples at every time, the noise the same every time.
 
-    All have the size for which the graphs are compiled: the last batch takes samples a second time to be full.
+    Every sample counts once: of a batch as many as the number beside it, the first. All batches have the size for which
+    the graphs are compiled and all pieces equally many, filled up with the last sample, since ranks compute together.
     """
     rows = data.rows["heldout"]
-    for start in range(0, len(rows), size):
-        stop = min(start + size, len(rows))
-        indices = range(stop - size, stop)
+    for start in range(piece.rank * size, len(rows) + piece.rank * size, size * piece.size):
+        indices = [min(i, len(rows) - 1) for i in range(start, start + size)]
+        counted = min(size, max(0, len(rows) - start))
         chosen = [rows[i] for i in indices]
         x = _latents(data, chosen, [streams.rng(Stream.VALIDATION_SAMPLE, 0, i) for i in indices])
         noise, _ = flow.draw_batch(0, 0, indices, x.shape[1:], stream=Stream.VALIDATION_NOISE)
         text = data.text.read([row.text for row in chosen])
         for t in times:
-            yield Batch(x, noise, np.full(size, t, np.float32), text)
+            yield Batch(x, noise, np.full(size, t, np.float32), text), counted
 
 
 def _latents(data: Data, rows: Sequence[table.Row], rngs: Sequence[np.random.Generator]) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 from moviegen import flow
 from moviegen.data import pipeline
 from moviegen.models.transformer import model as transformer, step as transformer_step
+from moviegen.nn import backend
 from moviegen.parallel import comm
-from moviegen.parallel.mesh import Mesh
+from moviegen.parallel.mesh import Group, Mesh
 from moviegen.runner import Run
 from moviegen.training import loop, state as states
 
@@ -46,7 +47,8 @@ def make(run: Run) -> loop.Task:
         return losses, {f"{kind}_loss": losses["loss"]}
 
     def validate(ema, step, writer):
-        loss = _validate(layout.model(ema), config, data, exchange)
+        weights = backend.to_tensors(layout.model(ema))  # once, where the average is in host memory
+        loss = _validate(weights, config, data, exchange, mesh.batch)
         return {"heldout_loss": loss}, loss
 
     def meta(step):
@@ -76,12 +78,17 @@ def _positions(config: Any, mesh: Mesh) -> list[range]:
     return [range((batch.rank * pieces + i) * each, (batch.rank * pieces + i + 1) * each) for i in range(pieces)]
 
 
-def _validate(params: Any, config: Any, data: pipeline.Data, exchange: comm.Comm) -> float:
-    """Flow-matching loss on held-out samples, the same noise and times every time. Every rank works on all of them."""
-    size = min(config.train.batch_size // exchange.batches, len(data.rows["heldout"]))
-    losses = []
-    for batch in pipeline.heldout_batches(data, config, VALIDATION_TIMES, size):
+def _validate(params: Any, config: Any, data: pipeline.Data, exchange: comm.Comm, piece: Group) -> float:
+    """Flow-matching loss, a mean over the held-out samples, the same noise and times every time.
+
+    The pieces of the ranks share the samples, in batches as large as those that are trained on.
+    """
+    size = config.train.batch_size // (piece.size * config.optim.accumulate)
+    total = 0.0
+    for batch, counted in pipeline.heldout_batches(data, VALIDATION_TIMES, size, piece):
         noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
         velocity = transformer.apply(params, config.model, noisy, batch.t, batch.text, exchange).asnumpy()
-        losses.append(float(np.mean((velocity - flow.target(batch.latents, batch.noise)) ** 2)))
-    return float(np.mean(losses))
+        error = (velocity - flow.target(batch.latents, batch.noise)) ** 2
+        total += float(error[:counted].mean((1, 2, 3, 4), dtype=np.float64).sum())
+    total = float(exchange.all_reduce(backend.tensor(np.float32([total]))).asnumpy()[0]) / exchange.sequence.size
+    return total / (len(data.rows["heldout"]) * len(VALIDATION_TIMES))

@@ -10,6 +10,7 @@ from moviegen import flow
 from moviegen.data import pipeline, sources
 from moviegen.errors import ConfigError
 from moviegen.models.text import toy as toy_text
+from moviegen.parallel.mesh import Group
 from tests.data import made_up
 
 DIMS = {"ul2": 8, "metaclip": 4, "byt5": 4}
@@ -130,7 +131,7 @@ def test_share_of_image_steps(data):
 
 
 def test_validation_is_the_same_every_time(data):
-    made = [list(pipeline.heldout_batches(data, cfg, (0.2, 0.7), 3)) for cfg in (config(), config(text_drop_prob=1.0))]
+    made = [[batch for batch, _ in pipeline.heldout_batches(data, (0.2, 0.7), 3)] for _ in range(2)]
     assert [[b.t.tolist() for b in batches] for batches in made] == [[[np.float32(t)] * 3 for t in (0.2, 0.7) * 2]] * 2
     for one, two in zip(*made, strict=True):
         np.testing.assert_array_equal(one.noise, two.noise)
@@ -141,9 +142,21 @@ def test_validation_is_the_same_every_time(data):
     assert [indices(b) for b in made[0]] == [[0, 1, 2]] * 2 + [[3, 4, 5]] * 2
 
 
-def test_validation_leaves_no_sample_out(data):
-    seen = [i for batch in pipeline.heldout_batches(data, config(), (0.5,), 4) for i in indices(batch)]
-    assert sorted(set(seen)) == list(range(COUNTS["heldout"]))
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_ranks_share_the_validation_and_count_every_sample_once(data, ranks):
+    alone = {i: batch.noise[k] for batch, n in pipeline.heldout_batches(data, (0.5,), 6) for k, i in counted(batch, n)}
+    found = [list(pipeline.heldout_batches(data, (0.5,), 2, Group("", ranks, rank))) for rank in range(ranks)]
+    assert {len(batch.t) for batches in found for batch, _ in batches} == {2}  # one size is compiled
+    assert {len(batches) for batches in found} == {-(-6 // (2 * ranks))}  # ranks compute together
+    seen = [(i, batch.noise[k]) for batches in found for batch, n in batches for k, i in counted(batch, n)]
+    assert sorted(i for i, _ in seen) == list(range(6)) == sorted(alone)
+    for i, noise in seen:
+        np.testing.assert_array_equal(noise, alone[i])
+
+
+def counted(batch, count):
+    """Places in a validation batch, and numbers, of the samples that count."""
+    return list(enumerate(indices(batch)[:count]))
 
 
 def test_no_samples_are_refused(data):

@@ -277,7 +277,7 @@ def test_validation_on_a_table_of_its_own(encoded, shared):
     config = settings(shared, encoded[0], validation_csv=str(shared / "train.csv"))
     data = pipeline.open_data(config, "unused")
     assert len(data.rows["heldout"]) == 2
-    assert len(list(pipeline.heldout_batches(data, config, (0.5,), 2))) == 1
+    assert len(list(pipeline.heldout_batches(data, (0.5,), 2))) == 1
     config.data.validation_csv = "gone.csv"
     with pytest.raises(DataError, match="gone.csv"):
         pipeline.open_data(config, "unused")

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from experiments import common
+from moviegen import flow
 from moviegen.data import pipeline, sources
 from moviegen.errors import DataError
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.nn import backend
-from moviegen.parallel.mesh import ONE
+from moviegen.parallel.mesh import ONE, Group
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
@@ -206,3 +207,43 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match="loss of step 0"):
         generator.train(Run(settings(), tmp_path))
     assert checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_the_validation(tmp_path, monkeypatch, ranks):
+    config = settings(batch_size=12)
+    data = pipeline.open_data(config, tmp_path)
+    parts, sizes = [], set()
+
+    def apply(params, cfg, latents, t, text, exchange):
+        sizes.add(len(t))
+        return backend.tensor(latents * np.float32(0.3) + t.reshape(-1, 1, 1, 1, 1))
+
+    def validate(rank, accumulate, all_reduce):
+        config.optim.accumulate = accumulate
+        exchange = generator.comm.LOCAL._replace(all_reduce=all_reduce)
+        return generator._validate({}, config, data, exchange, Group("", ranks, rank))
+
+    monkeypatch.setattr(generator.transformer, "apply", apply)
+    for rank in range(ranks):
+        validate(rank, 2, lambda x: parts.append(x.asnumpy()) or x)
+    assert sizes == {12 // (2 * ranks)}  # of a micro-batch, for which the graphs are there
+    shared = validate(0, 2, lambda x: backend.tensor(sum(parts)))
+    ranks = 1
+    assert shared == pytest.approx(validate(0, 1, lambda x: x), rel=1e-6)
+    errors = []
+    for batch, _ in pipeline.heldout_batches(data, generator.VALIDATION_TIMES, 1):
+        noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
+        velocity = noisy * 0.3 + batch.t.reshape(-1, 1, 1, 1, 1)
+        errors.append(np.mean((velocity - flow.target(batch.latents, batch.noise)) ** 2))
+    assert len(errors) == 50 and shared == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_an_average_in_host_memory_is_moved_once_a_validation(tmp_path, monkeypatch):
+    moved, config = [], settings(offload_optimizer=True)
+    task = generator.make(Run(config, tmp_path))
+    to_tensors = backend.to_tensors
+    monkeypatch.setattr(backend, "to_tensors", lambda tree: moved.append(type(tree["patch"])) or to_tensors(tree))
+    monkeypatch.setattr(generator.transformer, "apply", lambda params, cfg, x, *rest: backend.tensor(0 * x))
+    task.validate({"patch": np.ones(3, np.float32)}, 0, None)
+    assert moved == [np.ndarray]
