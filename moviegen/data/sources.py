@@ -1,6 +1,7 @@
 """Tables of what a generator trains on and is validated on: the one place that looks at `data.source`."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,9 +51,19 @@ def _csv(config: Any, workdir: Path, world: Group) -> Tables:
         rows["heldout"] = [row for row in heldout if data.num_frames == 1 or not row.image]
         if not rows["heldout"]:
             raise ConfigError(f"data.validation_csv is {data.validation_csv!r}, which has no usable video: add some")
+        if world.rank == 0:
+            _tell_shared(found, rows["heldout"], data.validation_csv)
     noted = latent_cache.open_cache(data.latent_folder).statistics()
     constants = (np.broadcast_to(v, tae.latent_channels).tolist() for v in (tae.latent_shift, tae.latent_scale))
     return Tables(rows, noted or tuple(constants))
+
+
+def _tell_shared(trained: list[table.Row], heldout: list[table.Row], path: str) -> None:
+    """Says which rows of a validation table are trained on as well."""
+    shared = {os.path.normpath(row.video) for row in trained} & {os.path.normpath(row.video) for row in heldout}
+    if shared:
+        named = ", ".join(sorted(shared)[:5])
+        print(f"{path}: {len(shared)} of {len(heldout)} samples are trained on too ({named})", flush=True)
 
 
 def _embedded(config: Any, workdir: Path, world: Group) -> Tables:

@@ -42,6 +42,6 @@ def run(run: Run) -> dict[str, float]:
         statistics = {key: np.broadcast_to(config.tae[key], config.tae.latent_channels).tolist() for key in keys}
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
     folder = workdir / "imported"
-    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, {"samples_seen": 0} | statistics)
+    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, statistics)
     print(f"import: {len(weights)} arrays of {path}; start from {folder}", flush=True)
     return {"arrays": len(weights)}

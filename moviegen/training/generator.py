@@ -34,6 +34,7 @@ def make(run: Run) -> loop.Task:
     layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer)
     exchange = comm.make(mesh, stage, shapes, config.model.get("compute_dtype", "float32"))
     data = pipeline.open_data(config, run.workdir, mesh.world)
+    name, names = run.stage or "train", run.workdir / "rows.json"
 
     def micro_batches(step):
         return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh))
@@ -52,12 +53,27 @@ def make(run: Run) -> loop.Task:
         return {"heldout_loss": loss}, loss
 
     def meta(step):
-        samples = step * config.train.batch_size
-        return {"samples_seen": samples, "latent_shift": data.shift, "latent_scale": data.scale}
+        return {"latent_shift": data.shift, "latent_scale": data.scale} | {
+            "position": pipeline.position(data, config, step)
+        }
 
-    first = functools.partial(first_state, config, layout)
+    def first():
+        if mesh.world.rank == 0:
+            pipeline.note_names(data, names)
+        return first_state(config, layout)
+
+    def restore(found):
+        nonlocal data
+        position = found.get("position")
+        if mesh.world.rank == 0:
+            unknown = "the checkpoint does not say which samples it has seen: an epoch begins"
+            for line in [unknown] if position is None else pipeline.changes(data, position, names):
+                print(f"{name}: {line}", flush=True)
+            pipeline.note_names(data, names)
+        data = pipeline.resumed(data, found["step"], position or {})
+
     validation = validate if "heldout" in data.rows else None
-    return loop.Task(run.stage or "train", layout, first, micro_batches, loss_and_grads, numbers, validation, meta)
+    return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, validation, meta, restore=restore)
 
 
 def first_state(config: Any, layout: states.Layout) -> states.State:

@@ -30,6 +30,7 @@ class Task(NamedTuple):
         validate: (shards of the EMA weights, step, writer) -> (metrics, score), where the lowest score is the best.
             None where there is nothing to validate on.
         meta: step -> what a checkpoint notes besides the step, the score and the plateau rule's state.
+        restore: (a checkpoint's meta) -> None; called once where a run goes on from one.
         export: (shards of the EMA weights) -> a file that it writes at the end. Like the others, every rank calls it.
         starts: prefix of paths -> first step of a network with optimizer steps of its own (`states.update`).
     """
@@ -42,6 +43,7 @@ class Task(NamedTuple):
     numbers: Callable[[dict[str, float], int], tuple[dict[str, float], dict[str, float]]]
     validate: Callable[[Tree, int, Writer], tuple[dict[str, float], float]] | None = None
     meta: Callable[[int], dict[str, Any]] = lambda step: {}
+    restore: Callable[[dict[str, Any]], None] = lambda meta: None
     export: Callable[[Tree], Path] | None = None
     starts: Mapping[str, int] = {}
 
@@ -108,6 +110,7 @@ def resume(config: Any, folder: Path, task: Task) -> tuple[int, states.State, di
     step = checkpoint.latest(folder)
     if step is None:
         return 0, task.first_state(), plateau
+    task.restore(checkpoint.lazy(folder, step)[1])  # which may refuse it, before the state is read
     state, meta = states.restore(folder, step, task.layout)
     return step, state, plateau and (meta.get("plateau") or plateau)
 

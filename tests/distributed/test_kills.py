@@ -66,7 +66,8 @@ def killed(folder, steps, rng):
     after = checkpoint.latest(folder / "checkpoints") or 0
     assert after >= max(before, wanted)
     if after:
-        assert checkpoint.load(folder / "checkpoints")[1]["samples_seen"] == 2 * after
+        position = checkpoint.load(folder / "checkpoints")[1]["position"]["image"]
+        assert position["epoch"] * position["rows"] + position["index"] == 2 * after
     return saving
 
 

@@ -18,7 +18,7 @@ def compare(folder, names):
     assert meta["step"] == 5 and len(losses) >= 2 and len(heldout) == 1
     for name in names:
         other, its_meta = checkpoint.load(folder / name.replace("/", "-") / "checkpoints")
-        for key in ("step", "samples_seen", "latent_shift", "latent_scale"):
+        for key in ("step", "position", "latent_shift", "latent_scale"):
             assert its_meta[key] == meta[key]
         np.testing.assert_allclose(its_meta["plateau"]["best"], meta["plateau"]["best"], atol=1e-5)
         lines = read_metrics(folder / name.replace("/", "-"))

@@ -273,11 +273,12 @@ def test_dropped_prompts_are_the_empty_embedding(encoded, shared):
     assert mask.sum(1).tolist() == [2, 2] and abs(embedding[:, :2]).min(2).all()
 
 
-def test_validation_on_a_table_of_its_own(encoded, shared):
+def test_validation_on_a_table_of_its_own(encoded, shared, capsys):
     config = settings(shared, encoded[0], validation_csv=str(shared / "train.csv"))
     data = pipeline.open_data(config, "unused")
     assert len(data.rows["heldout"]) == 2
     assert len(list(pipeline.heldout_batches(data, (0.5,), 2))) == 1
+    assert "train.csv: 2 of 2 samples are trained on too (a.mp4, deep/b.mp4)" in capsys.readouterr().out
     config.data.validation_csv = "gone.csv"
     with pytest.raises(DataError, match="gone.csv"):
         pipeline.open_data(config, "unused")

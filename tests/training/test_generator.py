@@ -92,7 +92,8 @@ def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path):
 def test_what_a_run_leaves(unbroken):
     workdir, metrics = unbroken
     trees, meta = final(workdir)
-    assert meta["step"] == 4 and meta["samples_seen"] == 16
+    assert meta["step"] == 4 and meta["position"]["video"]["epoch"] == 2 and meta["position"]["video"]["index"] == 4
+    assert meta["position"]["image"]["epoch"] == meta["position"]["image"]["index"] == 0
     assert meta["score"] == metrics["heldout_loss"] and checkpoint.best(workdir / "checkpoints") in (2, 4)
     assert meta["latent_shift"] == [0.0] * 4 and meta["latent_scale"] == [1.0] * 4
     assert set(metrics) == {"loss", "video_loss", "heldout_loss"} and np.isfinite(list(metrics.values())).all()
@@ -207,6 +208,53 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match="loss of step 0"):
         generator.train(Run(settings(), tmp_path))
     assert checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+def restored(workdir, config, meta):
+    """Runs a resume's `restore` with this meta and returns what the task then notes at its step."""
+    task = generator.make(Run(config, workdir))
+    task.restore(meta)
+    return task, task.meta(meta["step"])
+
+
+def changed_tables(monkeypatch, **changes):
+    """Other latent statistics, or rows, than those that the runs here have."""
+
+    def tables(*args):
+        return made_up_tables(*args)._replace(**changes)
+
+    monkeypatch.setattr(sources, "open_tables", tables)
+
+
+def test_a_checkpoint_that_says_nothing_goes_on(tmp_path, capsys):
+    _, noted = restored(tmp_path, settings(), {"step": 7, "samples_seen": 28})
+    assert noted["position"]["video"] == noted["position"]["video"] | {"epoch": 0, "index": 0}
+    said = capsys.readouterr().out
+    assert "which samples it has seen" in said
+
+
+def test_another_batch_goes_on_where_the_samples_were(unbroken, capsys):
+    """4 steps of 4 are 2 epochs of 6 and 4 samples; 2 steps of 2 more end the third and begin the fourth."""
+    workdir, _ = unbroken
+    config = settings(batch_size=2)
+    task = generator.make(Run(config, workdir))
+    step, _, _ = loop.resume(config, workdir / "checkpoints", task)
+    assert step == 4 and task.meta(4)["position"] == final(workdir)[1]["position"]
+    now = task.meta(6)["position"]["video"]
+    assert (now["epoch"], now["index"]) == (3, 2)
+    assert "others than those of the checkpoint" not in capsys.readouterr().out
+
+
+def test_rows_that_are_new_or_gone_are_named(unbroken, tmp_path, monkeypatch, capsys):
+    workdir, _ = unbroken
+    generator.make(Run(settings(), tmp_path)).first_state()
+    rows = made_up_tables(settings(), None, None).rows
+    changed_tables(monkeypatch, rows=rows | {"video": [*rows["video"][1:], rows["video"][1]._replace(video="new.mp4")]})
+    restored(tmp_path, settings(), final(workdir)[1])
+    said = capsys.readouterr().out
+    assert "6 then, 6 now; 1 new: new.mp4; 1 gone: video/0" in said and "images" not in said
+    restored(tmp_path, settings(), final(workdir)[1])
+    assert "1 new" not in capsys.readouterr().out  # names are compared with those of the last start
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
