@@ -38,6 +38,7 @@ def make(run: Run) -> loop.Task:
     adversarial = config.loss.get("adversarial")
     if adversarial and not adversarial.weight:
         adversarial = None
+    trained_with = {"tae": tae_weights.settings(config.tae)}
     layout = states.Layout(tae_shapes.shapes(config.tae, adversarial), mesh, config.train.zero_stage)
     exchange = comm.make(mesh, config.train.zero_stage, layout.shapes)
     perceptual = _perceptual(config, mesh)
@@ -74,13 +75,13 @@ def make(run: Run) -> loop.Task:
 
     def export(ema):
         weights = weights_of(ema)
-        return safetensors_io.write(weights, workdir / "tae.safetensors", "float16") if mesh.world.rank == 0 else None
+        path = workdir / "tae.safetensors"
+        return safetensors_io.write(weights, path, "float16", trained_with) if mesh.world.rank == 0 else None
 
     micro_batches = functools.partial(_micro_batches, config, source, mesh)
     starts = {tae_shapes.DISCRIMINATOR: adversarial.start} if adversarial else {}
-    return loop.Task(
-        name, layout, first_state, micro_batches, loss_and_grads, numbers, validate, export=export, starts=starts
-    )
+    own = dict(validate=validate, meta=lambda step: trained_with, export=export, starts=starts)
+    return loop.Task(name, layout, first_state, micro_batches, loss_and_grads, numbers, **own)
 
 
 def start_weights(config: Any, source: crops.Source, world: Group) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def test_what_a_run_leaves(unbroken):
     assert checkpoint.load(workdir / "checkpoints")[1]["score"] == -metrics["synthetic_psnr"]
     ema = final(workdir)["ema"]
     exported = tae_weights.load(workdir / "tae.safetensors", settings().tae)
+    assert safetensors_io.lazy(workdir / "tae.safetensors")[1] == {"tae": tae_weights.settings(settings().tae)}
     for path, value in ema.items():
         np.testing.assert_allclose(exported[path].asnumpy(), value, rtol=2**-10, atol=1e-7)  # stored as float16
     assert {path.name for path in (workdir / "samples").iterdir()} == {"recons-synthetic0.png", "recons-synthetic1.png"}

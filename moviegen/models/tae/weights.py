@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from moviegen import config as configs
 from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import shapes
 from moviegen.nn import backend
@@ -12,9 +13,16 @@ from moviegen.storage import checkpoint, fingerprint, safetensors_io
 
 
 def load(path: str | Path, cfg: Any) -> dict[str, Any]:
-    """Returns weights from a safetensors file or the averaged weights of a checkpoint folder, checked against cfg."""
+    """Returns weights from a safetensors file or the averaged weights of a checkpoint folder, checked against cfg.
+
+    Other settings than those that they were trained with, which shapes do not show, are said: training may go on so.
+    """
     path = Path(path)
-    arrays = checkpoint.load(path, select="^ema/")[0]["ema"] if path.is_dir() else safetensors_io.read(path)
+    if path.is_dir():
+        trees, noted = checkpoint.load(path, select="^ema/")
+        arrays = trees["ema"]
+    else:
+        arrays, noted = safetensors_io.read(path), safetensors_io.lazy(path)[1]
     arrays = {name: array for name, array in arrays.items() if not name.startswith(shapes.DISCRIMINATOR)}
     want = shapes.shapes(cfg)
     wrong = [name for name in want | arrays if name not in arrays or want.get(name) != arrays[name].shape]
@@ -22,7 +30,19 @@ def load(path: str | Path, cfg: Any) -> dict[str, Any]:
         raise DataError(
             f"{path}: these weights are not of this tae config: {', '.join(sorted(wrong)[:5])} ({len(wrong)} differ)"
         )
+    own, trained = settings(cfg), noted.get("tae", {})
+    differs = configs.changes(*({key: each[key] for key in own.keys() & trained.keys()} for each in (trained, own)))
+    if differs:
+        print(
+            f"{path} was trained with other settings of `tae` ({'; '.join(differs)}): what it makes differs", flush=True
+        )
     return backend.to_tensors({name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def settings(cfg: Any) -> dict[str, Any]:
+    """What weights are trained with and used with ever after, as JSON holds it: neither tiles nor the scale of latents."""
+    free = ("latent_shift", "latent_scale", "spatial_tile")
+    return {key: value for key, value in configs.to_plain(cfg).items() if key not in free}
 
 
 def configured(config: Any) -> Path:

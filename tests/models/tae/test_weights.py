@@ -39,6 +39,21 @@ def test_weights_of_another_config_are_named(tmp_path):
         weights.load(path, CFG)
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_weights_say_what_they_were_trained_with(tmp_path, capsys, folder):
+    """Zeros for replicated frames, the seed's way, have the same shapes and give other pictures."""
+    arrays, noted = safetensors_io.read(weights.find("package:tiny_tae", "")), {"tae": weights.settings(CFG)}
+    if folder:
+        checkpoint.save(tmp_path / "w", 1, {"ema": arrays}, noted)
+    else:
+        safetensors_io.write(arrays, tmp_path / "w", metadata=noted)
+    weights.load(tmp_path / "w", common.tae("tiny", latent_scale=9.0, spatial_tile=4))
+    assert capsys.readouterr().out == ""
+    weights.load(tmp_path / "w", common.tae("tiny", "seed"))
+    words = 'w was trained with other settings of `tae` (temporal_upsample_padding: "replicate" -> "zeros")'
+    assert words in capsys.readouterr().out
+
+
 def test_a_digest_is_that_of_the_content(tmp_path):
     for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).write_text(text)
