@@ -78,6 +78,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def autoencoder(folder: Path) -> str | None:
+    """The checksum of the weights that a cache's latents were made with; None where nothing says."""
+    return _manifest(folder).get("weights")
+
+
 class StoredLatents(NamedTuple):
     """One video's latents: in the shard `path`, or in an npz file of its own, which may be missing."""
 

@@ -36,6 +36,7 @@ class Data(NamedTuple):
     frames: int  # latent frames of a video
     shift: list[float]
     scale: list[float]
+    autoencoder: str | None  # checksum of the weights that made the latents, where that is known
     orders: dict[str, Order]
     begun: int = 0
     places: dict[str, Place] = {kind: Place() for kind in KINDS}
@@ -55,7 +56,7 @@ def open_data(config: Any, workdir: str | Path, world: Group = ALONE) -> Data:
     found = sources.open_tables(config, Path(workdir), world)
     orders = {kind: Order(config.seed, [row.video for row in found.rows.get(kind, ())]) for kind in KINDS}
     frames = -(-config.data.num_frames // 8)
-    return Data(found.rows, open_text(config), frames, *found.statistics, orders)
+    return Data(found.rows, open_text(config), frames, *found.statistics, found.autoencoder, orders)
 
 
 def is_image_step(config: Any, step: int) -> bool:

@@ -18,10 +18,14 @@ HELDOUT_SAMPLES = 32
 
 
 class Tables(NamedTuple):
-    """Rows by split, "video" and "image" to train on, "heldout" (may be missing) to validate; the latents' statistics."""
+    """Rows by split, "video" and "image" to train on, "heldout" (may be missing) to validate; the latents' statistics.
+
+    `autoencoder` is the checksum of the weights that made the latents, where that is known.
+    """
 
     rows: dict[str, list[table.Row]]
     statistics: latent_cache.Statistics
+    autoencoder: str | None = None
 
 
 def open_tables(config: Any, workdir: Path, world: Group = ALONE) -> Tables:
@@ -55,7 +59,7 @@ def _csv(config: Any, workdir: Path, world: Group) -> Tables:
             _tell_shared(found, rows["heldout"], data.validation_csv)
     noted = latent_cache.open_cache(data.latent_folder).statistics()
     constants = (np.broadcast_to(v, tae.latent_channels).tolist() for v in (tae.latent_shift, tae.latent_scale))
-    return Tables(rows, noted or tuple(constants))
+    return Tables(rows, noted or tuple(constants), latent_cache.autoencoder(Path(data.latent_folder)))
 
 
 def _tell_shared(trained: list[table.Row], heldout: list[table.Row], path: str) -> None:
@@ -85,7 +89,7 @@ def _embedded(config: Any, workdir: Path, world: Group) -> Tables:
     images = rows.pop("heldout_image", None)
     if images and data.image_fraction == 1:
         rows["heldout"] = images
-    return Tables(rows, cache.statistics())
+    return Tables(rows, cache.statistics(), latent_cache.autoencoder(folder))
 
 
 def embedded(config: Any) -> dict[str, list[Item]]:

@@ -30,7 +30,7 @@ def run(run: Run) -> dict[str, float]:
     trees, meta = checkpoint.lazy(folder, select=f"^{settings.weights}/")
     arrays = trees[settings.weights]
     match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {folder}")
-    metadata = {key: meta[key] for key in ("step", "latent_shift", "latent_scale") if key in meta}
+    metadata = {key: meta[key] for key in ("step", "latent_shift", "latent_scale", "trained_with") if key in meta}
     metadata |= {"weights": settings.weights, "model": configs.to_plain(config.model)}
     files = safetensors_io.write_shards(arrays, workdir / "export", settings.dtype, settings.shard_bytes, metadata)
     print(f"export: step {meta['step']} of {folder} in {len(files)} file(s) in {files[0].parent}", flush=True)

@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from moviegen import config as configs
+from moviegen.data import trained_with
 from moviegen.errors import ConfigError
 from moviegen.models.transformer import model as transformer
 from moviegen.nn.tree import match
 from moviegen.runner import Run
 from moviegen.storage import arraystore, checkpoint, safetensors_io
-
-BESIDE_THE_WEIGHTS = ("compute_dtype", "weight_std", "position_std")  # free to differ from what they were trained with
 
 
 def run(run: Run) -> dict[str, float]:
@@ -30,11 +29,10 @@ def run(run: Run) -> dict[str, float]:
         )
     arrays, metadata = safetensors_io.lazy(path)
     match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {path}")
-    made_with = metadata.get("model")
-    differs = configs.changes(made_with, configs.to_plain(config.model)) if made_with else []
-    differs = [line for line in differs if line.split(":")[0] not in BESIDE_THE_WEIGHTS]
-    if differs:
-        raise ConfigError(f"{path} was exported with another model: {'; '.join(differs)}; change the config's model")
+    known = {"trained_with": metadata["trained_with"]} if "trained_with" in metadata else {}
+    noted = {"model": metadata.get("model")} | known.get("trained_with", {})  # the model is all that exports once told
+    for line in trained_with.check(noted, trained_with.describe(config, None), path):
+        print(f"import: {line}", flush=True)
     keys = ("latent_shift", "latent_scale")
     statistics = {key: metadata[key] for key in keys if key in metadata}
     if len(statistics) < len(keys):
@@ -42,6 +40,6 @@ def run(run: Run) -> dict[str, float]:
         statistics = {key: np.broadcast_to(config.tae[key], config.tae.latent_channels).tolist() for key in keys}
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
     folder = workdir / "imported"
-    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, statistics)
+    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, statistics | known)
     print(f"import: {len(weights)} arrays of {path}; start from {folder}", flush=True)
     return {"arrays": len(weights)}

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from moviegen.data import video
-from moviegen.errors import ConfigError
+from moviegen.data import trained_with, video
+from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import model as tae, tiles as tae_tiles, weights as tae_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
@@ -41,7 +41,8 @@ class Sampler:
 
     Weights are the EMA in `sample.checkpoint`, by default the newest of the run's own `checkpoints`. Text encoders are
     kept with `keep_encoders`, for a program that goes on taking requests; they are let go after each call without. Raises
-    ConfigError where there are no weights, or for a size that the models cannot make.
+    ConfigError where there are no weights, for those of another model or autoencoder, or for a size that the models cannot
+    make.
     """
 
     def __init__(self, run: Run, keep_encoders: bool = False):
@@ -57,6 +58,7 @@ class Sampler:
                 "train first, or name the checkpoints folder of a run"
             )
         self.tae_weights = tae_weights.configured(config)
+        self._check_what_it_was_trained_with()
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Iterator[np.ndarray]]]:
         """Yields each request of which this rank has the video, and its frames, uint8 (n h w c) pieces decoded as taken.
@@ -83,6 +85,15 @@ class Sampler:
                 for _ in pieces:  # the other ranks of the group decode their tiles of it
                     pass
 
+    def _check_what_it_was_trained_with(self) -> None:
+        """Says on what the checkpoint and this config differ. ConfigError where they cannot make a picture together."""
+        config, noted, now = self.run.config, checkpoint.lazy(self.folder)[1].get("trained_with"), {}
+        if noted:  # or there is nothing to read all of the weights for
+            now = trained_with.describe(config, tae_weights.digest(self.tae_weights), online=True)
+        lines = trained_with.check(noted, now, self.folder, ("model.", "tae."))
+        for line in lines if self.run.mesh.world.rank == 0 else ():
+            print(f"sample: {line}", flush=True)
+
     @functools.cached_property
     def _generator(self) -> tuple[dict[str, Any], Comm, ConfigDict]:
         """EMA weights, what computing with them exchanges on the mesh, and the statistics of the latents they make."""
@@ -92,6 +103,10 @@ class Sampler:
         if mesh.world.rank == 0:
             print(f"sample: weights of step {meta['step']} in {self.folder}", flush=True)
         exchange = comm.make(mesh, zero_stage, shapes, config.model.get("compute_dtype", "float32"))
+        if not meta.keys() >= {"latent_shift", "latent_scale"}:
+            raise DataError(
+                f"{self.folder}: its meta has no latent_shift and latent_scale: not a generator's checkpoint?"
+            )
         statistics = {key: tuple(meta[key]) for key in ("latent_shift", "latent_scale")}
         return params, exchange, ConfigDict(statistics)
 

@@ -6,6 +6,7 @@ another at their true lengths, `ends` and `keys`, and of each text a checksum in
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,6 +46,11 @@ class StoredText(NamedTuple):
 def is_store(folder: str | Path) -> bool:
     """Whether a folder holds such embeddings, and not the seed's npz files."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def fingerprint(folder: str | Path) -> dict:
+    """What the embeddings of a store were made with."""
+    return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
 
 
 def check_or_write(folder: Path, fingerprint: dict, key: str) -> None:

@@ -1,17 +1,20 @@
 """Trains the generator by flow matching."""
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moviegen import flow
-from moviegen.data import pipeline
+from moviegen.data import pipeline, trained_with
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.nn import backend
 from moviegen.parallel import comm
 from moviegen.parallel.mesh import Group, Mesh
 from moviegen.runner import Run
+from moviegen.storage import checkpoint
 from moviegen.training import loop, state as states
 
 VALIDATION_TIMES = tuple(np.linspace(0, 1, 12)[1:-1])  # ten times without the ends, as the seed's
@@ -34,6 +37,7 @@ def make(run: Run) -> loop.Task:
     layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer)
     exchange = comm.make(mesh, stage, shapes, config.model.get("compute_dtype", "float32"))
     data = pipeline.open_data(config, run.workdir, mesh.world)
+    made_with = trained_with.describe(config, data.autoencoder)
     name, names = run.stage or "train", run.workdir / "rows.json"
 
     def micro_batches(step):
@@ -53,27 +57,48 @@ def make(run: Run) -> loop.Task:
         return {"heldout_loss": loss}, loss
 
     def meta(step):
-        return {"latent_shift": data.shift, "latent_scale": data.scale} | {
-            "position": pipeline.position(data, config, step)
-        }
+        own = {"latent_shift": data.shift, "latent_scale": data.scale, "trained_with": made_with}
+        return own | {"position": pipeline.position(data, config, step)}
 
     def first():
+        nonlocal data
+        if config.train.init_from:
+            found = checkpoint.lazy(config.train.init_from)[1]
+            data = _taken_over(data, found, made_with, config.train.init_from, tell)
         if mesh.world.rank == 0:
             pipeline.note_names(data, names)
         return first_state(config, layout)
 
     def restore(found):
         nonlocal data
+        data = _taken_over(data, found, made_with, run.workdir / "checkpoints", tell)
         position = found.get("position")
         if mesh.world.rank == 0:
             unknown = "the checkpoint does not say which samples it has seen: an epoch begins"
-            for line in [unknown] if position is None else pipeline.changes(data, position, names):
-                print(f"{name}: {line}", flush=True)
+            tell([unknown] if position is None else pipeline.changes(data, position, names))
             pipeline.note_names(data, names)
         data = pipeline.resumed(data, found["step"], position or {})
 
+    def tell(lines):
+        for line in lines if mesh.world.rank == 0 else ():
+            print(f"{name}: {line}", flush=True)
+
     validation = validate if "heldout" in data.rows else None
     return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, validation, meta, restore=restore)
+
+
+def _taken_over(data: pipeline.Data, meta: dict, made_with: dict, where: str | Path, tell: Callable) -> pipeline.Data:
+    """The data as the weights of a checkpoint with this meta know it: normalized by the statistics that they had.
+
+    `tell` gets what has changed since, in lines. Raises ConfigError where the model is another.
+    """
+    lines = trained_with.check(meta.get("trained_with"), made_with, where)
+    if "latent_scale" in meta:
+        theirs = meta["latent_shift"], meta["latent_scale"]
+        lines += trained_with.statistics(theirs, (data.shift, data.scale))
+        data = data._replace(shift=theirs[0], scale=theirs[1])
+    tell(lines)
+    return data
 
 
 def first_state(config: Any, layout: states.Layout) -> states.State:

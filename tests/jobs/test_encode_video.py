@@ -9,7 +9,7 @@ from experiments import common
 from moviegen.data import captions, encode, latent_cache, pipeline, table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_video, train
-from moviegen.models.tae import model as tae
+from moviegen.models.tae import model as tae, weights as tae_weights
 from moviegen.parallel.mesh import Group, Mesh
 from moviegen.runner import Run
 from moviegen.storage import checkpoint, safetensors_io
@@ -209,6 +209,7 @@ def test_training_from_the_csv(encoded, shared, tmp_path):
     meta = checkpoint.load(tmp_path / "checkpoints")[1]
     shift, scale = latent_cache.open_cache(folder / "latents").statistics()  # not SD3.5's
     assert meta["latent_shift"] == shift and meta["latent_scale"] == scale
+    assert meta["trained_with"]["tae_weights"] == tae_weights.digest(shared / "tae.safetensors")
 
 
 def test_training_refuses_a_cache_that_does_not_fit(encoded, shared):

@@ -11,7 +11,8 @@ from moviegen.models.transformer import model as transformer
 from moviegen.runner import Run
 from moviegen.storage import arraystore, checkpoint, safetensors_io
 
-META = {"latent_shift": [0.5] * 16, "latent_scale": [2.0] * 16, "samples_seen": 9}
+NOTED = {"tae_weights": "0123abcd", "text": {"fps": 16}}
+META = {"latent_shift": [0.5] * 16, "latent_scale": [2.0] * 16, "trained_with": NOTED, "position": {"video": {}}}
 
 
 def settings(**export):
@@ -45,7 +46,8 @@ def test_export(tmp_path, weights, dtype, shard_bytes):
         np.testing.assert_array_equal(found[path], arraystore.cast(value, dtype), err_msg=path)
     metadata = safetensors_io.lazy(tmp_path / "export")[1]
     model = {"weights": weights, "model": configs.to_plain(config.model)}
-    assert metadata == {"step": 5, "latent_shift": [0.5] * 16, "latent_scale": [2.0] * 16} | model
+    expected = {"step": 5, "latent_shift": [0.5] * 16, "latent_scale": [2.0] * 16, "trained_with": NOTED}
+    assert metadata == expected | model
 
 
 def test_one_of_several_checkpoints(tmp_path):

@@ -30,12 +30,15 @@ def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, mon
     assert import_weights.run(Run(config, tmp_path / "run")) == {"arrays": len(weights)}
     folder = tmp_path / "run" / "imported"
     trees, meta = checkpoint.load(folder)
-    statistics = {key: META[key] for key in ("latent_shift", "latent_scale")}
-    assert trees.keys() == {"params", "ema"} and meta == {"step": 0} | statistics
+    assert trees.keys() == {"params", "ema"} and meta == {
+        "step": 0,
+        **{key: META[key] for key in ("latent_shift", "latent_scale", "trained_with")},
+    }
     expected = {path: arraystore.cast(arraystore.cast(value, dtype), "float32") for path, value in weights.items()}
     config.train.init_from = config.sample.checkpoint = str(folder)
     state = generator.first_state(config, states.Layout(transformer.shapes(config.model), ONE, 3))
     monkeypatch.setattr(sampler.tae_weights, "configured", lambda config: "none are read here")
+    monkeypatch.setattr(sampler.tae_weights, "digest", lambda path: "0123abcd")
     sampled, _, statistics = sampler.Sampler(Run(config, tmp_path))._generator
     assert list(statistics.latent_scale) == META["latent_scale"]
     for path, value in expected.items():
@@ -68,7 +71,8 @@ def test_missing_extra_and_wrong_arrays_are_named(tmp_path):
 def test_another_model_of_the_same_shapes_is_named(tmp_path):
     trained(tmp_path / "checkpoints", settings())
     export.run(Run(settings(), tmp_path))
-    with pytest.raises(ConfigError, match=r"export was exported with another model: num_heads: 2 -> 3"):
+    words = r"weights in .*export were trained with other settings \(model.num_heads: 2 -> 3\)"
+    with pytest.raises(ConfigError, match=words):
         import_weights.run(Run(with_path(tmp_path / "export", num_heads=3), tmp_path))
     import_weights.run(Run(with_path(tmp_path / "export", compute_dtype="bfloat16_simulated"), tmp_path))
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from moviegen import streams
-from moviegen.data import video
+from moviegen.data import trained_with, video
+from moviegen.errors import ConfigError, DataError
 from moviegen.runner import Run
 from moviegen.sampling import sampler
 from moviegen.sampling.sampler import Request, Sampler, write
+from moviegen.storage import checkpoint
 from moviegen.streams import Stream
 from tests.sampling import stand_ins
 from tests.sampling.stand_ins import MEANS, SHAPE
@@ -57,6 +59,50 @@ def test_latents_are_scaled_back_by_the_checkpoints_statistics(seen, config, req
     noise = streams.rng(Stream.SAMPLING_NOISE, config.seed, 1).standard_normal(SHAPE, dtype=np.float32)
     shift, scale = (np.reshape(MEANS[key], (2, 1, 1, 1)) for key in ("shift", "scale"))
     np.testing.assert_allclose(seen[1][0], noise / scale + shift, rtol=1e-6)
+
+
+def trained_with_others(config, tmp_path, **others):
+    """A checkpoint whose weights were trained as the config says, but for `others`."""
+    made_with = trained_with.describe(config, "0123") | others
+    meta = {"latent_shift": list(MEANS["shift"]), "latent_scale": list(MEANS["scale"]), "trained_with": made_with}
+    checkpoint.save(tmp_path / "checkpoints", 8, {"ema": {"w": np.ones(1, np.float32)}}, meta)
+    return Run(config, tmp_path)
+
+
+def test_what_the_weights_were_not_trained_with_is_said(seen, config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sampler.tae_weights, "digest", lambda path: "0123")
+    Sampler(Run(config, tmp_path))
+    assert "checkpoints does not say what its weights were trained with" in capsys.readouterr().out
+    Sampler(trained_with_others(config, tmp_path))
+    assert capsys.readouterr().out == ""
+    others = {"tae_weights": "abcd", "text": {"encoders": {"ul2": {"weights": "ef01"}}}}
+    Sampler(trained_with_others(config, tmp_path, **others))
+    said = capsys.readouterr().out
+    assert 'tae_weights: "abcd" -> "0123"; text.encoders.ul2: {"weights": "ef01"} -> "toy"' in said
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("tae", "temporal_upsample_padding", "zeros"),
+        ("model", "cross_attention_norm", False),
+        ("model", "num_heads", 1),
+    ],
+)
+def test_weights_that_would_compute_something_else_are_refused(
+    seen, config, tmp_path, monkeypatch, section, key, value
+):
+    monkeypatch.setattr(sampler.tae_weights, "digest", lambda path: "0123")
+    run = trained_with_others(config, tmp_path)
+    config[section][key] = value
+    with pytest.raises(ConfigError, match=rf"checkpoints were trained with other settings \({section}.{key}: "):
+        Sampler(run)
+
+
+def test_a_checkpoint_without_statistics_is_named(seen, config, requests, tmp_path):
+    checkpoint.save(tmp_path / "checkpoints", 8, {"ema": {"w": np.ones(1, np.float32)}}, {})
+    with pytest.raises(DataError, match="checkpoints: its meta has no latent_shift and latent_scale"):
+        list(Sampler(Run(config, tmp_path)).sample(requests))
 
 
 def test_prompts_of_a_csv_experiment_come_as_files(seen, config, requests, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from experiments import common
 from moviegen import flow
 from moviegen.data import pipeline, sources
-from moviegen.errors import DataError
+from moviegen.errors import ConfigError, DataError
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.nn import backend
 from moviegen.parallel.mesh import ONE, Group
@@ -226,11 +226,49 @@ def changed_tables(monkeypatch, **changes):
     monkeypatch.setattr(sources, "open_tables", tables)
 
 
+def test_the_statistics_of_the_weights_win_over_those_of_the_data(unbroken, tmp_path, monkeypatch, capsys):
+    """One dark clip in the cache changed what the weights are shown: shift 0.65 for 0, scale 0.746 for 1, unsaid."""
+    workdir, _ = unbroken
+    meta = final(workdir)[1]
+    changed_tables(monkeypatch, statistics=([0.65] * 4, [0.746] * 4))
+    assert generator.make(Run(settings(), tmp_path)).meta(0)["latent_scale"] == [0.746] * 4  # a run that begins
+    task, noted = restored(workdir, settings(), meta)
+    assert noted == {key: value for key, value in meta.items() if key not in ("step", "score", "plateau")}
+    said = capsys.readouterr().out
+    assert said.count("shift 0, the data's 0.65 (") == said.count("scale 1, the data's 0.746 (") == 1
+    latents = next(iter(task.micro_batches(4))).latents
+    monkeypatch.undo()
+    task, _ = restored(workdir, settings(), meta)
+    np.testing.assert_array_equal(latents, next(iter(task.micro_batches(4))).latents)
+    assert "the data's" not in capsys.readouterr().out
+
+
+def test_the_next_stage_normalizes_as_the_stage_before(unbroken, tmp_path, monkeypatch, capsys):
+    changed_tables(monkeypatch, statistics=([0.65] * 4, [0.746] * 4))
+    task = generator.make(Run(settings(init_from=str(unbroken[0] / "checkpoints")), tmp_path))
+    task.first_state()
+    noted = task.meta(0)
+    assert noted["latent_shift"] == [0.0] * 4 and noted["latent_scale"] == [1.0] * 4
+    assert noted["position"]["video"]["epoch"] == noted["position"]["video"]["index"] == 0  # samples of its own
+    assert "scale 1, the data's 0.746" in capsys.readouterr().out
+
+
+def test_weights_of_another_model_or_autoencoder_are_refused_or_named(unbroken, tmp_path, monkeypatch, capsys):
+    meta = final(unbroken[0])[1] | {"trained_with": final(unbroken[0])[1]["trained_with"] | {"tae_weights": "ab12"}}
+    changed_tables(monkeypatch, autoencoder="cd34")
+    restored(tmp_path, settings(), meta)
+    assert 'was trained with something else (tae_weights: "ab12" -> "cd34")' in capsys.readouterr().out
+    config = settings().unlock()
+    config.model.norm_eps = 1e-6
+    with pytest.raises(ConfigError, match=r"model.norm_eps: 1e-05 -> 1e-06"):
+        restored(tmp_path, config, meta)
+
+
 def test_a_checkpoint_that_says_nothing_goes_on(tmp_path, capsys):
     _, noted = restored(tmp_path, settings(), {"step": 7, "samples_seen": 28})
     assert noted["position"]["video"] == noted["position"]["video"] | {"epoch": 0, "index": 0}
     said = capsys.readouterr().out
-    assert "which samples it has seen" in said
+    assert "does not say what its weights were trained with" in said and "which samples it has seen" in said
 
 
 def test_another_batch_goes_on_where_the_samples_were(unbroken, capsys):
