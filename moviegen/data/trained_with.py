@@ -10,11 +10,12 @@ from moviegen import config as configs
 from moviegen.data.latent_cache import Statistics
 from moviegen.errors import ConfigError
 from moviegen.models.tae import weights as tae_weights
+from moviegen.models.transformer import shapes
 from moviegen.text import encoders, source, store
 
 # Free to differ: precision, how weights were drawn, tables that grow from stage to stage.
 _FREE = ("compute_dtype", "weight_std", "position_std", "position_lengths")
-_TOLD = ("fps", "camera")  # keys of the section `text`: what comes before a prompt
+_TOLD = ("tell_fps", "camera")  # keys of the section `text`: what comes before a prompt
 # Noise between the statistics of two sets of clips, in units of what the model sees: with it the loss does not move.
 _NOISE = 0.02
 
@@ -23,14 +24,15 @@ def describe(config: Any, autoencoder: str | None, online: bool = False) -> dict
     """Model, autoencoder (its settings and the checksum of its weights) and text of a config, as JSON holds them.
 
     Embeddings are those of the stores; in sampling (`online`) of the encoders that `text.encoders` names, which are read
-    once through, and the rate told is `sample.fps`. What cannot be known, such as who made the seed's npz files, is None
-    or left out.
+    once through, and the rate told is `sample.fps`, not `data.fps`. What cannot be known, such as who made the seed's npz
+    files, is None or left out.
     """
     plain = configs.to_plain(config)
     model = {key: value for key, value in plain["model"].items() if key not in _FREE}
     told = {key: value for key, value in plain.get("text", {}).items() if key in _TOLD}
-    if online and told.get("fps"):
-        told["fps"] = config.sample.fps
+    section = config.sample if online else config.data
+    if told.get("tell_fps") and section.num_frames > 1:
+        told["fps"] = float(section.fps) or None  # None: each file's own
     text = {"encoders": _encoders(config, online), **({} if source.is_toy(config) else told)}
     return {"model": model, "tae": tae_weights.settings(config.tae), "tae_weights": autoencoder, "text": text}
 
@@ -68,9 +70,9 @@ def statistics(theirs: Statistics, own: Statistics) -> list[str]:
 
 def _encoders(config: Any, online: bool) -> dict[str, Any]:
     if source.is_toy(config):
-        return dict.fromkeys(config.model.text_dims, "toy")
+        return dict.fromkeys(shapes.encoders(config.model), "toy")
     found, named = {}, config.text.encoders if online and "text" in config else {}
-    for name, folder in config.data.text_folders.items():
+    for name, folder in source.folders(config).items():
         if named.get(name):
             files = encoders.look(config, name)
             made = {"weights": encoders.digest(files), "tokenizer": files.tokenizer.digest}

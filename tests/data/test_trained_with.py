@@ -40,7 +40,12 @@ def test_what_is_noted(from_csv, config):
     assert found["tae_weights"] == "ab12" and found["model"]["text_norm"] == "layer"
     assert found["tae"]["temporal_upsample_padding"] == "replicate" and "latent_scale" not in found["tae"]
     ul2 = {"weights": "aa11", "tokenizer": "t5", "budget": 512}
-    assert found["text"] == {"encoders": {"ul2": ul2}, "fps": 16, "camera": ""}
+    assert found["text"] == {"encoders": {"ul2": ul2}, "tell_fps": True, "camera": "", "fps": None}
+    from_csv.data.fps = 16
+    assert noted(from_csv, "ab12")["text"]["fps"] == 16
+    assert noted(from_csv, "ab12", True)["text"]["fps"] == from_csv.sample.fps
+    from_csv.data.num_frames = 1  # images, which have no rate
+    assert "fps" not in noted(from_csv, "ab12")["text"]
     config.data.source = "synthetic"
     assert noted(config, None)["text"] == {"encoders": {"ul2": "toy", "metaclip": "toy", "byt5": "toy"}}
 
@@ -57,12 +62,14 @@ def test_nothing_is_said_where_nothing_differs(from_csv):
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
-        ("text", {"fps": 24}, "text.fps: 16 -> 24"),
+        ("text", {"tell_fps": False}, "text.tell_fps: true -> false"),
+        ("data", {"fps": 24.0}, "text.fps: 16.0 -> 24.0"),
         ("text", {"camera": "zoom in"}, 'text.camera: "" -> "zoom in"'),
         ("tae", {"temporal_upsample_padding": "zeros"}, 'tae.temporal_upsample_padding: "replicate" -> "zeros"'),
     ],
 )
 def test_what_may_be_meant_is_said(from_csv, section, values, words):
+    from_csv.data.fps = 16.0
     before = noted(from_csv, "ab12")
     from_csv[section].update(values)
     (line,) = trained_with.check(before, noted(from_csv, "cd34"), "c")
@@ -79,10 +86,11 @@ def test_other_embeddings_are_said_by_what_made_them(from_csv, tmp_path):
 
 
 def test_the_rate_that_a_sample_tells_is_compared_with_that_of_training(from_csv):
+    from_csv.data.fps = 16.0
     before = noted(from_csv, "ab12")
     assert trained_with.check(before, noted(from_csv, "ab12", True), "c") == []
     from_csv.sample.fps = 24
-    assert "(text.fps: 16 -> 24)" in trained_with.check(before, noted(from_csv, "ab12", True), "c")[0]
+    assert "(text.fps: 16.0 -> 24.0)" in trained_with.check(before, noted(from_csv, "ab12", True), "c")[0]
     assert trained_with.check(before, noted(from_csv, "ab12"), "c") == []  # what a sample is told is not of training
 
 
