@@ -25,8 +25,19 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
             model=common.transformer("tiny", position_lengths=(FRAMES // 8, SIZE // 16, SIZE // 16)),
             data=_data(data),
             optim=_optim(learning_rate=2e-3, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=50),
-            # Latents as small and smooth as these show their content early: what moves where is decided below t = 0.2.
-            train=_train(steps=0, batch_size=32) | dict(time_logit_mean=-1.0),
+            train=dict(
+                log_every=10,
+                checkpoint_every=100,
+                keep_checkpoints=1,
+                keep_every=0,
+                keep_best=False,
+                validate_every=100,
+                zero_stage=3,
+                offload_optimizer=False,
+                rank_timeout=300.0,
+                # Latents as small and smooth as these show their content early: what moves where is decided below t = 0.2.
+                time_logit_mean=-1.0,
+            ),
             ema=dict(decay=0.99),
             sample=dict(
                 steps=25,
@@ -38,7 +49,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                 fps=8,
                 batch_size=16,
                 checkpoint="",
-                prompts=("a red circle moves left",),
+                prompts=(),  # of --job=sample; the stage `sample` has its own, all held-out combinations
             ),
             stages=dict(
                 tae=dict(
@@ -102,19 +113,8 @@ def _optim(learning_rate: float, betas: tuple, weight_decay: float, warmup_steps
 
 
 def _train(steps: int, batch_size: int) -> dict:
-    return dict(
-        steps=steps,
-        batch_size=batch_size,
-        log_every=10,
-        checkpoint_every=100,
-        keep_checkpoints=1,
-        keep_every=0,
-        keep_best=False,
-        validate_every=100,
-        zero_stage=3,
-        offload_optimizer=False,
-        init_from="",  # the demo joins its stages up: t2v starts from t2i, tae from data.tae_weights
-    )
+    # The demo joins its stages up: t2v starts from t2i, tae from data.tae_weights.
+    return dict(steps=steps, batch_size=batch_size, init_from="")
 
 
 def _shorten(config: ConfigDict) -> ConfigDict:
@@ -124,7 +124,8 @@ def _shorten(config: ConfigDict) -> ConfigDict:
     config.sample.steps = 2
     config.stages.tae.data.image_fraction = 0.0  # images are one more shape to compile
     config.stages.sample.samples_per_prompt = 1
+    config.train.update(log_every=1, checkpoint_every=2, validate_every=4)
     for name in ("tae", "t2i", "t2v"):
-        config.stages[name].train.update(steps=4, log_every=1, checkpoint_every=2, validate_every=4)
+        config.stages[name].train.steps = 4
     config.stages.t2i.train.batch_size = config.stages.t2v.train.batch_size = 4
     return config

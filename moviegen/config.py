@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from moviegen import settings
 from moviegen.errors import ConfigError
 
 
@@ -27,12 +28,9 @@ def load(spec: str) -> ConfigDict:
     The signature of `get_config` says which arguments there are, its defaults their types; a bare `:tiny` means
     `tiny=True`. The key `name`, the file's stem with its arguments, is added. Raises ConfigError.
     """
-    path_text, _, arg_text = spec.partition(":")
+    path_text, arg_text = split_spec(spec)
     path = Path(path_text)
-    if not path.is_file():
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
-        raise ConfigError(f"config file {path_text} does not exist{near}")
-    config = call_in_file(path, "get_config", lambda fn: fn(**_arguments(fn, arg_text, path_text)))
+    config = call_in_file(path, "get_config", lambda fn: fn(**_arguments(fn, arg_text, path_text)), "config file")
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path_text}: get_config returned {type(config).__name__}, expected a ConfigDict")
     config.unlock()
@@ -40,8 +38,20 @@ def load(spec: str) -> ConfigDict:
     return config.lock()
 
 
-def call_in_file(path: Path, function: str, call: Callable[[Callable], Any]) -> Any:
+def split_spec(spec: str) -> tuple[str, str]:
+    """Returns the file and the arguments of `FILE.py:arguments`; the name of a folder may have a colon too."""
+    match = re.fullmatch(r"(.*?\.py)(?::(.*))?", spec, re.DOTALL)
+    return match.groups("") if match else (spec, "")
+
+
+def call_in_file(path: Path, function: str, call: Callable[[Callable], Any], what: str = "file") -> Any:
     """Executes a Python file and returns `call(its function)`; an error in the file is a ConfigError with its line."""
+    try:
+        if not path.is_file():
+            near = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
+            raise ConfigError(f"{what} {path} {'is no file' if path.exists() else f'does not exist{near}'}")
+    except OSError as error:  # of a name that is too long, of a folder that may not be looked into
+        raise ConfigError(f"{what} {path}: {error.strerror}") from error
     root = str(Path(__file__).resolve().parent.parent)
     if root not in sys.path:  # so that `from experiments import common` works from any folder
         sys.path.append(root)
@@ -52,9 +62,9 @@ def call_in_file(path: Path, function: str, call: Callable[[Callable], Any]) -> 
         return call(found)
     except ConfigError:
         raise
-    except SyntaxError as error:
-        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except SyntaxError as error:  # also of a file that is not UTF-8, then without a line
+        raise ConfigError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if Path(f.filename).resolve() == path.resolve()]
         line = f":{own[-1].lineno}" if own else ""
@@ -93,6 +103,23 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     return config.lock()
 
 
+def refuse_hidden(config: ConfigDict, overrides: Iterable[str]) -> None:
+    """Raises ConfigError where a stage's own section sets a key of `overrides` too, and hides it as it is not among them."""
+    leaves, given = flat(config), set(overrides)
+    for key in given:
+        hiding = {leaf for leaf in leaves if re.fullmatch(rf"stages\.[^.]+\.{re.escape(key)}", leaf)} - given
+        if hiding:
+            own = " and ".join(f"config.{leaf} (it is {leaves[leaf]!r})" for leaf in sorted(hiding))
+            raise ConfigError(f"config.{key} does not reach the stages that have their own: set {own} too")
+
+
+def stage(config: ConfigDict, name: str) -> ConfigDict:
+    """Returns the config of a stage, unlocked: the experiment's without `stages`, the stage's own section over it."""
+    made = ConfigDict({key: value for key, value in config.to_dict().items() if key != "stages"})
+    made.update(config.stages[name].to_dict())
+    return made
+
+
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value} of a config."""
     found = {}
@@ -113,21 +140,37 @@ def _convert(key: str, value: Any, current: Any) -> Any:
             if isinstance(value, str) or isinstance(current, float):
                 return kind(value)
         if isinstance(current, tuple):
-            return _convert_tuple(key, value, current)
-    except (ValueError, KeyError, TypeError, SyntaxError):
+            return _convert_tuple(key, value, current or _example(key))
+    except (ValueError, KeyError, TypeError, OverflowError):
         pass
     raise ConfigError(f"{key} is {value!r}, expected {_describe(current)}")
 
 
+def _example(key: str) -> tuple:
+    """Returns what an empty tuple could hold: its rule knows; of a key without one it is text."""
+    rule = settings.rule(key.removeprefix("config."))
+    return rule.example if rule and isinstance(rule.example, tuple) else ("",)
+
+
 def _convert_tuple(key: str, value: Any, current: tuple) -> tuple:
     if isinstance(value, str):
-        if value.strip()[:1] in ("(", "["):
-            value = ast.literal_eval(value.strip())
-        elif not current or isinstance(current[0], str):
-            value = (value,)  # one prompt may well contain commas
+        listed = _listed(value)
+        if isinstance(current[0], str):  # one text may well contain commas, and begin with a bracket
+            value = (value,) if listed is None or not all(isinstance(item, str) for item in listed) else listed
         else:
-            value = value.split(",")
-    return tuple(_convert(key, item, current[0] if current else item) for item in tuple(value))
+            value = value.split(",") if listed is None else listed
+    return tuple(_convert(key, item, current[0]) for item in tuple(value))
+
+
+def _listed(value: str) -> list | tuple | None:
+    """Returns the list or tuple that a text in brackets is in Python, None where it is something else."""
+    if value.strip()[:1] not in ("(", "["):
+        return None
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return found if isinstance(found, list | tuple) else None
 
 
 def _describe(value: Any) -> str:
@@ -155,7 +198,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
             rest.append(item)
             continue
         value = match[2] if match[2] is not None else next(items, None)
-        if value is None:
+        if value is None or (match[2] is None and value.startswith("--")):
             raise ConfigError(f"{item} has no value: write {item}=VALUE")
         overrides[match[1]] = value
     return rest, overrides

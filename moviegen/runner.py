@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from moviegen import config as configs
+from moviegen import config as configs, settings
 from moviegen.errors import ConfigError
 from moviegen.parallel import heartbeat, mesh as meshes, rules
 from moviegen.parallel.mesh import ONE, Mesh, rank, ranks
@@ -118,10 +119,31 @@ def prepare(
     if not workdir and not config.get("name"):
         raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")
     axes = meshes.parse(mesh, ranks)
-    wrong = rules.violations(axes, ranks, config, job)
-    if wrong:
-        raise ConfigError(f"mesh {mesh or f'data={ranks}'} does not fit this experiment: " + "; ".join(wrong))
+    check(config, job, axes, ranks)
     return Plan(config, job, Path(workdir or f"runs/{config.name}"), axes, stage or None)
+
+
+def check(config: ConfigDict, job: str, axes: dict[str, int], ranks: int) -> None:
+    """Raises one ConfigError with all that is wrong with the settings of a run, of the demo's stages and the mesh too."""
+    views, stages = {"": (config, job)}, config.get("stages")
+    if job in WITH_STAGES and isinstance(stages, ConfigDict):
+        views |= {name: (configs.stage(config, name), settings.STAGES.get(name, "")) for name in stages}
+    known, found, shape = configs.flat(config), [], ",".join(f"{axis}={size}" for axis, size in axes.items())
+    for stage, (view, of) in views.items():
+        values = configs.flat(view)
+        if absent := settings.missing(values, of, ranks):
+            needs = f"stages.{stage} needs" if stage else f"--job={of} needs"
+            take = f": take one that has, such as {settings.TAKE[of]}" if of in settings.TAKE else ""
+            raise ConfigError(f"this experiment has no {', '.join(absent)}, which {needs}{take}")
+        wrong = settings.broken(values, of)
+        for key, words in wrong.items():
+            own = f"stages.{stage}.{key}"
+            found.append(f"{own if own in known else key} {words}")
+        for words in rules.violations(axes, math.prod(axes.values()) if stage else ranks, view, of, wrong):
+            found.append(f"stages.{stage}: {words}" if stage else f"mesh {shape} does not fit this experiment: {words}")
+    found = list(dict.fromkeys(found))
+    if found:
+        raise ConfigError((f"{len(found)} settings are wrong: " if len(found) > 1 else "") + "; ".join(found))
 
 
 def jobs() -> list[str]:

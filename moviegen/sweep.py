@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moviegen import config as configs
+from moviegen import config as configs, runner
 from moviegen.errors import ConfigError
 from moviegen.runner import Plan
 from moviegen.storage import files
@@ -26,7 +27,7 @@ def run(file: str, plan: Plan, workdir: str | None, command: list[str]) -> int:
     """
     folder = Path(workdir or f"runs/{plan.config.name}-{Path(file).stem}")
     runs = _runs(file)
-    wanted = {name: configs.to_plain(configs.apply_overrides(plan.config, runs[name])) for name in runs}
+    wanted = {name: _checked(plan, overrides, name) for name, overrides in runs.items()}
     rows = []
     for i, (name, overrides) in enumerate(runs.items(), 1):
         where = folder / name
@@ -51,6 +52,18 @@ def run(file: str, plan: Plan, workdir: str | None, command: list[str]) -> int:
     return 1 if failed else 0
 
 
+def _checked(plan: Plan, overrides: dict[str, Any], name: str) -> dict:
+    """Returns the plain config of a run. Raises ConfigError that names the run where its settings are wrong."""
+    try:
+        config = configs.apply_overrides(plan.config, overrides)
+        if plan.job in runner.WITH_STAGES:
+            configs.refuse_hidden(config, overrides)
+        runner.check(config, plan.job, plan.axes, math.prod(plan.axes.values()))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    return configs.to_plain(config)
+
+
 def _call(command: list[str]) -> int:
     """Runs a process and returns its exit code; when this one is interrupted, it is given time to tidy up."""
     process = subprocess.Popen(command)
@@ -68,9 +81,7 @@ def _call(command: list[str]) -> int:
 
 def _runs(file: str) -> dict[str, dict[str, Any]]:
     """Returns {folder name: overrides}."""
-    if not Path(file).is_file():
-        raise ConfigError(f"sweep file {file} does not exist")
-    overrides = configs.call_in_file(Path(file), "sweep", lambda fn: fn())
+    overrides = configs.call_in_file(Path(file), "sweep", lambda fn: fn(), "sweep file")
     if not isinstance(overrides, list) or not overrides or not all(isinstance(o, dict) for o in overrides):
         raise ConfigError(f"{file}: sweep() must return a list of {{key: value}}, one for each run")
     runs = {}

@@ -63,6 +63,31 @@ def test_load_names_the_nearest_file(experiment):
         configs.load(str(experiment.with_name("wyde.py")))
 
 
+@pytest.mark.parametrize("name", ["a:b", "c:d,e=f"])
+def test_a_folder_s_name_may_have_a_colon(tmp_path, name):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "wide.py"
+    path.write_text(EXPERIMENT)
+    assert configs.load(str(path)).name == "wide"
+    assert configs.load(f"{path}:width=16").width == 16
+
+
+def test_what_is_no_file_of_text_is_refused(tmp_path):
+    (tmp_path / "latin.py").write_bytes("x = 'ü'\n".encode("latin-1"))
+    (tmp_path / "bytes.py").write_bytes(b"x = 1\0\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    for name, words in (
+        ("", "is no file"),
+        ("latin.py", r"latin.py:1: .*'utf-8' codec can't decode"),
+        ("bytes.py", r"bytes.py.*null bytes"),
+        ("leaves.py", "leaves.py:2: SystemExit: 3"),
+        ("x" * 300 + ".py", "File name too long"),
+    ):
+        with pytest.raises(ConfigError, match=words) as error:
+            configs.load(f"{tmp_path}/{name}" if name else str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -92,6 +117,12 @@ def test_load_tells_what_is_wrong_in_the_file(tmp_path, source, words):
         ("sample.sizes", "4,5,6", (4, 5, 6)),
         ("sample.prompts", "a dog, running", ("a dog, running",)),
         ("sample.prompts", '["a dog, running", "a cat"]', ("a dog, running", "a cat")),
+        ("sample.prompts", "[a dog] runs", ("[a dog] runs",)),
+        ("sample.prompts", "(slow) a dog", ("(slow) a dog",)),
+        ("sample.prompts", "(1, 2)", ("(1, 2)",)),
+        ("sample.prompts", "[" * 100_000, ("[" * 100_000,)),
+        ("sample.prompts", "", ("",)),
+        ("sample.prompts", "[]", ()),
     ],
 )
 def test_overrides_take_the_type_of_the_key(config, key, text, value):
@@ -133,6 +164,31 @@ def test_overrides_refuse(config, key, value, words):
     assert "\n" not in str(error.value)
 
 
+def test_an_empty_tuple_takes_what_its_rule_says():
+    config = ConfigDict({"train": {"recompute_levels": ()}, "sample": {"prompts": ()}, "other": ()})
+    overrides = {"train.recompute_levels": "0", "sample.prompts": "2 dogs, 1 cat", "other": "0"}
+    changed = configs.apply_overrides(config, overrides)
+    assert changed.train.recompute_levels == (0,)
+    assert changed.sample.prompts == ("2 dogs, 1 cat",) and changed.other == ("0",)
+    assert configs.apply_overrides(config, {"train.recompute_levels": "0,2"}).train.recompute_levels == (0, 2)
+    with pytest.raises(ConfigError, match="config.train.recompute_levels is 'x'"):
+        configs.apply_overrides(config, {"train.recompute_levels": "x"})
+
+
+def test_an_override_that_a_stage_hides_is_refused():
+    stages = {"one": {"optim": {"rate": 0.2}}, "two": {"optim": {"rate": 0.3}, "other": 1}, "three": {}}
+    config = ConfigDict({"optim": {"rate": 0.1}, "steps": 3, "stages": stages})
+    with pytest.raises(
+        ConfigError, match=r"config.optim.rate does not reach the stages.*stages.one.optim.rate \(it is 0.2"
+    ):
+        configs.refuse_hidden(config, ["optim.rate", "stages.two.optim.rate"])
+    configs.refuse_hidden(config, ["steps", "stages.one.optim.rate"])
+    both = {"optim.rate": "1", "stages.two.optim.rate": "0.3", "stages.one.optim.rate": "2"}
+    configs.refuse_hidden(config, both)
+    assert configs.stage(configs.apply_overrides(config, both), "three").optim.rate == 1
+    assert configs.stage(configs.apply_overrides(config, both), "one").optim.rate == 2
+
+
 def test_split_overrides():
     argv = ["launch.py", "--config=a.py", "--config.a.b=1=2", "--job=x", "--config.c", "3"]
     rest, overrides = configs.split_overrides(argv)
@@ -140,6 +196,9 @@ def test_split_overrides():
     assert overrides == {"a.b": "1=2", "c": "3"}
     with pytest.raises(ConfigError, match="no value"):
         configs.split_overrides(["launch.py", "--config.c"])
+    with pytest.raises(ConfigError, match="--config.name has no value"):
+        configs.split_overrides(["launch.py", "--config.name", "--config.steps=2"])
+    assert configs.split_overrides(["--config.c", "-3"]) == ([], {"c": "-3"})
 
 
 def test_json_round_trip_and_changes(config, tmp_path):

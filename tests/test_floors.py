@@ -12,9 +12,9 @@ import moviegen
 ROOT = Path(moviegen.__file__).parent
 # From the ground up; rooms of one line are side by side and do not see each other.
 FLOORS = [
-    ("errors", "streams"),
+    ("errors", "streams", "settings"),
     ("config", "flow"),
-    ("nn",),
+    ("nn", "describe"),
     ("storage",),
     ("parallel",),
     ("runner",),
@@ -33,6 +33,7 @@ WITH_MINDSPORE = ("nn", "parallel", "models", "training")
 # What a config says by itself lies in these: they start without MindSpore, so that checks and planning are instant.
 WITHOUT_MINDSPORE = (
     "runner",
+    "describe",
     "parallel.mesh",
     "parallel.rules",
     "parallel.sharding",

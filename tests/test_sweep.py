@@ -69,11 +69,20 @@ def test_a_run_of_another_config_is_not_finished(go, plan, tmp_path):
     assert not sweep._result(where, config, plan._replace(job="sample"))
 
 
+def test_a_point_that_a_stage_hides_starts_nothing(tmp_path, plan, monkeypatch):
+    monkeypatch.setattr(runner, "WITH_STAGES", ("fake",))
+    config = ConfigDict({"seed": 1, "stages": {"one": {"seed": 2}}}).lock()
+    (tmp_path / "s.py").write_text("def sweep():\n    return [{'seed': 5}]\n")
+    with pytest.raises(ConfigError, match="seed=5: config.seed does not reach .* config.stages.one.seed"):
+        sweep.run(str(tmp_path / "s.py"), plan._replace(config=config), str(tmp_path / "out"), ["missing.py"])
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ("def sweep():\n    return [{'optim.lr': 1}]\n", "config.optim.lr does not exist"),
-        ("def sweep():\n    return [{'seed': 1}, {'seed': 'x'}]\n", "config.seed is 'x'"),
+        ("def sweep():\n    return [{'seed': 1}, {'seed': 'x'}]\n", "seed=x: config.seed is 'x'"),
+        ("def sweep():\n    return [{'seed': 1}, {'seed': -1}]\n", "seed=-1: seed is -1, expected a whole number"),
         ("def sweep():\n    return {'seed': 1}\n", "must return a list"),
         ("def sweep():\n    return [{'seed': 1}, {'seed': 1}]\n", "twice"),
         ("x = 1\n", r"no function sweep\(\)"),

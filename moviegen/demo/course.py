@@ -55,9 +55,7 @@ def run(run: Run) -> dict[str, float]:
 
 def stage_config(config: Any, workdir: str | Path, name: str) -> ConfigDict:
     """Returns the config that a stage runs with: the experiment's, the stage's section over it, the stages joined up."""
-    made = ConfigDict({key: value for key, value in config.to_dict().items() if key != "stages"})
-    made.update(config.stages[name].to_dict())
-    workdir = Path(workdir)
+    made, workdir = configs.stage(config, name), Path(workdir)
     if name in ("t2i", "t2v", "sample") and not made.data.tae_weights:
         made.data.tae_weights = str(workdir / "tae" / "tae.safetensors")
     if name == "t2v" and not made.train.init_from:

@@ -71,7 +71,7 @@ def parse(text: str | None, ranks: int) -> dict[str, int]:
     axes = dict.fromkeys(AXES, 1)
     for item in text.split(","):
         name, _, size = item.strip().partition("=")
-        if name not in axes or not size.isdigit() or int(size) < 1:
+        if name not in axes or not size.isdecimal() or int(size) < 1:
             raise ConfigError(f"mesh {text!r}: {item!r} is not one of data=N, zero=N, sp=N with N of at least 1")
         axes[name] = int(size)
     return axes

@@ -1,12 +1,16 @@
 """What a mesh must be for an experiment, and what is allowed and yet costs much; told from the config alone."""
 
+from collections.abc import Collection
 from typing import Any
 
 LARGE_WASTE = 0.05  # of the work of a sequence: above it a run says what its padding costs
 
 
-def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[str]:
-    """Every rule of the mesh that an experiment on so many ranks breaks, each with what would mend it."""
+def violations(axes: dict[str, int], ranks: int, config: Any, job: str, wrong: Collection[str] = ()) -> list[str]:
+    """Every rule of the mesh that an experiment on so many ranks breaks, each with what would mend it.
+
+    Of keys that are `wrong` by themselves nothing is told.
+    """
     found, batches = [], axes["data"] * axes["zero"]
     if batches * axes["sp"] != ranks:
         found.append(
@@ -15,18 +19,12 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[
         )
     if job == "train_tae" and axes["sp"] > 1:
         found.append(f"sp={axes['sp']}: the autoencoder has no sequence to split, use zero or data")
-    if job in ("train", "sample") and config.model.num_heads % axes["sp"]:
+    if job in ("train", "sample") and "model.num_heads" not in wrong and config.model.num_heads % axes["sp"]:
         found.append(
             f"sp={axes['sp']} does not divide model.num_heads = {config.model.num_heads}, and each rank of a sequence "
             "attends with its share of the heads"
         )
-    if job in ("train", "train_tae"):
-        if config.train.zero_stage not in range(4):
-            found.append(f"train.zero_stage is {config.train.zero_stage}, expected 0, 1, 2 or 3")
-        if config.train.rank_timeout <= 0:
-            found.append(f"train.rank_timeout is {config.train.rank_timeout}, expected a number of seconds above 0")
-        if config.train.keep_checkpoints < 1:
-            found.append(f"train.keep_checkpoints is {config.train.keep_checkpoints}, expected 1 or more")
+    if job in ("train", "train_tae") and "optim.accumulate" not in wrong:
         pieces = batches * config.optim.get("accumulate", 1)
         sizes = {"train.batch_size": config.train.batch_size}
         if job == "train_tae" and config.data.image_fraction:
@@ -34,14 +32,19 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str) -> list[
         found += [
             f"{key} is {size}, not a multiple of {pieces}: data {axes['data']} x zero {axes['zero']} x optim.accumulate"
             for key, size in sizes.items()
-            if size % pieces
+            if key not in wrong and size % pieces
         ]
     return found
 
 
 def notes(axes: dict[str, int], config: Any, job: str) -> list[str]:
-    """What is allowed and yet costs much: sequences that sp does not divide well, each with its cost."""
-    found = []
+    """What is allowed and yet costs much: a state that nothing shards, sequences that sp does not divide well."""
+    found, sharded = [], axes["zero"] * axes["sp"]
+    if job in ("train", "train_tae", "sample") and config.train.zero_stage and sharded == 1 and axes["data"] > 1:
+        found.append(
+            f"train.zero_stage={config.train.zero_stage} shards over zero x sp, which is 1: each of the {axes['data']} ranks "
+            f"holds all of the state; --mesh=zero={axes['data']} shares it out"
+        )
     for kind, tokens in token_counts(config).items() if job == "train" else ():
         each = -(-tokens // axes["sp"])
         waste = each * axes["sp"] / tokens - 1
