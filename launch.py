@@ -5,7 +5,8 @@
     python launch.py --config=experiments/1b_stage1.py:tiny --workers=2
     python launch.py --config=experiments/1b_stage1.py:tiny --sweep=my_sweep.py
 
---config.KEY=VALUE sets one key of the experiment; keys cannot be invented, and a value must have the key's type.
+--config.KEY=VALUE sets one key of the experiment; keys cannot be invented, and a value must have the key's type. With
+--show added, a command prints every key with its value, what it may be, and what the experiment's file says about it.
 The same command again continues an unfinished run. Exit code: 0 done, 2 a wrong setting or an unusable file,
 130 interrupted, 1 anything else.
 """
@@ -18,7 +19,7 @@ import traceback
 
 from absl import flags
 
-from moviegen import config as configs, runner, sweep
+from moviegen import config as configs, describe, runner, sweep
 from moviegen.errors import ConfigError
 from moviegen.parallel import launcher
 
@@ -30,6 +31,7 @@ flags.DEFINE_string("mesh", None, "How the ranks are arranged, data=D,zero=Z,sp=
 flags.DEFINE_string("workdir", None, "Folder of this run's files (default: runs/ and the experiment's name).")
 flags.DEFINE_integer("workers", 1, "Ranks to start on this machine, each a process.", lower_bound=1)
 flags.DEFINE_string("sweep", None, "Python file whose sweep() returns a list of {key: value}: one run for each.")
+flags.DEFINE_boolean("show", False, "Print the experiment's settings and run nothing.")
 
 
 def main(argv: list[str]) -> int:
@@ -49,6 +51,11 @@ def main(argv: list[str]) -> int:
 
     ranks = runner.ranks() if launcher.is_rank() else FLAGS.workers
     config = configs.apply_overrides(configs.load(FLAGS.config), overrides)
+    if FLAGS.show:
+        print(describe.page(config, configs.split_spec(FLAGS.config)[0]))
+        return 0
+    if (FLAGS.job or config.get("job")) in runner.WITH_STAGES:
+        configs.refuse_hidden(config, overrides)
     plan = runner.prepare(config, FLAGS.job, FLAGS.workdir, FLAGS.mesh, FLAGS.stage, ranks)
     if FLAGS.sweep:
         return sweep.run(FLAGS.sweep, plan, FLAGS.workdir, _command(overrides, "job", "stage", "mesh", "workers"))

@@ -105,9 +105,11 @@ def test_help_names_what_the_pages_name():
 
 def test_the_errors_of_the_page_of_configs():
     errors = [line for line in indented("configs.md") if line.startswith("error: ")]
-    given = ("--config.optim.learning_rat=1", "--config.train.steps=1.5")
+    given = ["--config.optim.learning_rat=1"], ["--config.train.steps=1.5"]
+    given = (*given, ["--config.optim.learning_rate=nan", "--config.train.log_every=0"])
     assert errors == [
-        call(sys.executable, "launch.py", "--config=experiments/1b_stage1.py:tiny", wrong)[1].strip() for wrong in given
+        call(sys.executable, "launch.py", "--config=experiments/1b_stage1.py:tiny", *wrong)[1].strip()
+        for wrong in given
     ]
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,28 @@ def test_run_and_continue(here):
 def test_help_names_flags_and_jobs(here):
     code, out, _ = finish(start("--help"))
     assert code == 0
-    assert all(word in out for word in ("--config", "--stage", "--mesh", "--workers", "--sweep", "jobs: fake"))
+    assert all(word in out for word in ("--config", "--stage", "--mesh", "--workers", "--sweep", "show", "jobs: fake"))
+
+
+def test_a_key_that_a_stage_hides_is_refused_where_stages_run():
+    hidden = ["launch.py", f"--config={ROOT}/experiments/tiny.py", "--config.ema.decay=0.5"]
+    with flagsaver.flagsaver(), pytest.raises(ConfigError, match="set config.stages.tae.ema.decay .it is 0.97. too"):
+        launch.main(hidden)
+    with flagsaver.flagsaver(), pytest.raises(ConfigError, match=r"sample.prompts is \(\)"):  # and no word of stages
+        launch.main([*hidden, "--job=sample"])
+
+
+def test_show_prints_the_settings_and_runs_nothing(here):
+    code, out, _ = finish(start("--config=e.py", "--config.rate=0", "--show"))
+    assert code == 0 and "rate = 0.0" in out and "running" not in out and not (here / "runs").exists()
+    assert "train.rank_timeout = 60.0" in out and "a number above 0" in out
+
+
+def test_help_and_show_are_instant(here):
+    for args in (["--help"], [f"--config={ROOT}/experiments/tiny.py", "--show"]):
+        begun = time.monotonic()
+        assert finish(start(*args))[0] == 0
+        assert time.monotonic() - begun < 3  # 0.2 s on a machine with nothing else to do
 
 
 def test_sweep_from_the_command_line(here):
