@@ -299,6 +299,6 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config.loss.lpips = 0.0  # needs weights that do not ship
         config.loss.outlier_start = config.loss.adversarial.start = 1
         config.loss.adversarial.channels = 4
-    config.optim.warmup_steps = 1
+    config.optim.update(warmup_steps=1, accumulate=1)
     config.train.update(steps=3, batch_size=2, checkpoint_every=2, keep_checkpoints=2, validate_every=3)
     return config

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import common
 from moviegen import config as configs
+from moviegen.parallel import rules
 
 FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if p.name != "common.py")
 STAGES = [p for p in FILES if "_stage" in p.name]
@@ -45,7 +46,8 @@ def test_the_seeds_hyperparameters(path):
     optim = config.optim
     assert (config.seed, config.data.text_drop_prob, config.sample.steps) == (42, 0.2, 50)
     assert (optim.learning_rate, optim.warmup_steps, optim.schedule) == (1e-4, 1000, "constant")
-    assert (optim.betas, optim.weight_decay, optim.clip_norm, optim.accumulate) == ((0.9, 0.999), 0.1, 1.0, 1)
+    assert (optim.betas, optim.weight_decay, optim.clip_norm) == ((0.9, 0.999), 0.1, 1.0)
+    assert optim.accumulate == (5 if path.stem == "30b_stage1" else 1)  # the seed has no 30B in stage 1
     assert optim.plateau.to_dict() == dict(factor=0.5, patience=50, min_delta=0.01, min_learning_rate=1e-6)
     assert (config.train.checkpoint_every, config.train.keep_checkpoints) == (500, 10)
     assert config.train.steps == (30_000 if "stage1" in path.stem else 20_000)
@@ -58,7 +60,10 @@ def test_tiny_is_the_same_experiment(path):
     changed = {line.split(":")[0] for line in configs.changes(configs.to_plain(full), configs.to_plain(tiny))}
     assert {"train.steps", "data.source", "model.hidden_size"} <= changed
     for key in changed:
-        assert key.split(".")[0] in ("name", "model", "tae", "data", "train", "sample") or key == "optim.warmup_steps"
+        assert key.split(".")[0] in ("name", "model", "tae", "data", "train", "sample") or key in (
+            "optim.warmup_steps",
+            "optim.accumulate",
+        )
     assert "model.text_norm" not in changed and "data.image_fraction" not in changed
     assert tiny.train.steps == 3
 
@@ -68,3 +73,20 @@ def test_the_seeds_arithmetic(path):
     paper, seed = configs.load(str(path)), configs.load(f"{path}:compat=seed")
     changed = {line.split(":")[0] for line in configs.changes(configs.to_plain(paper), configs.to_plain(seed))}
     assert changed == {"name", "model.cross_attention_norm", "model.text_norm", "tae.temporal_upsample_padding"}
+
+
+CARD = 64e9  # bytes
+MESHES = {"30b_stage1": (8, 1), "30b_stage2": (1, 8), "30b_stage3": (1, 8)}  # (zero, sp); the others: (8, 1)
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_the_defaults_fit_on_eight_cards(path):
+    """By the arithmetic of docs/parallel.md: state, and inputs of every layer, with a quarter left for one layer's own."""
+    config, (zero, sp) = configs.load(str(path)), MESHES.get(path.stem, (8, 1))
+    weights = {"1b": 0.93e9, "5b": 4.92e9, "30b": 29.3e9}[path.stem.partition("_")[0]]
+    state = weights * (8 if config.train.offload_optimizer else 20) / (zero * sp)
+    batch = config.train.batch_size / zero / config.optim.accumulate
+    model = config.model
+    inputs = batch * max(rules.token_counts(config).values()) * model.hidden_size * model.num_layers * 4 / sp
+    assert state + inputs < 0.75 * CARD
+    assert not rules.violations({"data": 1, "zero": zero, "sp": sp}, 8, config, "train")
