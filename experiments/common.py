@@ -68,7 +68,9 @@ def tae(preset: str = "full", compat: str = "paper", **overrides: Any) -> Config
         temporal_attention=True,
         temporal_upsample_padding="replicate" if _is_paper(compat) else "zeros",
         spatial_tile=0,  # latents: pictures with a larger side are encoded and decoded in tiles of so many; 0: never
-        latent_shift=0.0609,  # of SD3.5's image autoencoder, which both start from; measure your own after training
+        # Of SD3.5's image autoencoder, which both start from. They are used where latents or weights come without statistics
+        # of their own: the seed's caches, weights of others. Ours are measured.
+        latent_shift=0.0609,
         latent_scale=1.5305,
     )
     return _preset("tae", TAES, preset, values, overrides)

@@ -251,7 +251,7 @@ NEEDS = {
     "encode_video": f"""tae data.latent_folder data.tae_weights data.height data.width data.num_frames data.fps
         data.max_bad_fraction {_VIDEOS}""",
     "fetch_text_encoder": "text",
-    "evaluate": "evaluate tae seed data.source data.height data.width data.num_frames",
+    "evaluate": "evaluate tae data.height data.width",
     "export": "export model",
     "import_weights": "import_weights model tae",
     "convert": "convert",
