@@ -44,6 +44,9 @@ def main(argv: list[str]) -> int:
         unknown = FLAGS(argv)[1:]
     except flags.Error as error:
         raise ConfigError(f"{str(error).splitlines()[0]} (python launch.py --help lists the flags)") from error
+    for name in ("config", "job", "stage", "mesh", "workdir", "sweep"):
+        if (FLAGS[name].value or "").startswith("--"):  # the next flag, taken for the value
+            raise ConfigError(f"--{name} has no value: write --{name}=VALUE")
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is no flag: write --name=value")
     if not FLAGS.config:

@@ -267,6 +267,9 @@ TAKE = dict.fromkeys(NEEDS, "experiments/1b_stage1.py") | {
 STAGES = {"tae": "train_tae", "t2i": "train", "t2v": "train"}
 
 
+LINEAR_QUADRATIC_STEPS = 250  # which that schedule stands for (flow.schedule)
+
+
 def rule(key: str) -> Rule | None:
     """Returns the rule of a dotted key, where it has one; a stage's key has that of the key that it stands over."""
     key = re.sub(r"^stages\.[^.]+\.", "", key)
@@ -289,6 +292,11 @@ def broken(values: Mapping[str, Any], job: str) -> dict[str, str]:
         for each in (rule(key), JOB_RULES.get(job, {}).get(key)):
             if each and not each.holds(value) and key not in found:
                 found[key] = f"is {value!r}, expected {each.words}"
+    most = LINEAR_QUADRATIC_STEPS if values.get("sample.schedule") == "linear_quadratic" else math.inf
+    if "sample.steps" not in found and values.get("sample.steps", 0) > most:
+        found["sample.steps"] = (
+            f"is {values['sample.steps']}, expected at most {most}: sample.schedule is 'linear_quadratic'"
+        )
     return found | _unfit(values, job, found)
 
 

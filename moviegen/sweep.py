@@ -82,7 +82,11 @@ def _call(command: list[str]) -> int:
 def _runs(file: str) -> dict[str, dict[str, Any]]:
     """Returns {folder name: overrides}."""
     overrides = configs.call_in_file(Path(file), "sweep", lambda fn: fn(), "sweep file")
-    if not isinstance(overrides, list) or not overrides or not all(isinstance(o, dict) for o in overrides):
+    if (
+        not isinstance(overrides, list)
+        or not overrides
+        or not all(isinstance(o, dict) and all(isinstance(key, str) for key in o) for o in overrides)
+    ):
         raise ConfigError(f"{file}: sweep() must return a list of {{key: value}}, one for each run")
     runs = {}
     for override in overrides:

@@ -78,6 +78,7 @@ def finish(process):
         (["--config=e.py", "--config.steps"], ["--config.steps has no value"]),
         (["--config=e.py", "--job=dance"], ["job 'dance' does not exist"]),
         (["--config=e.py", "--job=sweep"], ["job 'sweep' does not exist"]),
+        (["--config=e.py", "--workdir", "--job=fake"], ["--workdir has no value: write --workdir=VALUE"]),
         (["--config=e.py", "--jobs=train"], ["jobs", "--help"]),
         (["--config=e.py", "--workers=0"], ["workers"]),
         (["--config=e.py", "train"], ["'train' is no flag"]),

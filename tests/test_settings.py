@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import common
-from moviegen import config as configs, runner, settings
+from moviegen import config as configs, flow, runner, settings
 from moviegen.errors import ConfigError
 
 FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if p.name != "common.py")
@@ -78,6 +78,15 @@ def test_the_tables_name_jobs_and_stages_that_there_are():
 def test_what_a_training_run_refuses(key, value, words):
     said = refused(STAGE, {key: value})
     assert said.startswith(key) and words in said and ";" not in said
+
+
+def test_what_a_sampling_refuses():
+    said = refused(STAGE, {"sample.steps": "300", "sample.width": "40"}, job="sample")
+    assert "sample.steps is 300, expected at most 250: sample.schedule is 'linear_quadratic'" in said
+    assert "sample.width is 40, expected a multiple of 16" in said
+    with pytest.raises(ConfigError):  # which is said here so that no weights are read first
+        flow.schedule("linear_quadratic", settings.LINEAR_QUADRATIC_STEPS + 1)
+    flow.schedule("linear_quadratic", settings.LINEAR_QUADRATIC_STEPS)
 
 
 def test_all_that_is_wrong_comes_in_one_message_with_the_mesh():

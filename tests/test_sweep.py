@@ -84,6 +84,7 @@ def test_a_point_that_a_stage_hides_starts_nothing(tmp_path, plan, monkeypatch):
         ("def sweep():\n    return [{'seed': 1}, {'seed': 'x'}]\n", "seed=x: config.seed is 'x'"),
         ("def sweep():\n    return [{'seed': 1}, {'seed': -1}]\n", "seed=-1: seed is -1, expected a whole number"),
         ("def sweep():\n    return {'seed': 1}\n", "must return a list"),
+        ("def sweep():\n    return [{1: 2}]\n", "must return a list"),
         ("def sweep():\n    return [{'seed': 1}, {'seed': 1}]\n", "twice"),
         ("x = 1\n", r"no function sweep\(\)"),
     ],
