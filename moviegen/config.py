@@ -181,13 +181,6 @@ def _describe(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def require(config: ConfigDict, *sections: str, take: str = "a generator's, such as experiments/1b_stage1.py") -> None:
-    """Raises ConfigError where an experiment lacks a section that a job needs; `take`: which experiments have it."""
-    for section in sections:
-        if section not in config:
-            raise ConfigError(f"this experiment has no section `{section}`: take {take}")
-
-
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Takes the `--config.key=value` (or `--config.key value`) arguments out of a command line."""
     rest, overrides = [], {}

@@ -89,6 +89,10 @@ def test_what_a_sampling_refuses():
     flow.schedule("linear_quadratic", settings.LINEAR_QUADRATIC_STEPS)
 
 
+def test_a_conversion_s_names_are_a_choice():
+    assert "expected one of 'moviegen', 'seed', 'diffusers'" in refused(TAE, {"convert.naming": "torch"}, job="convert")
+
+
 def test_all_that_is_wrong_comes_in_one_message_with_the_mesh():
     wrong = {"train.log_every": "0", "optim.accumulate": "0", "train.batch_size": "0", "seed": "-1"}
     said = refused(STAGE, wrong, axes=ONE | {"sp": 4}, ranks=1)

@@ -9,7 +9,6 @@ import numpy as np
 from moviegen.convert.names import swap
 from moviegen.nn import backend
 
-NAMINGS = ("moviegen", "seed", "diffusers")
 # Pieces of our paths and theirs, for `names.swap`.
 SEED = (
     ("sample.spatial.", "sample_spat.conv."),

@@ -50,14 +50,11 @@ def lazy(path: Path) -> Mapping[str, Lazy]:
 
 def _settings(config: Any) -> Any:
     where = "tae and lpips are in experiments/tae.py, the generator in a stage such as experiments/1b_stage1.py"
-    configs.require(config, "convert", take=f"one with it ({where})")
     settings = config.convert
     kinds = ("transformer",) if "model" in config else ("tae", "lpips")
     if settings.kind not in kinds:
         expected = f"expected one of {', '.join(kinds)} in this experiment"
         raise ConfigError(f"convert.kind is {settings.kind!r}, {expected}: {where}")
-    if settings.kind == "tae" and settings.naming not in tae_names.NAMINGS:
-        raise ConfigError(f"convert.naming is {settings.naming!r}, expected one of {', '.join(tae_names.NAMINGS)}")
     if not settings.target.endswith(".safetensors"):
         raise ConfigError(f"convert.target is {settings.target!r}, expected a file name that ends in .safetensors")
     return settings

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-from moviegen import config as configs
 from moviegen.data import captions, latent_cache
 from moviegen.errors import ConfigError
 from moviegen.parallel import sync
@@ -25,7 +24,6 @@ def run(run: Run) -> dict[str, float]:
     listed, more than `data.max_bad_fraction` of them refused.
     """
     config, mesh = run.config, run.mesh
-    configs.require(config, "text")
     names = [name for name, folder in config.text.encoders.items() if folder]
     if not names:
         raise ConfigError("text.encoders names no folder: set those of the encoders to run, such as text.encoders.byt5")

@@ -1,6 +1,5 @@
 """Measures how well the autoencoder reconstructs: every clip and the mean, as json, csv, videos and a page of the worst."""
 
-from moviegen import config as configs
 from moviegen.evaluation import comparison, results
 from moviegen.runner import Run
 
@@ -14,7 +13,6 @@ def run(run: Run) -> dict[str, float]:
     ConfigError or DataError for settings and files that cannot be used.
     """
     config, workdir = run.config, run.workdir
-    configs.require(config, "evaluate", take="one with it, such as experiments/tae.py")
     summary = comparison.compare(config, workdir)
     results.write(workdir, summary)
     mean = summary["mean"]

@@ -19,7 +19,6 @@ def run(run: Run) -> dict[str, float]:
     that names. Raises ConfigError for a wrong setting, or when the weights are not those of `config.model`.
     """
     config, workdir = run.config, run.workdir
-    configs.require(config, "export", "model")
     settings = config.export
     for key, known in CHOICES.items():
         if settings[key] not in known:

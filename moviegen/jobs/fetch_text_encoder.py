@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from moviegen import config as configs
 from moviegen.errors import ConfigError
 from moviegen.runner import Run
 from moviegen.text import fetch
@@ -14,7 +13,6 @@ def run(run: Run) -> dict[str, float]:
     What a stopped run has downloaded is not downloaded again, and a folder that is whole is only checked.
     """
     config = run.config
-    configs.require(config, "text")
     folders = {name: Path(folder) for name, folder in config.text.encoders.items() if folder}
     if not folders:
         raise ConfigError("text.encoders names no folder: set those to fill, such as text.encoders.byt5=encoders/byt5")

@@ -21,7 +21,6 @@ def run(run: Run) -> dict[str, float]:
     an export of ours was made with and that differ.
     """
     config, workdir = run.config, run.workdir
-    configs.require(config, "import_weights", "model")
     path = Path(config.import_weights.path)
     if not config.import_weights.path or not path.exists():
         raise ConfigError(

@@ -105,7 +105,6 @@ def test_lpips_from_its_two_files(tmp_path):
             ConfigError,
             "one of tae, lpips in this .*generator in a stage such as",
         ),
-        (dict(naming="torch"), ConfigError, "convert.naming is 'torch', expected one of moviegen, seed, diffusers"),
         (dict(target="x.ckpt"), ConfigError, "convert.target is 'x.ckpt', expected .* ends in .safetensors"),
         (dict(source=__file__), DataError, r"test_convert.py: expected a file that ends in .safetensors, .ckpt, .pth"),
         (dict(kind="lpips", source=__file__), ConfigError, "convert.heads is '', which does not exist|expected a file"),
@@ -119,11 +118,6 @@ def test_lpips_from_its_two_files(tmp_path):
 def test_wrong_settings_are_named(tmp_path, values, error, message):
     with pytest.raises(error, match=message):
         convert.run(Run(settings(tmp_path, **values), tmp_path))
-
-
-def test_an_experiment_without_the_section_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="no section `convert`"):
-        convert.run(Run(configs.load("experiments/tiny.py"), tmp_path))
 
 
 def seed_s_generator(cfg):

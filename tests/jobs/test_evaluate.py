@@ -148,8 +148,3 @@ def test_features_of_a_wrong_shape_are_named(tmp_path, feature_file):
     wanted = settings(features=f"{feature_file}:wrong", num_frames=8)
     with pytest.raises(ConfigError, match=r"wrong': its function gave an array of shape \(8, 32, 32, 3\)"):
         evaluate.run(Run(wanted, tmp_path))
-
-
-def test_an_experiment_without_the_section_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="no section `evaluate`"):
-        evaluate.run(Run(config.load("experiments/tiny.py"), tmp_path))

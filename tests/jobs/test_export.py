@@ -80,8 +80,6 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ConfigError, match=r"wrong shape: blocks/0/mlp/gate is \(32, 24\), expected \(48, 24\).*checkpoints"
     ):
         export.run(Run(config, tmp_path))
-    with pytest.raises(ConfigError, match="no section `export`"):
-        export.run(Run(configs.load("experiments/tiny.py"), tmp_path))
 
 
 def test_damage_of_the_checkpoint_is_found_and_leaves_no_export(tmp_path):
