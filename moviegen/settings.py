@@ -12,13 +12,11 @@ class Rule(NamedTuple):
     Args:
         words: what is expected, as an error and `--show` say it.
         holds: value -> whether it is that.
-        each: of a tuple, the rule of its items.
         example: a value that holds, of the type that text is read as.
     """
 
     words: str
     holds: Callable[[Any], bool]
-    each: "Rule | None" = None
     example: Any = ""
 
 
@@ -26,7 +24,7 @@ def whole(low: int, high: float = math.inf, step: int = 1) -> Rule:
     """A whole number in a range, ends included, that `step` divides."""
     bounds = f" of at least {low}" if high == math.inf else f" from {low} to {high}"
     words = f"a whole number{bounds}" + (f", a multiple of {step}" if step > 1 else "")
-    return Rule(words, lambda v: _is(v, int) and low <= v <= high and v % step == 0, example=low)
+    return Rule(words, lambda v: _is(v, int) and low <= v <= high and v % step == 0, low)
 
 
 def number(low: float = -math.inf, high: float = math.inf, above: float = -math.inf, below: float = math.inf) -> Rule:
@@ -37,14 +35,13 @@ def number(low: float = -math.inf, high: float = math.inf, above: float = -math.
     def holds(v: Any) -> bool:
         return _is(v, int | float) and math.isfinite(v) and low <= v <= high and above < v < below
 
-    return Rule(f"a number {bounds}".rstrip(), holds, example=1.0)
+    return Rule(f"a number {bounds}".rstrip(), holds, 1.0)
 
 
 def one_of(*choices: str | int) -> Rule:
     """One of a few values."""
-    return Rule(
-        f"one of {', '.join(map(repr, choices))}", lambda v: v in choices and not _is(v, bool), example=choices[0]
-    )
+    words = f"one of {', '.join(map(repr, choices))}"
+    return Rule(words, lambda v: v in choices and not _is(v, bool), choices[0])
 
 
 def several(each: Rule, count: int | None = None, least: int = 0) -> Rule:
@@ -55,12 +52,12 @@ def several(each: Rule, count: int | None = None, least: int = 0) -> Rule:
         sized = isinstance(values, tuple | list) and (len(values) == count if count else len(values) >= least)
         return sized and all(map(each.holds, values))
 
-    return Rule(f"a tuple of {amount}, each {each.words}", holds, each, (each.example,))
+    return Rule(f"a tuple of {amount}, each {each.words}", holds, (each.example,))
 
 
 def either(one: Rule, other: Rule) -> Rule:
     """What one of two rules allows."""
-    return Rule(f"{one.words}, or {other.words}", lambda v: one.holds(v) or other.holds(v), example=one.example)
+    return Rule(f"{one.words}, or {other.words}", lambda v: one.holds(v) or other.holds(v), one.example)
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -75,7 +72,7 @@ def _is_pattern(value: Any) -> bool:
     return True
 
 
-flag = Rule("true or false", lambda v: _is(v, bool), example=True)
+flag = Rule("true or false", lambda v: _is(v, bool), True)
 text = Rule("text", lambda v: isinstance(v, str))
 filled = Rule("text that is not empty", lambda v: isinstance(v, str) and v != "")
 pattern = Rule("a regular expression", _is_pattern)
@@ -265,8 +262,6 @@ TAKE = dict.fromkeys(NEEDS, "experiments/1b_stage1.py") | {
 }
 # The demo's stages that train, and the job whose settings each of them has.
 STAGES = {"tae": "train_tae", "t2i": "train", "t2v": "train"}
-
-
 LINEAR_QUADRATIC_STEPS = 250  # which that schedule stands for (flow.schedule)
 
 
