@@ -79,6 +79,7 @@ pattern = Rule("a regular expression", _is_pattern)
 share = number(0, 1)
 size = whole(8, step=8)  # in pixels, of what the autoencoder halves three times
 dtype = one_of("float32", "bfloat16")
+every = whole(1)._replace(words="a whole number of at least 1 (above train.steps: at the end alone)")
 
 # A "*" stands for the last piece of any name. A key without a rule is one of an experiment of the user's own.
 RULES: dict[str, Rule] = {
@@ -170,9 +171,9 @@ RULES: dict[str, Rule] = {
     "optim.plateau.min_learning_rate": number(0),
     "train.steps": whole(1),
     "train.batch_size": whole(1),
-    "train.log_every": whole(1),
-    "train.checkpoint_every": whole(1),  # above train.steps: at the end alone, as of the two others
-    "train.validate_every": whole(1),
+    "train.log_every": every,
+    "train.checkpoint_every": every,
+    "train.validate_every": every,
     "train.keep_checkpoints": whole(1),
     "train.keep_every": whole(0),
     "train.keep_best": flag,
