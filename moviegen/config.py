@@ -116,7 +116,8 @@ def refuse_hidden(config: ConfigDict, overrides: Iterable[str]) -> None:
 def stage(config: ConfigDict, name: str) -> ConfigDict:
     """Returns the config of a stage, unlocked: the experiment's without `stages`, the stage's own section over it."""
     made = ConfigDict({key: value for key, value in config.to_dict().items() if key != "stages"})
-    made.update(config.stages[name].to_dict())
+    with made.ignore_type():  # which the key's rule looks at
+        made.update(config.stages[name].to_dict())
     return made
 
 

@@ -166,3 +166,18 @@ def test_the_demo_s_samples_take_no_prompts_and_a_sampling_needs_some():
 def test_rules_look_at_types(rule, good, bad):
     assert all(rule.holds(value) for value in good)
     assert not any(rule.holds(value) for value in bad)
+
+
+@pytest.mark.parametrize("file", [STAGE, TAE, DEMO])
+def test_no_value_of_any_key_ends_in_a_traceback(file):
+    base = configs.load(file)
+    for key in [key for key in configs.flat(base) if not key.startswith("stages.t")]:
+        for value in (0, math.nan, "x", (), (0, 0, "x"), None, 10**30):
+            config = base.copy_and_resolve_references().unlock()
+            with config.ignore_type():
+                config.update_from_flattened_dict({key: value})
+            for job in {base.job, "sample", "encode_video"} if file == STAGE else {base.job}:
+                try:
+                    runner.check(config, job, ONE | {"data": 2}, 2)
+                except ConfigError as error:
+                    assert "\n" not in str(error)
