@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from moviegen import config as configs
 from moviegen.data import trained_with
 from moviegen.errors import ConfigError
 from moviegen.models.transformer import model as transformer
