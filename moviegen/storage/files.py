@@ -87,6 +87,22 @@ def reason(error: Exception) -> str:
     return re.sub(r" \[(tensorstore_spec|os_error_code)=.*", "", str(error), flags=re.DOTALL).replace("\n", " ")
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Returns `folder/name`. DataError where that is, links followed, the folder itself or lies outside of it."""
+    with refused(f"{folder}: {name!r} is no name", ValueError):
+        real = Path(os.path.realpath(Path(folder, name)))
+    if Path(os.path.realpath(folder)) not in real.parents:
+        raise DataError(f"{folder}: {name!r} leads out of the folder, to {real}: put the file itself there")
+    return Path(folder, name)
+
+
+def regular(path: Path) -> Path:
+    """Returns the path of a file that is to be read. DataError where it is a folder, a pipe or a device, which may hang."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{path}: is a folder, a pipe or a device, expected a file")
+    return path
+
+
 @contextlib.contextmanager
 def refused(message: str, *errors: type[Exception]) -> Iterator[None]:
     """Turns these errors of a block into a DataError with the message, which names the file, and the reason."""

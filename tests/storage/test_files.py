@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,29 @@ def test_what_is_to_last_is_brought_to_the_disk_before_and_after_the_rename(tmp_
     with files.aside(tmp_path / "a", durable) as temporary:
         temporary.write_text("1")
     assert calls == ([temporary.name, "rename", tmp_path.name] if durable else ["rename"])
+
+
+@pytest.mark.parametrize("name", ["../b", "/etc/passwd", "a/../../b", "", ".", "link/b", "file-link", "\0", "\ud800"])
+def test_a_name_may_not_leave_its_folder(tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "file-link").symlink_to("/etc/passwd")
+    with pytest.raises(DataError, match=r"folder: .* (leads out of the folder, to /|is no name)"):
+        files.inside(folder, name)
+
+
+@pytest.mark.parametrize("name", ["b", "new/b", "..b", "a/../b", "inner/b"])
+def test_a_name_inside_is_as_good_if_the_folder_is_a_link_itself(tmp_path, name):
+    (tmp_path / "folder" / "a").mkdir(parents=True)
+    (tmp_path / "folder" / "inner").symlink_to("a")
+    (tmp_path / "link").symlink_to("folder")
+    assert files.inside(tmp_path / "link", name) == tmp_path / "link" / name
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(DataError, match=f"{path}: is a folder, a pipe or a device, expected a file"):
+            files.regular(path)
+    assert files.regular(tmp_path / "gone") == tmp_path / "gone"  # opening it says that
