@@ -8,6 +8,7 @@ import itertools
 import math
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,13 @@ import numpy as np
 from crc32c import crc32c
 
 from moviegen.nn.dtypes import numpy_dtype
+from moviegen.storage import schema
 
 # Larger arrays are cut into files of this size, so that the pieces of one can be checked and read at the same time. At
 # 8 MB a save took twice as long: every piece is copied out of its array first, and every file synced by itself.
 CHUNK_BYTES = 64 << 20
+_DTYPES = {"bool", "bfloat16", "float16", "float32", "float64"}
+_DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 # What is read at once: still in the processor's cache when its checksum is taken. Linux cuts larger wishes short.
 _PIECE = 1 << 20
 
@@ -80,19 +84,43 @@ def write(folder: Path, entry: dict[str, Any], part: Part) -> dict[str, list]:
     return {file: _signature(folder / file) for file, _ in _touched(part.where, entry["chunk"])}
 
 
-def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = None) -> np.ndarray:
-    """Reads an array, or its slice `where`; only the files that hold it are read.
+def check(entry: Any, where: str) -> None:
+    """Raises ValueError unless `entry`, which a manifest has at `where`, is of an array, with the files of its shape."""
+    schema.check(entry, _ENTRY, where)
+    shape, chunk = entry["shape"], entry["chunk"]
+    size = math.prod(chunk) * numpy_dtype(entry["dtype"]).itemsize + 4
+    fits = len(shape) == len(chunk) and 0 not in chunk and all(found == size for found, _ in entry["files"].values())
+    if not fits or math.prod(-(-n // m) for n, m in zip(shape, chunk, strict=True)) != len(entry["files"]):
+        raise ValueError(f"{where}: its files are not those of an array of shape {shape}")
 
-    Raises OSError or ValueError unless every byte of those is what `write` noted in `entry`.
+
+def find(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = None) -> list[tuple[Path, tuple]]:
+    """Returns the files that hold an array, or its slice `where`, each with its index; of them nothing is read.
+
+    Raises OSError or ValueError unless all are there, files and no links, and have their sizes.
     """
     import tensorstore as ts
 
+    _size(folder / "zarr.json")
     ts.open(_spec(folder, entry), open=True, read=True).result()  # the store's own description must be whole, too
-    where = tuple(slice(0, n) for n in entry["shape"]) if where is None else where
-    start, stop = np.array([(s.start, s.stop) for s in where], int).reshape(-1, 2).T
+    found = []
+    for name, index in _touched(_whole(entry) if where is None else where, entry["chunk"]):
+        found.append((folder / name, index))
+        if _size(folder / name) != entry["files"].get(name, [None])[0]:
+            raise ValueError(f"{name} is not the file that was saved")
+    return found
+
+
+def read(folder: Path, entry: dict[str, Any], where: tuple[slice, ...] | None = None) -> np.ndarray:
+    """Reads an array, or its slice `where`; only the files that hold it are read.
+
+    Raises as `find` does, and unless every byte of those is what `write` noted in `entry`.
+    """
+    found = find(folder, entry, where)  # before memory is asked for
+    start, stop = np.array([(s.start, s.stop) for s in where or _whole(entry)], int).reshape(-1, 2).T
     array = _memory(stop - start, numpy_dtype(entry["dtype"]))
-    for file, index in _touched(where, entry["chunk"]):
-        content = _content(folder / file, entry["files"].get(file)).view(array.dtype).reshape(entry["chunk"])
+    for file, index in found:
+        content = _content(file, entry["files"][file.name]).view(array.dtype).reshape(entry["chunk"])
         corner = np.multiply(index, content.shape)
         if content.shape == array.shape and all(corner == start):
             return content
@@ -120,6 +148,31 @@ def cast_dtype(own: np.dtype, dtype: str | None) -> np.dtype:
     """Returns the dtype that `cast` gives an array of dtype `own`."""
     floating = own.kind == "f" or own == numpy_dtype("bfloat16")
     return own if dtype is None or not floating else numpy_dtype(dtype)
+
+
+def _size(file: Path) -> int:
+    """Returns a file's size. ValueError where it is a link, which may lead anywhere, or a pipe, which may hang."""
+    found = os.lstat(file)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{file.name} is not the file that was saved")
+    return found.st_size
+
+
+def _signed(value: Any) -> bool:
+    """the size and the checksum of a file"""
+    return isinstance(value, list) and list(map(type, value)) == [int, str]
+
+
+def _known(value: Any) -> bool:
+    """the name of a dtype"""
+    return isinstance(value, str) and value in _DTYPES
+
+
+_ENTRY = {"shape": schema.shape, "dtype": _known, "chunk": schema.shape, "files": {str: _signed}}
+
+
+def _whole(entry: dict[str, Any]) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in entry["shape"])
 
 
 def _spec(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +205,7 @@ def _signature(file: Path) -> list:
         return [size, f.read(4)[::-1].hex()]
 
 
-def _content(file: Path, signature: list | None) -> np.ndarray:
+def _content(file: Path, signature: list) -> np.ndarray:
     """Returns the bytes of a chunk. ValueError unless its file has this signature and the checksum is right."""
     if _signature(file) == signature:
         content, checksum = _memory([signature[0] - 4], np.dtype(np.uint8)), 0

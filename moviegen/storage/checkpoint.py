@@ -7,7 +7,6 @@ name is whole. Its manifest holds sizes and checksums of all files, itself inclu
 import contextlib
 import functools
 import json
-import math
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from moviegen.errors import DataError
-from moviegen.storage import arraystore, step_folders, treestore
+from moviegen.storage import arraystore, schema, step_folders, treestore
 from moviegen.storage.files import reason, sync, write_text
 
 PATIENCE = 1800  # seconds that a rank waits for the others' files
@@ -106,7 +105,7 @@ def best(folder: str | Path) -> int | None:
     for step, path in sorted(step_folders.committed(Path(folder)).items()):
         with contextlib.suppress(OSError, ValueError):  # one with a damaged manifest cannot be loaded either
             score = step_folders.read_manifest(path)["meta"].get("score")
-            if score is not None and math.isfinite(score):
+            if schema.number(score):
                 scores[step] = score
     return min(scores, key=scores.get, default=None)
 
@@ -190,8 +189,7 @@ def _write(aside: Path, trees: Mapping[str, treestore.Tree], rank: int, ranks: i
     if rank == 0:
         aside.parent.mkdir(parents=True, exist_ok=True)
         sync(aside.parent.parent)
-        for leftover in step_folders.leftovers(aside.parent):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        step_folders.clean(aside.parent)
         aside.mkdir()
         write_text(json.dumps(treestore.create(aside, trees)), aside / "arrays.json")
     entries = _wait_for(aside / "arrays.json", aside)
@@ -223,10 +221,14 @@ def _failed(aside: Path) -> Path:
 
 
 def _way_back(committed: Mapping[int, Path], step: int) -> str:
+    """Names the newest earlier checkpoint by manifests and files' sizes alone: arrays of a 30B model are 470 GB."""
     for number in sorted((n for n in committed if n < step), reverse=True):
         try:
-            treestore.read(committed[number], step_folders.read_manifest(committed[number])["trees"])
+            treestore.find(committed[number], step_folders.read_manifest(committed[number])["trees"])
         except (OSError, ValueError):
             continue
-        return f"Step {number} is whole: load it, or remove {committed[step].name} and start again to resume from there"
-    return "No earlier checkpoint here is whole"
+        return (
+            f"Step {number} has all its files, and they have their sizes: load it, or remove {committed[step].name} and "
+            "start again to resume from there"
+        )
+    return "No earlier checkpoint here has all its files"

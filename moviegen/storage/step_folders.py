@@ -1,8 +1,9 @@
 """The folders of checkpoints, `step-00000042` and so on: which are whole, how one comes and goes, and its manifest.json.
 
-A manifest lists what is in its folder and carries a checksum of itself.
+A manifest lists what is in its folder, knows its step and carries a checksum of itself.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -13,9 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from moviegen.storage.files import sync
+from moviegen.errors import DataError
+from moviegen.storage import arraystore, schema
+from moviegen.storage.files import inside, regular, sync
 
 MANIFEST, FORMAT = "manifest.json", 1
+_COMMITTED = r"step-(\d{8,})(\.old)?"
+_CONTENT = {"step": schema.count, "meta": dict, "trees": {str: {str: dict}}}
 
 
 def place(folder: str | Path) -> tuple[Path, int | None]:
@@ -29,7 +34,7 @@ def committed(folder: Path) -> dict[int, Path]:
     """Returns {step: folder} of the whole checkpoints."""
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("step-*")):  # `step-N` sorts before `step-N.old` and so wins
-        match = re.fullmatch(r"step-(\d{8,})(\.old)?", path.name)
+        match = re.fullmatch(_COMMITTED, path.name)
         if match and path.is_dir():
             found.setdefault(int(match[1]), path)
     return found
@@ -61,10 +66,15 @@ def discard(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Returns what kills left behind: half-written or half-removed folders, and replaced ones whose replacement is there."""
+def clean(folder: Path) -> None:
+    """Removes what kills left behind: half-written or half-removed folders, and replaced ones whose replacement is there.
+
+    For the one process that saves to the folder: another's half-written save looks the same.
+    """
     replaced = [path for path in folder.glob("step-*.old") if path.with_suffix("").exists()]
-    return [*folder.glob("step-*.tmp-*"), *replaced]
+    for path in [*folder.glob("step-*.tmp-*"), *replaced]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_manifest(folder: Path, content: dict) -> None:
@@ -77,15 +87,28 @@ def write_manifest(folder: Path, content: dict) -> None:
 
 
 def read_manifest(folder: Path) -> dict:
-    """Reads what was written. ValueError or OSError if the file is missing, damaged or of another version's format."""
+    """Reads what was written, and checks it once for all who use it.
+
+    ValueError or OSError if the file is missing, damaged, of another version's format or of another step than the folder.
+    """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(regular(inside(folder, MANIFEST)).read_text(encoding="utf-8"))
         if content.pop("checksum") != _checksum(content):
             raise ValueError("its checksum does not match")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        version = content["format"]
+        if version == FORMAT:
+            schema.check(content, _CONTENT, "it")
+            for tree, entries in content["trees"].items():
+                for name, entry in entries.items():
+                    arraystore.check(entry, f"array {tree}/{name}")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, DataError) as error:
         raise ValueError(f"{MANIFEST} is damaged ({error})") from error
-    if content["format"] != FORMAT:
-        raise ValueError(f"{MANIFEST} has format {content['format']}, this version reads {FORMAT}")
+    if version != FORMAT:
+        raise ValueError(f"{MANIFEST} has format {version}, this version reads {FORMAT}")
+    named = re.fullmatch(_COMMITTED, folder.name)
+    if named and int(named[1]) != content["step"]:
+        step = content["step"]
+        raise ValueError(f"it is renamed: {MANIFEST} is of step {step}; call the folder step-{step:08d} again")
     return content
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moviegen.errors import DataError
 from moviegen.nn import dtypes
 from moviegen.storage import arraystore, files
 
@@ -44,6 +45,11 @@ def read(
     return _each(trees, one)
 
 
+def find(path: Path, trees: Mapping[str, Mapping[str, dict]]) -> None:
+    """Raises ValueError, naming an array, unless all files of the arrays are there and have their sizes; reads none."""
+    _each(trees, lambda tree, name, entry: _at(path, f"{tree}/{name}", lambda folder: arraystore.find(folder, entry)))
+
+
 def lazy(path: Path, trees: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[str, arraystore.Lazy]]:
     """Returns {tree: {name: array that is read when it is needed}}."""
 
@@ -68,7 +74,11 @@ def _part(folder: Path, name: str, value: Any) -> tuple[Path, arraystore.Part]:
 
 
 def _read(path: Path, name: str, entry: dict, where: tuple[slice, ...] | None = None) -> np.ndarray:
+    return _at(path, name, lambda folder: arraystore.read(folder, entry, where))
+
+
+def _at(path: Path, name: str, work: Callable[[Path], Any]) -> Any:
     try:
-        return arraystore.read(path / arraystore.folder_name(name), entry, where)
-    except (OSError, ValueError) as error:
+        return work(files.inside(path, arraystore.folder_name(name)))
+    except (OSError, ValueError, DataError) as error:
         raise ValueError(f"array {name} is damaged ({files.reason(error)})") from error

@@ -8,7 +8,7 @@ import numpy as np
 
 from moviegen.parallel import sync
 from moviegen.runner import Run
-from moviegen.storage import checkpoint, files
+from moviegen.storage import checkpoint, files, step_folders
 from moviegen.storage.writers import Progress, Writer
 from moviegen.training import optim, state as states
 
@@ -56,6 +56,8 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     """
     config, world, name, steps = run.config, run.mesh.world, task.name, run.config.train.steps
     folder = run.workdir / "checkpoints"
+    if world.rank == 0:
+        step_folders.clean(folder)
     start, state, plateau = resume(config, folder, task)
     writer, progress = run.open_writer(name, resume_step=start), Progress(name, steps, world.rank)
     if world.rank == 0:

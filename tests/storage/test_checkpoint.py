@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import random
 import runpy
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 from moviegen.errors import DataError
 from moviegen.parallel import sharding
 from moviegen.parallel.mesh import Group
-from moviegen.storage import arraystore, checkpoint
+from moviegen.storage import arraystore, checkpoint, step_folders
+from tests import fuzz
 
 ROOT = Path(__file__).parents[2]
 SAVER = Path(__file__).with_name("checkpoint_saver.py")
@@ -150,7 +152,9 @@ def test_lazy_arrays_are_read_and_checked_when_they_are_wanted(tmp_path):
     assert_same({"ema": {name: np.asarray(array) for name, array in trees["ema"].items()}}, {"ema": expected})
     damage_byte(path)
     np.asarray(trees["ema"]["blocks/1/attn/q"])
-    with pytest.raises(DataError, match=r"step-00000002: array ema/blocks/2/attn/q is damaged .*Step 1 is whole"):
+    with pytest.raises(
+        DataError, match=r"step-00000002: array ema/blocks/2/attn/q is damaged .*Step 1 has all its files"
+    ):
         np.asarray(trees["ema"]["blocks/2/attn/q"])
 
 
@@ -190,16 +194,88 @@ def test_damage_names_the_array_and_the_way_back(tmp_path, damage):
     save(tmp_path, 1)
     save(tmp_path, 2)
     damage(save(tmp_path, 3))
-    way_back = r"Step 2 is whole: load it, or remove step-00000003"
+    way_back = "Step 2 has all its files, and they have their sizes: load it, or remove step-00000003"
     with pytest.raises(DataError, match=rf"step-00000003: array ema/blocks/2/attn/q is damaged .*\. {way_back}"):
         checkpoint.load(tmp_path)
     assert_same(checkpoint.load(tmp_path, step=2)[0], trees_of(2))
     damage(tmp_path / "step-00000002")
-    with pytest.raises(DataError, match="Step 1 is whole"):
+    with pytest.raises(DataError, match="Step 2 has all" if damage is damage_byte else "Step 1 has all its files"):
         checkpoint.load(tmp_path)
     shutil.rmtree(tmp_path / "step-00000001")
-    with pytest.raises(DataError, match="No earlier checkpoint here is whole"):
+    shutil.rmtree(tmp_path / "step-00000002")
+    with pytest.raises(DataError, match="No earlier checkpoint here has all its files"):
         checkpoint.load(tmp_path)
+
+
+def test_the_way_back_is_named_without_reading_arrays(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step)
+    damage_missing(save(tmp_path, 3))
+    monkeypatch.setattr(arraystore, "_content", None)
+    with pytest.raises(DataError, match=r"array ema/blocks/2/attn/q is damaged .*Step 2 has all its files"):
+        checkpoint.load(tmp_path, select="ema/blocks/2")
+
+
+def test_a_renamed_step_is_refused(tmp_path):
+    save(tmp_path, 20)
+    save(tmp_path, 28).rename(tmp_path / "step-00000030")
+    assert checkpoint.best(tmp_path) is None
+    for read in (checkpoint.load, checkpoint.lazy):
+        with pytest.raises(
+            DataError, match=r"step-00000030: .*is of step 28; call the folder step-00000028 .*Step 20 has"
+        ):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["array", "file", "description"])
+def test_links_do_not_lead_out_of_a_checkpoint(tmp_path, what):
+    path = save(tmp_path / "c", 1) / "ema" / "blocks" / "2" / "attn" / "q"
+    path = {"array": path, "file": path / "c.0.0", "description": path / "zarr.json"}[what]
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="array ema/blocks/2/attn/q is damaged .*(out of the folder|not the file)"):
+        checkpoint.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "ema/blocks/2/attn/q/c.0.0", "ema/blocks/2/attn/q/zarr.json"])
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, file):
+    path = save(tmp_path, 1) / file
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="step-00000001: (array ema/blocks/2/attn/q|manifest.json) is damaged"):
+        checkpoint.load(tmp_path)
+
+
+def test_whatever_a_manifest_says_the_error_is_of_one_kind(tmp_path):
+    rng, found = random.Random(0), 0
+    trees = {"ema": {"a": np.ones((2, 3), np.float32), "b": np.float32(1)}, "opt/m": {"a": np.zeros((0, 2), np.int64)}}
+    path = checkpoint.save(tmp_path, 3, trees, {"score": 1.0, "latent_shift": [0.5]})
+    content = step_folders.read_manifest(path)
+    with fuzz.little_memory():
+        for _ in range(300):
+            key = rng.choice(["trees", "trees", "trees", "meta", "step"])
+            step_folders.write_manifest(path, content | {key: fuzz.replaced(content[key], rng)})
+            checkpoint.best(tmp_path)
+            try:
+                checkpoint.load(tmp_path)
+            except DataError as error:
+                assert str(error).startswith(f"{path}: ")
+                found += 1
+    assert found > 150
+
+
+def test_bits_of_any_file_are_noticed_with_one_error(tmp_path):
+    rng, found = random.Random(0), 0
+    path = checkpoint.save(tmp_path, 3, {"ema": {"a": np.ones((2, 3), np.float32)}}, {"score": 1.0})
+    for file in [file for file in path.rglob("*") if file.is_file()] * 100:
+        whole = file.read_bytes()
+        file.write_bytes(fuzz.flipped(whole, rng))
+        try:
+            assert_same(checkpoint.load(tmp_path)[0], {"ema": {"a": np.ones((2, 3), np.float32)}})
+        except DataError:
+            found += 1
+        file.write_bytes(whole)
+    assert found > 290
 
 
 def test_damaged_manifest(tmp_path):
@@ -208,7 +284,7 @@ def test_damaged_manifest(tmp_path):
     text = manifest.read_text()
     for damaged in (text.replace('"samples_seen": 16', '"samples_seen": 17'), text[:-9], "", "[]", None):
         manifest.unlink() if damaged is None else manifest.write_text(damaged)
-        with pytest.raises(DataError, match=r"step-00000002: .*manifest.json.*Step 1 is whole"):
+        with pytest.raises(DataError, match=r"step-00000002: .*manifest.json.*Step 1 has all its files"):
             checkpoint.load(tmp_path)
 
 

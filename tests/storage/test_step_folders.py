@@ -35,6 +35,7 @@ def test_leftovers_are_never_taken_and_removed_by_the_next_save(tmp_path):
     for name in ("step-00000002.tmp-123", "step-00000001.old.tmp-9", "step-00000003.tmp-1"):
         shutil.copytree(path, tmp_path / name)
     assert checkpoint.latest(tmp_path) == 1
+    (tmp_path / "step-00000004.tmp-1").symlink_to(tmp_path / "notes.tmp-1")  # a link that prune renamed: of an archive
     (tmp_path / "notes.tmp-1").mkdir()
     save(tmp_path, 2)
     assert steps_in(tmp_path) == ["notes.tmp-1", "step-00000001", "step-00000002"]
@@ -113,9 +114,10 @@ def test_one_checkpoint_may_be_named_itself(tmp_path):
 
 
 def test_a_manifest_goes_through_json_and_back(tmp_path):
-    step_folders.write_manifest(tmp_path, {"step": np.int64(3), "meta": {"betas": (0.9, 0.95), 1: np.float32(0.5)}})
+    meta = {"betas": (0.9, 0.95), 1: np.float32(0.5)}
+    step_folders.write_manifest(tmp_path, {"step": np.int64(3), "meta": meta, "trees": {}})
     found = step_folders.read_manifest(tmp_path)
-    assert found == {"format": step_folders.FORMAT, "step": 3, "meta": {"betas": [0.9, 0.95], "1": 0.5}}
+    assert found == {"format": step_folders.FORMAT, "step": 3, "meta": {"betas": [0.9, 0.95], "1": 0.5}, "trees": {}}
 
 
 def test_what_json_cannot_hold_is_named(tmp_path):
@@ -128,6 +130,52 @@ def test_a_damaged_manifest_is_found(tmp_path, damage):
     step_folders.write_manifest(tmp_path, {"step": 3})
     file = tmp_path / "manifest.json"
     file.write_text(damage(file.read_text()))
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        step_folders.read_manifest(tmp_path)
+
+
+ARRAY = {"shape": [5, 3], "dtype": "float32", "chunk": [4, 3], "files": {"c.0.0": [52, "0"], "c.1.0": [52, "1"]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"shape": [6, 3]}, None),  # two files, too
+        ({"shape": [9, 3]}, r"array ema/a/b: its files are not those of an array of shape \[9, 3\]"),
+        ({"shape": [1 << 22, 1 << 20], "chunk": [1 << 21, 1 << 20]}, "its files are not"),  # 16 TB
+        ({"shape": [0, 1 << 60]}, "array ema/a/b/shape is"),
+        ({"shape": [5] + [1] * 32}, "array ema/a/b/shape is"),
+        ({"shape": None}, "array ema/a/b/shape is None"),
+        ({"chunk": [0, 3]}, "its files are not"),
+        ({"chunk": [4]}, "its files are not"),
+        ({"dtype": "O"}, "array ema/a/b/dtype is 'O', expected the name of a dtype"),
+        ({"dtype": "float64"}, "its files are not"),
+        ({"files": {"c.0.0": [52, "0"]}}, "its files are not"),
+        ({"files": {"c.0.0": 52, "c.1.0": 52}}, "files/c.0.0 is 52, expected the size and the checksum of a file"),
+    ],
+)
+def test_what_a_manifest_says_of_an_array_fits_together(tmp_path, change, message):
+    content = {"step": 3, "meta": {}, "trees": {"ema": {"a/b": ARRAY | change}}}
+    step_folders.write_manifest(tmp_path, content)
+    if message is None:
+        assert step_folders.read_manifest(tmp_path)["trees"] == content["trees"]
+    else:
+        with pytest.raises(ValueError, match=f"manifest.json is damaged .*{message}"):
+            step_folders.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["step", "meta", "trees"])
+def test_a_manifest_without_a_part_is_damaged(tmp_path, key):
+    content = {"step": 3, "meta": {}, "trees": {}}
+    del content[key]
+    step_folders.write_manifest(tmp_path, content)
+    with pytest.raises(ValueError, match=f"manifest.json is damaged .it has no {key}"):
+        step_folders.read_manifest(tmp_path)
+
+
+def test_brackets_without_end_are_damage(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="manifest.json is damaged"):
         step_folders.read_manifest(tmp_path)
 

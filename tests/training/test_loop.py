@@ -1,5 +1,7 @@
 """The loop by itself, around three numbers that are drawn to a target."""
 
+import shutil
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -60,6 +62,14 @@ class Stub:
 
 def train(workdir, stub, **train_settings):
     return loop.train(Run(settings(**train_settings), workdir), stub.task())
+
+
+def test_a_start_removes_what_a_kill_left_half_written(tmp_path):
+    train(tmp_path, Stub())
+    left = tmp_path / "checkpoints" / "step-00000006.tmp-1"
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000007", left)
+    train(tmp_path, Stub())
+    assert not left.exists() and checkpoint.latest(tmp_path / "checkpoints") == 7
 
 
 def lines(workdir):
