@@ -7,6 +7,7 @@ memory, with less it returns whatever lay behind. It also holds the file in memo
 A parameter above 512 MB is several values of the same tag. `crc_num` and ten bytes may follow.
 """
 
+import contextlib
 import functools
 import math
 import mmap
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moviegen.errors import DataError
 from moviegen.nn.dtypes import numpy_dtype
+from moviegen.storage import schema
 from moviegen.storage.arraystore import Lazy
+from moviegen.storage.files import refused, regular
 
 _DTYPES = {"BFloat16": "bfloat16", "Bool": "bool"}
 _DTYPES |= {f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)}
@@ -29,11 +31,9 @@ _CRC = b"crc_num"
 def lazy(path: str | Path) -> dict[str, Lazy]:
     """Returns the arrays by name, each read when it is needed. Raises DataError where the file is damaged or another."""
     path = Path(path)
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _reading(path), open(regular(path), "rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _arrays(path, data)
-    except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"{path}: not a readable MindSpore checkpoint ({error})") from error
 
 
 def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
@@ -60,6 +60,7 @@ def _arrays(path: Path, data: mmap.mmap) -> dict[str, Lazy]:
         size, expected = sum(map(len, pieces)), math.prod(shape) * dtype.itemsize
         if size != expected:
             raise ValueError(f"{name} {shape} has {size} bytes, expected {expected}")
+        schema.check(shape, schema.shape, name)  # of an empty one, no bytes tell
     if not found:
         raise ValueError("it holds no parameters")
     return {name: Lazy(*kind, functools.partial(_load, path, pieces, *kind)) for name, (*kind, pieces) in found.items()}
@@ -128,6 +129,11 @@ def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _load(path: Path, pieces: list[range], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        content = b"".join(data[piece.start : piece.stop] for piece in pieces)
-    return np.frombuffer(content, dtype).reshape(shape)
+    with _reading(path), open(path, "rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            content = b"".join(data[piece.start : piece.stop] for piece in pieces)
+        return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _reading(path: Path) -> contextlib.AbstractContextManager:
+    return refused(f"{path}: not a readable MindSpore checkpoint", OSError, ValueError, IndexError)

@@ -2,7 +2,8 @@
 
 Stand-ins are all that names in a file become. What `find_class` and `persistent_load` do not restrict, `_program` refuses:
 extension codes, resolved without `find_class`; a memo index that makes the unpickler allocate 64 GB; nested tuples, whose
-hash as a key overflows the C stack. Source: docs.python.org/3/library/pickle.html, "Restricting Globals".
+hash as a key overflows the C stack or, where each holds the one before twice, takes for ever.
+Source: docs.python.org/3/library/pickle.html, "Restricting Globals".
 """
 
 import io
@@ -17,10 +18,14 @@ _ORDERED, _PARAMETER = "collections.OrderedDict", "torch._utils._rebuild_paramet
 _TENSOR = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 
 _PUTS, _TUPLES = {"BINPUT", "LONG_BINPUT"}, {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-_INSTRUCTIONS = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING", "BINFLOAT"}
+_GETS = {"BINGET", "LONG_BINGET"}
+_WORDS = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"}
+# What makes an object that is no tuple; picklers put it into the memo right then, to take it from there again.
+_SHARED = {*_WORDS, "GLOBAL", "STACK_GLOBAL", "EMPTY_DICT", "EMPTY_LIST", "BINPERSID", "REDUCE"}
+_INSTRUCTIONS = {*_WORDS, *_GETS, "BINFLOAT"}
 _INSTRUCTIONS |= {"BININT", "BININT1", "BININT2", "LONG1", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", *_TUPLES}
 _INSTRUCTIONS |= {"EMPTY_DICT", "EMPTY_LIST", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "PROTO", "FRAME", "MARK"}
-_INSTRUCTIONS |= {"MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD", "STOP"}
+_INSTRUCTIONS |= {"MEMOIZE", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD", "STOP"}
 _INSTRUCTIONS |= _PUTS
 _MOST_TUPLES = 1 << 15  # 8192 tensors have as many; hashing 100 000 nested ones still fits a stack of 8 MB
 _MOST_AXES = 32  # numpy's limit
@@ -119,7 +124,7 @@ def tensors(found: Any) -> dict[str, Tensor]:
 
 def _program(stream: BinaryIO) -> bytes:
     """The bytes of one pickle, every instruction of which is known to be harmless."""
-    start, tuples = stream.tell(), 0
+    start, tuples, before, shared = stream.tell(), 0, "", {}
     for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
         tuples += instruction.name in _TUPLES
         if instruction.name not in _INSTRUCTIONS:
@@ -128,6 +133,11 @@ def _program(stream: BinaryIO) -> bytes:
             raise ValueError(f"it puts value {argument} of {count} into the memo")
         if tuples > _MOST_TUPLES:
             raise ValueError(f"it has more than {_MOST_TUPLES} tuples")
+        if instruction.name in _PUTS or instruction.name == "MEMOIZE":
+            shared[len(shared) if argument is None else argument] = before in _SHARED
+        if instruction.name in _GETS and not shared.get(argument, True):
+            raise ValueError(f"it takes the tuple {argument} from the memo again")
+        before = instruction.name
     end = stream.tell()
     stream.seek(start)
     return stream.read(end - start)

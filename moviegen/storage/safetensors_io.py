@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from moviegen.errors import DataError
 from moviegen.nn import dtypes
-from moviegen.storage import arraystore
+from moviegen.storage import arraystore, schema
 from moviegen.storage.arraystore import Lazy
-from moviegen.storage.files import aside, refused, sync
+from moviegen.storage.files import aside, inside, refused, regular, sync
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 # What an export consists of, and the temporary files that a killed one left.
@@ -83,16 +83,18 @@ def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
     """Returns the arrays by name, each read when it is needed, and the metadata ({} in a file of others); or DataError."""
     found, metadata = {}, {}
     for file, names in _places(Path(path)).items():
-        with _reading(file), safe_open(file, "np") as f:
+        with _reading(file), safe_open(regular(file), "np") as f:
             held = set(f.keys())
-            if names - held:
-                raise DataError(f"{file}: has no array {min(names - held)}, which {INDEX} says it holds")
+            if missing := set(names) - held:
+                raise DataError(f"{file}: has no array {min(missing)}, which {INDEX} says it holds")
             metadata = json.loads((f.metadata() or {}).get("moviegen", "{}"))
+            schema.check(metadata, dict, "its metadata")
             for name in sorted(names or held):
                 piece = f.get_slice(name)
                 if piece.get_dtype() not in _DTYPES:
                     raise DataError(f"{file}: {name} is {piece.get_dtype()}, expected one of {', '.join(_DTYPES)}")
                 dtype = dtypes.numpy_dtype(_DTYPES[piece.get_dtype()])
+                schema.check(piece.get_shape(), schema.shape, name)
                 found[name] = Lazy(tuple(piece.get_shape()), dtype, functools.partial(_read_one, file, name))
     return found, metadata
 
@@ -105,7 +107,7 @@ def read_rows(file: str | Path, name: str, rows: slice = slice(None)) -> np.ndar
 
 @functools.lru_cache(maxsize=64)
 def _kept_open(file: str, changed: int) -> Any:
-    return safe_open(file, "np")
+    return safe_open(regular(file), "np")
 
 
 def _readable(arrays: Arrays) -> Arrays:
@@ -150,25 +152,29 @@ def _writing(path: Path) -> contextlib.AbstractContextManager:
 
 
 def _reading(file: str | Path) -> contextlib.AbstractContextManager:
-    return refused(f"{file}: not a readable safetensors file", OSError, ValueError, SafetensorError)
+    return refused(f"{file}: not a readable safetensors file", OSError, ValueError, SafetensorError, RecursionError)
 
 
-def _places(path: Path) -> dict[Path, set[str]]:
-    """Returns the names to take from each file; an empty set stands for all."""
+def indexed(index: Path) -> dict[Path, list[str]]:
+    """Returns the arrays in each file by an index in Hugging Face's layout. DataError where a file leaves its folder."""
+    with refused(f"{index}: not an index of files of weights", OSError, ValueError, RecursionError):
+        content = json.loads(index.read_text(encoding="utf-8"))
+        schema.check(content, {"weight_map": {str: str}}, "it")
+    names: dict[str, list[str]] = {}
+    for name, file in content["weight_map"].items():
+        names.setdefault(file, []).append(name)
+    return {inside(index.parent, file): held for file, held in names.items()}
+
+
+def _places(path: Path) -> dict[Path, list[str]]:
+    """Returns the names to take from each file; an empty list stands for all."""
     if not path.is_dir():
-        return {path: set()}
-    index = path / INDEX
-    if not index.is_file():
-        if (path / WHOLE).is_file():
-            return {path / WHOLE: set()}
-        raise DataError(f"{path}: has no {INDEX} and no {WHOLE}; where an export was cut short, run it again")
-    places: dict[Path, set[str]] = {}
-    try:
-        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            places.setdefault(path / file, set()).add(name)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{index}: not an index of safetensors files ({error!r})") from error
-    return places
+        return {path: []}
+    if (path / INDEX).is_file():
+        return indexed(path / INDEX)
+    if (path / WHOLE).is_file():
+        return {path / WHOLE: []}
+    raise DataError(f"{path}: has no {INDEX} and no {WHOLE}; where an export was cut short, run it again")
 
 
 def _read_one(file: Path, name: str) -> np.ndarray:

@@ -1,11 +1,15 @@
 """Files are written by MindSpore itself."""
 
+import os
+import random
+
 import mindspore as ms
 import numpy as np
 import pytest
 
 from moviegen.convert import mindspore_ckpt
 from moviegen.errors import DataError
+from tests import fuzz
 
 VALUES = {
     "a.weight": np.random.default_rng(0).standard_normal((3, 4, 1, 2)).astype(np.float32),
@@ -84,6 +88,7 @@ def parameter(name=b"a", dims=b"\x02", kind=b"Float32", content=bytes(8)):
         (parameter(dims=b"\xfd" + b"\xff" * 8 + b"\x01"), "has 8 bytes, expected"),  # minus three
         (parameter(dims=b"\x02" + b"\x01" * 40), "a has 41 axes"),
         (parameter(dims=b"\xff" * 20), "more than 64 bits"),
+        (parameter(dims=b"\x00" + (b"\xff" * 9 + b"\x01") * 2, content=b""), r"a is \(0, 18446744073709551615"),
         (parameter(kind=b"Evil"), "a is Evil, expected one of BFloat16, "),
         (parameter(name=b""), "without a name"),
         (parameter(name=b"\xff"), "decode"),
@@ -101,6 +106,25 @@ def test_what_is_hostile_is_refused(tmp_path, monkeypatch, content, message):
     with pytest.raises(DataError, match=f"x.ckpt: not a readable MindSpore checkpoint .*{message}"):
         mindspore_ckpt.lazy("x.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_a_pipe_in_place_of_weights_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "x.ckpt")
+    with pytest.raises(DataError, match="x.ckpt: is a folder, a pipe or a device"):
+        mindspore_ckpt.lazy(tmp_path / "x.ckpt")
+
+
+def test_bits_of_a_file_are_never_a_traceback(tmp_path):
+    rng, refused = random.Random(0), 0
+    content = parameter() + parameter(b"b", b"\x00\x03", content=b"") + parameter(b"c", b"\x02\x01", content=bytes(8))
+    with fuzz.little_memory():
+        for _ in range(300):
+            (tmp_path / "x.ckpt").write_bytes(fuzz.flipped(content, rng))
+            try:
+                read(tmp_path / "x.ckpt")
+            except DataError:
+                refused += 1
+    assert refused > 100
 
 
 def test_these_are_as_mindspore_writes_them(tmp_path):

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from moviegen.convert import torch_bin
 from moviegen.convert.torch_pickle import Storage, Tensor
 from moviegen.errors import DataError
+from tests import fuzz
 
 SAVED = Path(__file__).parents[1] / "golden" / "torch_save.bin"  # views of one storage, every dtype, a Parameter
 FILES = Path(__file__).parents[1] / "golden" / "torch_files"  # by torch 2.13 too, in both formats, and a hostile one
@@ -125,6 +128,98 @@ def test_a_tensor_must_lie_in_its_storage(tmp_path):
         torch_bin._check(path, "w", tensor, 96)
     with pytest.raises(DataError, match=r"w \(1000000000000,\) repeats the 24 numbers of its storage"):
         torch_bin._check(path, "w", tensor._replace(shape=(10**12,), strides=(0,)), 96)
+
+
+@pytest.mark.parametrize("file", ["../x.bin", "link", "/dev/zero"])
+def test_an_index_does_not_lead_out_of_its_folder(tmp_path, file):
+    (tmp_path / "x.bin").write_bytes(SAVED.read_bytes())
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to("../x.bin")
+    (folder / torch_bin.INDEX).write_text(json.dumps({"weight_map": {"plain": file}}))
+    with pytest.raises(DataError, match="folder: .* leads out of the folder, to /"):
+        torch_bin.lazy(folder)
+
+
+def test_a_pipe_in_place_of_weights_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "x.pth")
+    with pytest.raises(DataError, match="x.pth: is a folder, a pipe or a device"):
+        torch_bin.lazy(tmp_path / "x.pth")
+
+
+def made(path, *tensors, data=bytes(16)):
+    """A file of tensors w0, w1, ... (count of the one storage, shape, strides), whose storage holds `data`."""
+    program = b"\x80\x02}"
+    for number, (count, shape, strides) in enumerate(tensors):
+        program += text(f"w{number}") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage")
+        program += b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + whole(count) + b"tQK\x00"
+        program += b"".join(b"(" + b"".join(map(whole, numbers)) + b"t" for numbers in (shape, strides)) + b"tRs"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", program + b".")
+        archive.writestr("x/data/0", data)
+    return path
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def whole(number):
+    return b"\x8a\x09" + number.to_bytes(9, "little")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ([(4, [1] * 100, [0] * 100)], "as no plain tensor does"),
+        ([(4, [1 << 30], [0])], "repeats the 4 numbers of its storage"),
+        ([(4, [0, 1 << 62, 1 << 62], [1, 1, 1])], "w0 has 3 axes or a size that no array can have"),
+        ([(4, [2], [1 << 62])], "w0 reaches beyond its storage"),
+        ([(1 << 30, [1 << 30], [1])], "has 16 bytes, not its 1073741824 float32"),
+        ([(4, [4], [1])] * 900, "its tensors show the same numbers more than 16 times"),
+    ],
+)
+def test_memory_is_bounded_by_the_file(tmp_path, tensors, message):
+    path = made(tmp_path / "x.pth", *tensors, data=bytes(16))
+    if len(tensors) > 1:
+        path = made(path, *[(1 << 16, [1 << 16], [1])] * len(tensors), data=bytes(4 << 16))
+    with fuzz.little_memory(), pytest.raises(DataError, match=f"x.pth: .*{message}"):
+        [np.asarray(value) for value in torch_bin.lazy(path).values()]
+
+
+def test_the_stride_of_an_axis_of_one_number_may_be_any(tmp_path):
+    found = torch_bin.lazy(made(tmp_path / "x.pth", (4, [1, 4], [1 << 62, 1]), data=np.float32([1, 2, 3, 4]).tobytes()))
+    assert np.asarray(found["w0"]).tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("fields", [(24,), (20, 24)])  # of the directory: bytes unpacked; packed and unpacked
+def test_a_zip_that_lies_about_a_size_shows_no_memory(tmp_path, fields):
+    content = bytearray(made(tmp_path / "x.pth", (1 << 20, [1 << 20], [1])).read_bytes())
+    for field in fields:
+        at = content.rindex(b"PK\x01\x02") + field
+        content[at : at + 4] = (4 << 20).to_bytes(4, "little")
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(DataError, match="x.pth: .*what it holds is larger than the file"):
+        torch_bin.lazy(tmp_path / "x.pth")
+
+
+def test_a_storage_that_came_short_shows_no_memory():
+    tensor = Tensor(Storage("float32", "0", 24), 0, (4, 6), (6, 1))
+    with pytest.raises(DataError, match="storage 0 cannot be read .23 numbers in place of 24"):
+        torch_bin._read(Path("x.pth"), lambda storage: bytes(92), tensor)
+
+
+@pytest.mark.parametrize("source", [FILES / "zip.pth", FILES / "legacy.pth"])
+def test_bits_of_a_file_are_never_a_traceback(tmp_path, source):
+    rng, refused, content = random.Random(0), 0, source.read_bytes()
+    with fuzz.little_memory():
+        for _ in range(300):
+            (tmp_path / "x.pth").write_bytes(fuzz.flipped(content, rng))
+            try:
+                [np.asarray(value) for value in torch_bin.lazy(tmp_path / "x.pth").values()]
+            except DataError:
+                refused += 1
+    assert refused > 50
 
 
 def test_a_compressed_file_is_refused(tmp_path):

@@ -137,6 +137,7 @@ def test_an_extension_code_that_somebody_registered_is_refused():
         copyreg.clear_extension_cache()
 
 
+DOUBLED = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
 NEST = {
     "tuples": b"N" + b"\x85" * 400_000,
     "tuples as a key": b"})" + b"\x85" * 400_000 + b"Ns",
@@ -146,6 +147,9 @@ NEST = {
     "calls": b"ccollections\nOrderedDict\n" + b"]" * 100_000 + b"\x85R" * 100_000,
     "a list in itself": b"]q\x00h\x00a",
     "a dictionary in itself": b"}q\x00" + text("a") + b"h\x00s",
+    "tuples that hold the one before twice, as a key": b"(" + DOUBLED + b"tNs",
+    "the same, put late": b"(" + DOUBLED.replace(b"\x86q", b"\x86Nbq") + b"tNs",
+    "the same without numbers": b"(" + DOUBLED.replace(b"\x86q" + b"\x01", b"\x86\x94", 1) + b"tNs",
     "marks": b"(" * 1_000_000,
     "a memo of 64 GB": b"r\xff\xff\xff\xff",
 }
@@ -168,6 +172,6 @@ def test_deep_nesting_and_large_memory_end_in_an_error(tmp_path, name):
 
 
 def test_one_list_of_pairs_fills_one_dictionary():
-    pairs = b"](](" + text("a") + b"K\x01eeq\x00"
+    pairs = b"]q\x00(](" + text("a") + b"K\x01ee"
     call = b"ccollections\nOrderedDict\nh\x00\x85R"
     assert torch_pickle.interpret(b"\x80\x02" + pairs + b"(" + call + call + b"t\x86.")[1] == ({"a": 1}, {})

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from moviegen.errors import DataError
 from moviegen.nn import dtypes
 from moviegen.storage import arraystore, safetensors_io
 from moviegen.storage.arraystore import Lazy
+from tests import fuzz
 
 ROOT = Path(safetensors_io.__file__).parents[2]
 
@@ -215,6 +217,74 @@ def test_a_damaged_export_names_the_file(tmp_path):
     (tmp_path / safetensors_io.INDEX).unlink()
     with pytest.raises(DataError, match="has no model.safetensors.index.json and no model.safetensors"):
         safetensors_io.lazy(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/dev/zero", "link", "", "a/../../x.safetensors"])
+def test_an_index_does_not_lead_out_of_its_folder(tmp_path, file):
+    path = safetensors_io.write({"a": np.ones(2, np.float32)}, tmp_path / "x.safetensors")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(path)
+    (folder / safetensors_io.INDEX).write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(DataError, match="folder: .* leads out of the folder, to /"):
+        safetensors_io.lazy(folder)
+
+
+@pytest.mark.parametrize("text", ['{"weight_map": []}', '{"weight_map": {"a": 5}}', "[" * 200_000])
+def test_an_index_is_checked_when_it_is_read(tmp_path, text):
+    (tmp_path / safetensors_io.INDEX).write_text(text)
+    with pytest.raises(DataError, match="index.json: not an index"):
+        safetensors_io.lazy(tmp_path)
+
+
+@pytest.mark.parametrize("read", [safetensors_io.lazy, lambda path: safetensors_io.read_rows(path, "a")])
+def test_a_pipe_in_place_of_weights_does_not_hang(tmp_path, read):
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(DataError, match="x.safetensors: is a folder, a pipe or a device"):
+        read(tmp_path / "x.safetensors")
+
+
+def hostile(path, header, length=None):
+    text = json.dumps(header).encode()
+    path.write_bytes((length or len(text)).to_bytes(8, "little") + text + bytes(8))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "metadata", "message"),
+    [
+        ({"shape": [1 << 42], "data_offsets": [0, 16 << 40]}, {}, "not fully covered"),  # 16 TB
+        ({"shape": [2] + [1] * 32}, {}, r"a is \[2, 1, .*expected the sizes of an array's axes, 32 at most"),
+        ({"shape": [0, 1 << 62], "data_offsets": [0, 0]}, {}, "a is .0, 46|not fully covered"),
+        ({}, {"moviegen": "[1]"}, r"its metadata is \[1\], expected dict"),
+        ({}, {"moviegen": "[" * 200_000}, "recursion"),
+    ],
+)
+def test_what_a_header_says_is_checked_before_memory_is_asked_for(tmp_path, change, metadata, message):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | change
+    path = hostile(tmp_path / "x.safetensors", {"__metadata__": metadata, "a": entry})
+    with fuzz.little_memory(), pytest.raises(DataError, match=f"x.safetensors: not a readable .*{message}"):
+        safetensors_io.lazy(path)
+    with pytest.raises(DataError, match="header too large"):
+        safetensors_io.lazy(hostile(path, {}, 16 << 40))
+
+
+def test_bits_of_a_header_are_never_a_traceback(tmp_path):
+    rng, refused = random.Random(0), 0
+    path = safetensors_io.write(tree(), tmp_path / "x.safetensors", None, {"step": 3, "scale": [1.0]})
+    whole = path.read_bytes()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    with fuzz.little_memory():
+        for number in range(300):
+            if number % 2:
+                path.write_bytes(fuzz.flipped(whole, rng, 8 + int.from_bytes(whole[:8], "little")))
+            else:
+                hostile(path, fuzz.replaced(header, rng))
+            try:
+                safetensors_io.read(path)
+            except DataError:
+                refused += 1
+    assert refused > 150
 
 
 # Peak memory over what importing took, in MB, of an export from a checkpoint and an import into one: 96 arrays of 4 MB.
