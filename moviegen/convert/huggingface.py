@@ -52,6 +52,8 @@ _CLIP_REST = {
     "text_projection.weight": "final/projection",
 }
 _CLIP_OTHERS = r"vision_model\.|visual_projection\.|logit_scale$|text_model\.embeddings\.position_ids$"
+# A layer is a dozen shapes: 10^9 of them would fill the memory before any is compared with a file's.
+_MOST_LAYERS, _MOST_OF_A_SIZE = 1000, 10_000_000
 _GATES = {"gated-gelu": "gelu", "gated-silu": "silu"}
 # Keys of our configs by their keys in config.json.
 _T5_KEYS = {
@@ -150,4 +152,8 @@ def _config(values: Mapping[str, Any], keys: Mapping[str, str]) -> ConfigDict:
     missing = [key for key in keys.values() if key not in values]
     if missing:
         raise ConfigError(f"config.json has no {', '.join(missing)}: it is not the config of such an encoder")
+    for ours, theirs in keys.items():
+        most = _MOST_LAYERS if ours == "num_layers" else _MOST_OF_A_SIZE
+        if ours != "activation" and (type(values[theirs]) is not int or not 0 < values[theirs] <= most):
+            raise ConfigError(f"{theirs} is {values[theirs]!r:.50}, expected a whole number from 1 to {most}")
     return ConfigDict({ours: values[theirs] for ours, theirs in keys.items()} | {"compute_dtype": "float32"})

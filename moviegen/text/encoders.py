@@ -73,7 +73,7 @@ def read_config(folder: Path, name: str) -> Any:
     read = huggingface.clip_text_config if KINDS[name] == "clip" else huggingface.t5_config
     try:
         return read(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read as an encoder's config ({error})") from error
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error

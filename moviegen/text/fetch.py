@@ -7,6 +7,7 @@ encoder's tensors alone: pickles are read, never run.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from moviegen.text import encoders, tokenizers
 
 NOTE = "fetched.json"  # the repository; once all is there also its revision, checksums of what was read and written
 SHARD_BYTES = 5_000_000_000
+_PLAIN = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # revisions and files: what names no other folder, whoever says it
 
 
 class Source(NamedTuple):
@@ -73,13 +75,15 @@ def fetch(name: str, repository: str, folder: Path, endpoint: str = "", offline:
 def _is_whole(folder: Path, repository: str) -> bool:
     """Whether an earlier call filled the folder and every byte is still what it wrote."""
     try:
-        note = json.loads((folder / NOTE).read_text())
+        note = json.loads(files.regular(folder / NOTE).read_text(encoding="utf-8"))
         if note["repository"] != repository:
             raise ConfigError(
                 f"{folder} holds {note['repository']}, not {repository}: name another folder or delete it"
             )
-        return all(_sha256(folder / file) == digest for file, digest in note["written"].items())
-    except (OSError, ValueError, KeyError, TypeError):
+        return all(
+            _sha256(files.regular(files.inside(folder, file))) == digest for file, digest in note["written"].items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, DataError):
         return False
 
 
@@ -103,8 +107,8 @@ def _names(name: str, folder: Path, arrays: dict[str, Any]) -> dict[str, str]:
 def _local(folder: Path) -> Source:
     if not folder.is_dir():
         raise ConfigError(f"text.offline: {folder} is not a folder: copy the repository's files there")
-    files = {path.name: "" for path in sorted(folder.iterdir()) if path.is_file()}
-    return Source(str(folder), "offline", files, lambda file: folder / file)
+    found = {path.name: "" for path in sorted(folder.iterdir()) if path.is_file()}
+    return Source(str(folder), "offline", found, lambda file: files.inside(folder, file))
 
 
 def _hub(repository: str, endpoint: str, download: Path) -> Source:
@@ -126,7 +130,14 @@ def _hub(repository: str, endpoint: str, download: Path) -> Source:
             ) from error
 
     info = reached(lambda: HfApi(endpoint=where).model_info(repository, files_metadata=True))
-    listed = {item.rfilename: item for item in info.siblings if "/" not in item.rfilename}
+    place = f"{repository} at {where}"
+    with files.refused(f"{place}: its answer is not a hub's", TypeError, AttributeError):
+        listed = {item.rfilename: item for item in info.siblings if re.fullmatch(_PLAIN, item.rfilename)}
+        stated = {
+            name: f"sha256:{item.lfs.sha256}" if item.lfs else f"git:{item.blob_id}" for name, item in listed.items()
+        }
+        if not re.fullmatch(_PLAIN, info.sha):
+            raise DataError(f"{place}: the revision is {info.sha!r}, expected a name: ask another mirror")
 
     def get(file):
         # Not hf_hub_download: what that has of a file when it is killed it throws away, and these have 10 GB and more.
@@ -141,8 +152,7 @@ def _hub(repository: str, endpoint: str, download: Path) -> Source:
             os.replace(partial, target)
         return target
 
-    files = {name: f"sha256:{item.lfs.sha256}" if item.lfs else f"git:{item.blob_id}" for name, item in listed.items()}
-    return Source(f"{repository} at {where}", info.sha, files, get)
+    return Source(place, info.sha, stated, get)
 
 
 def _checked(path: Path, stated: str, what: str) -> str:

@@ -164,6 +164,9 @@ def test_missing_extra_and_wrong_tensors_are_all_named(which):
     [
         ("t5_config", {"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'"),
         ("t5_config", {"d_kv": None}, "no d_kv"),
+        ("t5_config", {"num_layers": 10**9}, "num_layers is 1000000000, expected a whole number from 1 to 1000"),
+        ("t5_config", {"d_model": "64"}, "d_model is '64', expected a whole number"),
+        ("t5_config", {"num_heads": -2}, "num_heads is -2, expected a whole number"),
         ("clip_text_config", {"hidden_act": "relu"}, "activation is 'relu'"),
         ("clip_text_config", {"hidden_size": None}, "no hidden_size"),
         ("clip_text_config", {"num_attention_heads": 7}, "num_heads is 7"),

@@ -11,11 +11,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """`requests` notes (method, path, Range header); `cut` ends each of the next answers after so many bytes;
-    `spoil` is put at the beginning of the files of these names."""
+    """`requests` notes (method, path, Range header); `cut` ends each of the next answers after so many bytes; `spoil` is
+    put at the beginning of the files of these names; `lies` takes the place of what is told about a repository."""
 
     def __init__(self, root: Path):
-        self.root, self.requests, self.cut, self.spoil = root, [], [], {}
+        self.root, self.requests, self.cut, self.spoil, self.lies = root, [], [], {}, {}
 
 
 @contextlib.contextmanager
@@ -42,9 +42,9 @@ def serve(root: Path):
                 folder = hub.root / parts[0] / parts[1]
                 if not folder.is_dir():
                     return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
-                content = json.dumps(describe(folder, "/".join(parts[:2]))).encode()
+                content = json.dumps(describe(folder, "/".join(parts[:2])) | hub.lies).encode()
                 return self.send(200, content, {"Content-Type": "application/json"}, body)
-            owner, name, _, _, file = path.strip("/").split("/", 4)
+            owner, name, *_, file = path.strip("/").split("/")
             target = hub.root / owner / name / file
             if not target.is_file():
                 return self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)

@@ -128,6 +128,52 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused(repositories, tmp_pat
         assert fetch.fetch("byt5", "owner/byt5", target, endpoint)
 
 
+@pytest.mark.parametrize("revision", ["ABSOLUTE", "../../../outside", "..", "a/b", "", None, 5])
+def test_a_revision_that_leads_elsewhere_is_refused(repositories, tmp_path, revision):
+    outside, target = tmp_path / "outside", tmp_path / "encoders" / "byt5"
+    with hub.serve(repositories) as (endpoint, server):
+        server.lies = {"sha": str(outside) if revision == "ABSOLUTE" else revision}
+        with pytest.raises(DataError, match="owner/byt5 at http.*(the revision is .*expected a name|not a hub's)"):
+            fetch.fetch("byt5", "owner/byt5", target, endpoint)
+    assert not outside.exists() and [path.name for path in tmp_path.rglob("*.safetensors")] == ["model.safetensors"] * 3
+    assert {path.name for path in target.iterdir()} == {"fetched.json"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../config.json", "/config.json", "model-../x.safetensors", "..", "a\\b", ".hidden", None]
+)
+def test_a_file_of_a_listing_that_leads_elsewhere_is_never_asked_for(repositories, tmp_path, name):
+    target = tmp_path / "encoders" / "byt5"
+    with hub.serve(repositories) as (endpoint, server):
+        listed = hub.describe(repositories / "owner" / "byt5", "owner/byt5")["siblings"]
+        server.lies = {"siblings": [*listed, {"rfilename": name, "size": 2, "blobId": "x"}]}
+        if name is None:
+            with pytest.raises(DataError, match="its answer is not a hub's"):
+                fetch.fetch("byt5", "owner/byt5", target, endpoint)
+        else:
+            assert fetch.fetch("byt5", "owner/byt5", target, endpoint)
+            wanted = {f"/owner/byt5/resolve/{hub.COMMIT}/{file}" for file in ("config.json", "model.safetensors")}
+            assert {path for _, path, _ in server.requests[1:]} == wanted
+    assert {path.name for path in target.parent.iterdir()} == {"byt5"}
+
+
+@pytest.mark.parametrize("written", [["x"], {"../../thesis.txt": "x"}, "text", None])
+def test_a_note_that_names_other_files_counts_as_none(repositories, tmp_path, written):
+    target = tmp_path / "byt5"
+    assert fetch.fetch("byt5", "owner/byt5", target, "", str(repositories))
+    note = json.loads((target / "fetched.json").read_text())
+    (target / "fetched.json").write_text(json.dumps(note | {"written": written}))
+    assert fetch.fetch("byt5", "owner/byt5", target, "", str(repositories))
+
+
+def test_links_of_a_copy_are_not_followed_out_of_it(repositories, tmp_path):
+    file = repositories / "owner" / "byt5" / "config.json"
+    file.rename(tmp_path / "secret")
+    file.symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="'config.json' leads out of the folder"):
+        fetch.fetch("byt5", "owner/byt5", tmp_path / "byt5", "", str(repositories))
+
+
 def test_torch_files_become_safetensors(tmp_path, monkeypatch):
     """A saved file of torch's, taken for an encoder's weights whatever its tensors are called."""
     folder = tmp_path / "hub" / "owner" / "byt5"
