@@ -6,6 +6,7 @@ import numpy as np
 
 from moviegen.data import trained_with
 from moviegen.errors import ConfigError
+from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.nn.tree import match
 from moviegen.runner import Run
@@ -31,11 +32,12 @@ def run(run: Run) -> dict[str, float]:
     noted = {"model": metadata.get("model")} | known.get("trained_with", {})  # the model is all that exports once told
     for line in trained_with.check(noted, trained_with.describe(config, None), path):
         print(f"import: {line}", flush=True)
-    keys = ("latent_shift", "latent_scale")
-    statistics = {key: metadata[key] for key in keys if key in metadata}
-    if len(statistics) < len(keys):
+    keys, channels = ("latent_shift", "latent_scale"), config.tae.latent_channels
+    if all(key in metadata for key in keys):
+        statistics = tae_weights.latent_statistics(metadata, channels, path)
+    else:
         print("import: the file does not say how its latents were scaled; taken as config.tae says", flush=True)
-        statistics = {key: np.broadcast_to(config.tae[key], config.tae.latent_channels).tolist() for key in keys}
+        statistics = {key: np.broadcast_to(config.tae[key], channels).tolist() for key in keys}
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
     folder = workdir / "imported"
     checkpoint.save(folder, 0, {"params": weights, "ema": weights}, statistics | known)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moviegen.data import trained_with, video
-from moviegen.errors import ConfigError, DataError
+from moviegen.errors import ConfigError
 from moviegen.models.tae import model as tae, tiles as tae_tiles, weights as tae_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
@@ -87,7 +87,9 @@ class Sampler:
 
     def _check_what_it_was_trained_with(self) -> None:
         """Says on what the checkpoint and this config differ. ConfigError where they cannot make a picture together."""
-        config, noted, now = self.run.config, checkpoint.lazy(self.folder)[1].get("trained_with"), {}
+        config, meta, now = self.run.config, checkpoint.lazy(self.folder)[1], {}
+        tae_weights.latent_statistics(meta, config.tae.latent_channels, self.folder)  # which it must have
+        noted = meta.get("trained_with")
         if noted:  # or there is nothing to read all of the weights for
             now = trained_with.describe(config, tae_weights.digest(self.tae_weights), online=True)
         lines = trained_with.check(noted, now, self.folder, ("model.", "tae."))
@@ -103,11 +105,7 @@ class Sampler:
         if mesh.world.rank == 0:
             print(f"sample: weights of step {meta['step']} in {self.folder}", flush=True)
         exchange = comm.make(mesh, zero_stage, shapes, config.model.get("compute_dtype", "float32"))
-        if not meta.keys() >= {"latent_shift", "latent_scale"}:
-            raise DataError(
-                f"{self.folder}: its meta has no latent_shift and latent_scale: not a generator's checkpoint?"
-            )
-        statistics = {key: tuple(meta[key]) for key in ("latent_shift", "latent_scale")}
+        statistics = tae_weights.latent_statistics(meta, config.tae.latent_channels, self.folder)
         return params, exchange, ConfigDict(statistics)
 
     @functools.cached_property

@@ -9,6 +9,7 @@ import numpy as np
 
 from moviegen import flow
 from moviegen.data import pipeline, trained_with
+from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.nn import backend
 from moviegen.parallel import comm
@@ -94,7 +95,7 @@ def _taken_over(data: pipeline.Data, meta: dict, made_with: dict, where: str | P
     """
     lines = trained_with.check(meta.get("trained_with"), made_with, where)
     if "latent_scale" in meta:
-        theirs = meta["latent_shift"], meta["latent_scale"]
+        theirs = tuple(tae_weights.latent_statistics(meta, len(data.shift), Path(where)).values())
         lines += trained_with.statistics(theirs, (data.shift, data.scale))
         data = data._replace(shift=theirs[0], scale=theirs[1])
     tell(lines)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moviegen.errors import ConfigError
+from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import export, import_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.parallel.mesh import ONE
@@ -55,6 +55,15 @@ def test_a_file_of_others_takes_the_configs_latent_statistics(tmp_path, capsys):
     meta = checkpoint.load(tmp_path / "imported")[1]
     assert meta["latent_shift"] == [config.tae.latent_shift] * 16
     assert meta["latent_scale"] == [config.tae.latent_scale] * 16
+
+
+def test_latent_statistics_of_a_file_are_checked(tmp_path):
+    arrays = {path: np.ones(shape, np.float32) for path, shape in transformer.shapes(settings().model).items()}
+    metadata = {"latent_shift": [0.0] * 16, "latent_scale": [1.0] * 15 + [float("nan")]}
+    config = with_path(safetensors_io.write(arrays, tmp_path / "x.safetensors", metadata=metadata))
+    with pytest.raises(DataError, match="x.safetensors: latent_scale is .*expected 16 positive numbers"):
+        import_weights.run(Run(config, tmp_path))
+    assert not (tmp_path / "imported").exists()
 
 
 def test_missing_extra_and_wrong_arrays_are_named(tmp_path):

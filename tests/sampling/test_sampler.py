@@ -101,8 +101,16 @@ def test_weights_that_would_compute_something_else_are_refused(
 
 def test_a_checkpoint_without_statistics_is_named(seen, config, requests, tmp_path):
     checkpoint.save(tmp_path / "checkpoints", 8, {"ema": {"w": np.ones(1, np.float32)}}, {})
-    with pytest.raises(DataError, match="checkpoints: its meta has no latent_shift and latent_scale"):
+    with pytest.raises(DataError, match="checkpoints: latent_shift is None, expected 2 finite numbers"):
+        Sampler(Run(config, tmp_path))
+
+
+def test_statistics_that_are_no_numbers_are_named(seen, config, requests, tmp_path):
+    meta = {"latent_shift": [0.5, float("nan")], "latent_scale": [2.0, 4.0]}
+    checkpoint.save(tmp_path / "checkpoints", 8, {"ema": {"w": np.ones(1, np.float32)}}, meta)
+    with pytest.raises(DataError, match=r"checkpoints: latent_shift is \[0.5, nan\], expected 2 finite numbers"):
         list(Sampler(Run(config, tmp_path)).sample(requests))
+    assert not seen
 
 
 def test_prompts_of_a_csv_experiment_come_as_files(seen, config, requests, tmp_path, monkeypatch):

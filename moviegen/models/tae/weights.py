@@ -1,5 +1,7 @@
 """The autoencoder's weights on disk: where they are, what they are, reading them."""
 
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from moviegen import config as configs
 from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import shapes
 from moviegen.nn import backend
-from moviegen.storage import checkpoint, fingerprint, safetensors_io
+from moviegen.storage import checkpoint, fingerprint, safetensors_io, schema
 
 
 def load(path: str | Path, cfg: Any) -> dict[str, Any]:
@@ -43,6 +45,18 @@ def settings(cfg: Any) -> dict[str, Any]:
     """What weights are trained with and used with ever after, as JSON holds it: neither tiles nor the scale of latents."""
     free = ("latent_shift", "latent_scale", "spatial_tile")
     return {key: value for key, value in configs.to_plain(cfg).items() if key not in free}
+
+
+def latent_statistics(meta: Mapping[str, Any], channels: int, place: Path) -> dict[str, tuple[float, ...]]:
+    """Returns the latents' shift and scale by channel that the file or folder `place` notes. DataError for a wrong one."""
+    found = {}
+    for key, fits in (("latent_shift", schema.number), ("latent_scale", lambda n: schema.number(n) and n > 0)):
+        values = meta.get(key)
+        if not isinstance(values, list) or len(values) != channels or not all(map(fits, values)):
+            kind = "finite" if key == "latent_shift" else "positive"
+            raise DataError(f"{place}: {key} is {reprlib.repr(values)}, expected {channels} {kind} numbers")
+        found[key] = tuple(values)
+    return found
 
 
 def configured(config: Any) -> Path:

@@ -31,6 +31,25 @@ def test_a_checkpoint_gives_its_ema_without_the_discriminator(tmp_path):
         np.testing.assert_array_equal(found[name].asnumpy(), array.astype(np.float32))
 
 
+STATISTICS = {"latent_shift": [0.5, -1, 0.0], "latent_scale": [1.5, 2, 1e-3], "step": 3}
+
+
+def test_statistics_of_latents_are_a_number_for_each_channel():
+    found = weights.latent_statistics(STATISTICS, 3, "runs/x")
+    assert found == {"latent_shift": (0.5, -1, 0.0), "latent_scale": (1.5, 2, 1e-3)}
+
+
+@pytest.mark.parametrize("key", ["latent_shift", "latent_scale"])
+@pytest.mark.parametrize(
+    "value", [None, "text", 0.5, [1.0, 2.0], [1.0, float("nan"), 2.0], [1.0, "2", 3.0], [1, 2, True]]
+)
+def test_other_statistics_are_named(key, value):
+    with pytest.raises(DataError, match=rf"runs/x: {key} is .*, expected 3 (finite|positive) numbers"):
+        weights.latent_statistics(STATISTICS | {key: value}, 3, "runs/x")
+    with pytest.raises(DataError, match=r"latent_scale is \[1.0, 0.0, 1.0\], expected 3 positive numbers"):
+        weights.latent_statistics(STATISTICS | {"latent_scale": [1.0, 0.0, 1.0]}, 3, "runs/x")
+
+
 def test_weights_of_another_config_are_named(tmp_path):
     arrays = safetensors_io.read(weights.find("package:tiny_tae", ""))
     arrays["encoder/head/norm/scale"] = arrays["encoder/head/norm/scale"][:1]
