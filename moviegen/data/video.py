@@ -44,7 +44,7 @@ def read(
     """
     if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
         raise ValueError(f"start {start}, num_frames {num_frames}, stride {stride}: expected start >= 0, others >= 1")
-    path = files.regular(path)
+    path = files.existing(path)
     box = None if size is None else view.Box(height_width(size), cover or height_width(size), at)
     if is_image(path):
         if start or (num_frames or 1) != 1:
@@ -78,7 +78,7 @@ def is_image(path: Path) -> bool:
 
 def probe(path: str | Path) -> dict[str, float]:
     """Frames (counted, not the header's word), fps, height and width as `read` returns them, seconds. Raises DataError."""
-    path = files.regular(path)
+    path = files.existing(path)
     if is_image(path):
         height, width = _picture(path, None).shape[:2]
         return {"frames": 1, "fps": 0.0, "height": height, "width": width, "seconds": 0.0}

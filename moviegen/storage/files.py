@@ -34,18 +34,6 @@ def aside(path: str | Path, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def regular(path: str | Path) -> Path:
-    """Returns the path of a file that can be read to its end. DataError where there is none: a pipe or device would wait."""
-    path = Path(path)
-    try:
-        found, other = path.is_file(), path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise DataError(f"{path}: no such file ({error.strerror})") from error
-    if not found:
-        raise DataError(f"{path}: no such file" + (", but a folder, pipe or device" if other else ""))
-    return path
-
-
 def write_text(text: str, path: str | Path) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
     with aside(path) as temporary:
@@ -55,21 +43,6 @@ def write_text(text: str, path: str | Path) -> None:
 def write_json(value: Any, path: str | Path) -> None:
     """Writes any JSON value, indented and sorted, whole or not at all."""
     write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", path)
-
-
-def inside(folder: Path, name: str) -> Path:
-    """Returns the place in `folder` of a name from outside. DataError where it, or a link on its way, leaves the folder."""
-    path = folder / name
-    try:
-        stays = path.resolve().is_relative_to(folder.resolve())
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a zero byte in it, links in a circle
-        raise DataError(f"{name[:80]!r} cannot be the name of a file in {folder} ({reason(error)[:80]})") from error
-    if not stays:
-        raise DataError(f"{name[:80]!r} is outside of {folder}: names must stay in their folder")
-    return path
 
 
 def sync(path: Path) -> None:
@@ -87,20 +60,41 @@ def reason(error: Exception) -> str:
     return re.sub(r" \[(tensorstore_spec|os_error_code)=.*", "", str(error), flags=re.DOTALL).replace("\n", " ")
 
 
-def inside(folder: Path, name: str) -> Path:
-    """Returns `folder/name`. DataError where that is, links followed, the folder itself or lies outside of it."""
-    with refused(f"{folder}: {name!r} is no name", ValueError):
-        real = Path(os.path.realpath(Path(folder, name)))
-    if Path(os.path.realpath(folder)) not in real.parents:
-        raise DataError(f"{folder}: {name!r} leads out of the folder, to {real}: put the file itself there")
-    return Path(folder, name)
+def inside(folder: Path, name: str, allowed: bool | None = None) -> Path:
+    """Returns the path of the file `name` below a folder, for names that come from outside: tables, indices, archives.
 
-
-def regular(path: Path) -> Path:
-    """Returns the path of a file that is to be read. DataError where it is a folder, a pipe or a device, which may hang."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"{path}: is a folder, a pipe or a device, expected a file")
+    Raises DataError where it would be elsewhere, by `..`, as an absolute path or through links, unless `allowed` (for the
+    names in tables: what `data.allow_outside` says); and where it can be no path. Names are UTF-8, whatever the locale.
+    """
+    try:
+        path = Path(folder, os.fsdecode(name.encode()))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # whoever reads it says so
+            path.stat()
+        root, place = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name[:80]!r} cannot be the name of a file in {folder} ({reason(error)[:80]})") from error
+    if not allowed and root not in place.parents:
+        mend = "put the file itself there" + ("" if allowed is None else ", or set data.allow_outside=True")
+        raise DataError(f"{folder}: {name!r} leads out of the folder, to {place}: {mend}")
     return path
+
+
+def regular(path: str | Path) -> Path:
+    """Returns the path of a file that is to be read. DataError where it is a folder, a pipe or a device, which may hang."""
+    path = Path(path)
+    with refused(
+        f"{path}: cannot be read", OSError, ValueError
+    ):  # of a name that is too long, of a folder without rights
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is a folder, a pipe or a device, expected a file")
+    return path
+
+
+def existing(path: str | Path) -> Path:
+    """Returns the path of a file that is there. DataError where it is not, as where it is none."""
+    if not regular(path).exists():
+        raise DataError(f"{path}: no such file")
+    return Path(path)
 
 
 @contextlib.contextmanager

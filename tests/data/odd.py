@@ -45,9 +45,9 @@ FILES = {
     "needles.mp4": "0.05 times as wide as high",
     "hls.m3u8": "not a video of a kind that is read",
     "concat.mp4": "not a video of a kind that is read",
-    "folder.mp4": "no such file, but a folder, pipe or device",
-    "pipe.mp4": "no such file, but a folder, pipe or device",
-    "n" * 300: "no such file",
+    "folder.mp4": "is a folder, a pipe or a device",
+    "pipe.mp4": "is a folder, a pipe or a device",
+    "n" * 300: "cannot be read",
 }
 
 

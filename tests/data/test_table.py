@@ -211,8 +211,8 @@ def test_rows_whose_embeddings_are_elsewhere_are_bad(config, tmp_path, capsys):
     config.data.max_bad_fraction = 0.8
     assert [row.video for row in table.read(config, str(tmp_path / "train.csv"))] == ["a.mp4"]
     listed = capsys.readouterr().out
-    assert f"line 3: '../ul2.npz' is outside of {tmp_path}" in listed
-    assert f"line 4: 'link/ul2.npz' is outside of {tmp_path / 'byt5'}" in listed
+    assert re.search(rf"line 3: {tmp_path}/\w+: '../ul2.npz' leads out", listed)
+    assert f"line 4: {tmp_path / 'byt5'}: 'link/ul2.npz' leads out" in listed
     assert "line 5: 'xxx" in listed and "cannot be the name of a file" in listed
 
 

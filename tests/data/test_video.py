@@ -167,7 +167,7 @@ def check_refused(path, reason, **arguments):
 
 def test_missing_and_foreign_files_are_refused(tmp_path):
     check_refused(tmp_path / "none.mp4", "no such file")
-    check_refused(tmp_path, "no such file")
+    check_refused(tmp_path, "is a folder, a pipe or a device")
     for name in ("a.mp4", "a.png"):
         (tmp_path / name).write_bytes(b"")
         check_refused(tmp_path / name, "damaged")
@@ -303,7 +303,7 @@ def read_by_jobs(folder, name, frames):
     )
     evaluate = ConfigDict(dict(csv=data.csv, video_folder=data.video_folder, num_frames=0, max_clips=0))
     (file,) = files.listed(data.csv, data.video_folder)
-    yield lambda: encode_video._read(file, data)
+    yield lambda: encode_video._read(file, data, {})
     yield lambda: crops.source(data)(np.random.default_rng(0), frames, odd.HEIGHT, odd.WIDTH)
     yield lambda: next(comparison.measured(ConfigDict(dict(evaluate=evaluate, data=data)))[0]).frames
 

@@ -15,23 +15,6 @@ def test_the_file_is_there_when_the_block_ends(tmp_path):
     assert path.read_text() == "1" and list(path.parent.iterdir()) == [path]
 
 
-def test_names_from_outside_stay_in_their_folder(tmp_path):
-    folder = tmp_path / "in"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "link").symlink_to(tmp_path)
-    (folder / "circle").symlink_to(folder / "circle")
-    (tmp_path / "entry").symlink_to(folder)
-    for name in ("a", "deep/a", "deep/../a", str(folder / "a")):
-        assert files.inside(folder, name) == folder / name
-    assert files.inside(tmp_path / "entry", "a") == tmp_path / "entry" / "a"  # the folder itself may be a link
-    for name in ("../a", "deep/../../a", "/etc/passwd", "link/a", "link/entry/../a"):
-        with pytest.raises(DataError, match="is outside of .*in: names must stay"):
-            files.inside(folder, name)
-    for name in ("a\0b", "x" * 300, "circle"):
-        with pytest.raises(DataError, match="cannot be the name of a file in .*in"):
-            files.inside(folder, name)
-
-
 def test_a_failure_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("before")
@@ -52,22 +35,33 @@ def test_what_is_to_last_is_brought_to_the_disk_before_and_after_the_rename(tmp_
     assert calls == ([temporary.name, "rename", tmp_path.name] if durable else ["rename"])
 
 
-@pytest.mark.parametrize("name", ["../b", "/etc/passwd", "a/../../b", "", ".", "link/b", "file-link", "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["../b", "/etc/passwd", "a/../../b", "", ".", "link/b", "link/folder/../b", "file-link"]
+)
 def test_a_name_may_not_leave_its_folder(tmp_path, name):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
     (folder / "file-link").symlink_to("/etc/passwd")
-    with pytest.raises(DataError, match=r"folder: .* (leads out of the folder, to /|is no name)"):
+    with pytest.raises(DataError, match=r"folder: .* leads out of the folder, to /"):
         files.inside(folder, name)
 
 
-@pytest.mark.parametrize("name", ["b", "new/b", "..b", "a/../b", "inner/b"])
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300, "circle"])
+def test_what_can_be_no_name_is_told(tmp_path, name):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(DataError, match="cannot be the name of a file in "):
+        files.inside(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["b", "new/b", "..b", "a/../b", "inner/b", "ü"])
 def test_a_name_inside_is_as_good_if_the_folder_is_a_link_itself(tmp_path, name):
     (tmp_path / "folder" / "a").mkdir(parents=True)
     (tmp_path / "folder" / "inner").symlink_to("a")
     (tmp_path / "link").symlink_to("folder")
     assert files.inside(tmp_path / "link", name) == tmp_path / "link" / name
+    absolute = str(tmp_path / "folder" / name)
+    assert files.inside(tmp_path / "folder", absolute) == Path(absolute)
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path):
