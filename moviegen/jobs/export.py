@@ -26,11 +26,12 @@ def run(run: Run) -> dict[str, float]:
     if settings.shard_bytes < 1:
         raise ConfigError(f"export.shard_bytes is {settings.shard_bytes}, expected at least 1")
     folder = Path(settings.checkpoint or workdir / "checkpoints")
-    trees, meta = checkpoint.lazy(folder, select=f"^{settings.weights}/")
-    arrays = trees[settings.weights]
+    tree = checkpoint.averaged(folder) if settings.weights == "ema" else settings.weights
+    trees, meta = checkpoint.lazy(folder, select=f"^{tree}/")
+    arrays = trees[tree]
     match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {folder}")
     metadata = {key: meta[key] for key in ("step", "latent_shift", "latent_scale", "trained_with") if key in meta}
-    metadata |= {"weights": settings.weights, "model": configs.to_plain(config.model)}
+    metadata |= {"weights": tree, "model": configs.to_plain(config.model)}
     files = safetensors_io.write_shards(arrays, workdir / "export", settings.dtype, settings.shard_bytes, metadata)
-    print(f"export: step {meta['step']} of {folder} in {len(files)} file(s) in {files[0].parent}", flush=True)
+    print(f"export: {tree} of step {meta['step']} of {folder} in {len(files)} file(s) in {files[0].parent}", flush=True)
     return {"step": meta["step"], "files": len(files)}

@@ -40,6 +40,6 @@ def run(run: Run) -> dict[str, float]:
         statistics = {key: np.broadcast_to(config.tae[key], channels).tolist() for key in keys}
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
     folder = workdir / "imported"
-    checkpoint.save(folder, 0, {"params": weights, "ema": weights}, statistics | known)
+    checkpoint.save(folder, 0, {"params": weights}, statistics | known)
     print(f"import: {len(weights)} arrays of {path}; start from {folder}", flush=True)
     return {"arrays": len(weights)}

@@ -46,7 +46,8 @@ def save(
         rank, ranks: all of them call this, each writes its own parts, and rank 0 commits when all have.
         token: the same on all ranks and new for every save: it tells this attempt from one that a kill cut short.
 
-    Raises: DataError when the checkpoint cannot be written (a full disk); what was there before is then untouched.
+    Raises: DataError when the checkpoint cannot be written (a full disk), or has a number that is not finite; what was
+    there before is then untouched.
     """
     if step < 0:
         raise ValueError(f"checkpoint.save: step={step} must be at least 0")
@@ -108,6 +109,11 @@ def best(folder: str | Path) -> int | None:
             if schema.number(score):
                 scores[step] = score
     return min(scores, key=scores.get, default=None)
+
+
+def averaged(folder: str | Path, step: int | None = None) -> str:
+    """Returns the tree of the weights to sample with or to start from: "ema", or "params" where there is no average."""
+    return "ema" if "ema" in lazy(folder, step)[0] else "params"
 
 
 def load(

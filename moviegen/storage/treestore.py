@@ -24,10 +24,16 @@ def create(folder: Path, trees: Mapping[str, Tree]) -> dict[str, dict]:
 
 
 def write(folder: Path, trees: Mapping[str, Tree], entries: Mapping[str, dict]) -> list[tuple[str, str, dict]]:
-    """Writes the parts that this rank has and returns [(tree, name, signatures of its files)]."""
+    """Writes the parts that this rank has and returns [(tree, name, signatures of its files)].
+
+    ValueError names an array with a number that is not finite.
+    """
 
     def one(tree: str, name: str, value: Any) -> dict:
         place, part = _part(folder, f"{tree}/{name}", value)
+        part = part._replace(array=np.asarray(part.array))
+        if not _is_finite(part.array):
+            raise ValueError(f"array {tree}/{name} has numbers that are not finite")
         return arraystore.write(place, entries[tree][name], part)
 
     return [(tree, name, written) for tree, found in _each(trees, one).items() for name, written in found.items()]
@@ -71,6 +77,11 @@ def _each(trees: Mapping[str, Tree], work: Callable[[str, str, Any], Any]) -> di
 def _part(folder: Path, name: str, value: Any) -> tuple[Path, arraystore.Part]:
     part = value if isinstance(value, arraystore.Part) else arraystore.whole(dtypes.to_numpy(name, value))
     return folder / arraystore.folder_name(name), part
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())  # the sum needs no memory
 
 
 def _read(path: Path, name: str, entry: dict, where: tuple[slice, ...] | None = None) -> np.ndarray:

@@ -50,6 +50,15 @@ def test_export(tmp_path, weights, dtype, shard_bytes):
     assert metadata == expected | model
 
 
+def test_weights_without_an_average_are_exported_as_they_are(tmp_path):
+    config = settings(weights="ema")
+    trees = trained(tmp_path / "average", config)
+    checkpoint.save(tmp_path / "checkpoints", 5, {"params": trees["params"]}, META)
+    export.run(Run(config, tmp_path))
+    np.testing.assert_array_equal(safetensors_io.read(tmp_path / "export")["patch"], trees["params"]["patch"])
+    assert safetensors_io.lazy(tmp_path / "export")[1]["weights"] == "params"
+
+
 def test_one_of_several_checkpoints(tmp_path):
     config = settings(checkpoint=str(tmp_path / "c" / "step-00000003"))
     expected = trained(tmp_path / "c", config, 3)["ema"]

@@ -30,7 +30,7 @@ def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, mon
     assert import_weights.run(Run(config, tmp_path / "run")) == {"arrays": len(weights)}
     folder = tmp_path / "run" / "imported"
     trees, meta = checkpoint.load(folder)
-    assert trees.keys() == {"params", "ema"} and meta == {
+    assert trees.keys() == {"params"} and meta == {
         "step": 0,
         **{key: META[key] for key in ("latent_shift", "latent_scale", "trained_with")},
     }
@@ -42,7 +42,7 @@ def test_an_export_comes_back_as_a_start_for_training_and_sampling(tmp_path, mon
     sampled, _, statistics = sampler.Sampler(Run(config, tmp_path))._generator
     assert list(statistics.latent_scale) == META["latent_scale"]
     for path, value in expected.items():
-        for found in (trees["params"][path], trees["ema"][path], state.master[path].asnumpy(), sampled[path].asnumpy()):
+        for found in (trees["params"][path], state.master[path].asnumpy(), sampled[path].asnumpy()):
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, value, err_msg=path)
 

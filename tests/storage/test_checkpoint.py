@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from moviegen.errors import DataError
+from moviegen.nn.dtypes import numpy_dtype
 from moviegen.parallel import sharding
 from moviegen.parallel.mesh import Group
 from moviegen.storage import arraystore, checkpoint, step_folders
@@ -365,6 +366,25 @@ def test_a_save_in_the_background_says_what_went_wrong(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write the checkpoint"):
         checkpoint.in_background(lambda: save(tmp_path / "file", 1)).result()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_is_not_finite_is_never_committed(tmp_path, value, dtype):
+    large = np.full(9, 6e4).astype(numpy_dtype(dtype))  # as float16 they have no sum
+    checkpoint.save(tmp_path, 1, {"params": {"a": large}}, {})
+    broken = large.copy()
+    broken[4] = value
+    with pytest.raises(DataError, match="array params/b has numbers that are not finite.*step 1 is still there"):
+        checkpoint.save(tmp_path, 2, {"params": {"a": large, "b": broken}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_the_averaged_weights_are_the_others_where_there_is_no_average(tmp_path):
+    array = {"a": np.zeros(1)}
+    checkpoint.save(tmp_path, 1, {"params": array, "ema": array}, {})
+    checkpoint.save(tmp_path, 2, {"params": array}, {})
+    assert [checkpoint.averaged(tmp_path, step) for step in (1, 2, None)] == ["ema", "params", "params"]
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):

@@ -21,8 +21,9 @@ def load(path: str | Path, cfg: Any) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        trees, noted = checkpoint.load(path, select="^ema/")
-        arrays = trees["ema"]
+        tree = checkpoint.averaged(path)
+        trees, noted = checkpoint.load(path, select=f"^{tree}/")
+        arrays = trees[tree]
     else:
         arrays, noted = safetensors_io.read(path), safetensors_io.lazy(path)[1]
     arrays = {name: array for name, array in arrays.items() if not name.startswith(shapes.DISCRIMINATOR)}
