@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import resource
 import statistics
 import time
@@ -86,7 +87,7 @@ def transformer_training_step(batch: int, grid: tuple[int, int, int], text_token
 
     def step():
         loss, grads = model_step.loss_and_grads(params, cfg, latents, noise, t, text)
-        norm = optim.global_norm(grads)
+        norm = math.sqrt(sum(optim.means(optim.square_sums(grads))))
         optim.adamw_update(params, grads, state, next(count), 0.0, settings, norm)  # rate 0: every call is the same
         optim.ema_update(ema, params, 0.999)
         return loss, grads

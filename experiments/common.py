@@ -239,6 +239,7 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
             train=dict(
                 steps=s["steps"],
                 batch_size=s["batch_size"],
+                max_bad_steps=10,  # with a loss or gradients that are not finite: each is skipped, so many in a row end the run
                 log_every=1,
                 checkpoint_every=500,
                 keep_checkpoints=10,
@@ -255,7 +256,9 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 offload_optimizer=size == "30b",
                 rank_timeout=300.0,  # seconds without a sign of life of one rank after which the others end
             ),
-            ema=dict(decay=0.9999),  # in float32; the seed's bfloat16 average never moves
+            # In float32; the seed's bfloat16 average never moves. The decay is (1 + step) / (10 + step) until that exceeds
+            # this (the seed's grows to it as 1 - exp(-step / 2000)). 0: no average is kept, and none takes memory.
+            ema=dict(decay=0.9999),
             sample=dict(
                 steps=50,
                 schedule="linear_quadratic",

@@ -54,6 +54,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
             train=dict(
                 steps=100_000,  # seed: 2000 passes over whatever set there is
                 batch_size=1,
+                max_bad_steps=10,  # with a loss or gradients that are not finite: each is skipped, so many in a row end the run
                 log_every=10,
                 recompute_levels=(),  # keep one tensor of each: (0,) at the pixels' size, where most of the memory goes
                 zero_stage=1,  # the optimizer's state over the mesh's zero axis; 2 gradients too, 3 weights too

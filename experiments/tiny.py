@@ -26,6 +26,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
             data=_data(data),
             optim=_optim(learning_rate=2e-3, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=50),
             train=dict(
+                max_bad_steps=10,
                 log_every=10,
                 checkpoint_every=100,
                 keep_checkpoints=1,

@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
             train=dict(
                 steps=3600,
                 batch_size=2,
+                max_bad_steps=10,
                 log_every=10,
                 zero_stage=1,  # the optimizer's state over the mesh's zero axis; 2 gradients too, 3 weights too
                 validate_every=200,

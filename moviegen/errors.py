@@ -1,4 +1,6 @@
-"""Errors that a user can fix: printed as one line, without a traceback, exit code 2."""
+"""Errors that a user can fix, printed as one line, without a traceback, exit code 2; and the end that a signal asked for."""
+
+import signal
 
 
 class ConfigError(Exception):
@@ -7,3 +9,11 @@ class ConfigError(Exception):
 
 class DataError(ConfigError):
     """A file that cannot be used. The message names the file (and line), the reason and the way out."""
+
+
+class Stopped(Exception):
+    """A run has ended in good order because of a signal; `code` is the exit code that shells expect after it."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.code = 128 + signum

@@ -229,7 +229,7 @@ JOB_RULES: dict[str, dict[str, Rule]] = {
 }
 
 _TRAINING = """seed optim.learning_rate optim.betas optim.eps optim.weight_decay optim.no_decay optim.warmup_steps
-    optim.schedule optim.final_learning_rate optim.clip_norm train.steps train.batch_size train.log_every
+    optim.schedule optim.final_learning_rate optim.clip_norm train.steps train.batch_size train.max_bad_steps train.log_every
     train.checkpoint_every train.validate_every train.keep_checkpoints train.keep_every train.keep_best train.zero_stage
     train.init_from ema.decay data.source data.height data.width data.num_frames data.image_fraction"""
 _VIDEOS = "data.csv data.video_folder"

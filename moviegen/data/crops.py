@@ -23,13 +23,28 @@ def batch(
 
     All ranks together hold batch_size clips, or `image_batch_size` images in an image step.
     """
-    image = streams.rng(Stream.TAE_IMAGE_STEP, seed, step).random() < data.image_fraction
-    frames, count = (1, data.image_batch_size) if image else (data.num_frames, batch_size)
+    key, frames, count = _size(data, seed, step, batch_size)
     if count % ranks:
-        key = "data.image_batch_size" if image else "train.batch_size"
         raise ConfigError(f"{key} is {count}, not a multiple of {ranks} ranks")
     rngs = (streams.rng(Stream.CROP, seed, step, i) for i in range(rank * count // ranks, (rank + 1) * count // ranks))
     return np.stack([video.to_model(source(rng, frames, data.height, data.width)) for rng in rngs])
+
+
+def names(source: Source, data: Any, seed: int, step: int, batch_size: int) -> list[str]:
+    """The files of a step's clips, of all ranks, which are read for it again; none where the clips are of no files."""
+    found: list[str] = []
+    if data.source == "csv":
+        _, frames, count = _size(data, seed, step, batch_size)
+        for i in range(count):
+            source(streams.rng(Stream.CROP, seed, step, i), frames, data.height, data.width, found)
+    return found
+
+
+def _size(data: Any, seed: int, step: int, batch_size: int) -> tuple[str, int, int]:
+    """Frames of a step's clips and how many clips there are, after the key that says so."""
+    if streams.rng(Stream.TAE_IMAGE_STEP, seed, step).random() < data.image_fraction:
+        return "data.image_batch_size", 1, data.image_batch_size
+    return "train.batch_size", data.num_frames, batch_size
 
 
 def source(data: Any, workdir: str | Path | None = None, world: Group = ALONE) -> Source:
@@ -99,7 +114,7 @@ def _files(data: Any, cache: Path | None, world: Group) -> Source:
             "to 1.0 or add videos"
         )
 
-    def from_files(rng, frames, height, width):
+    def from_files(rng, frames, height, width, names=None):
         pool = videos if frames > 1 else usable
         while True:
             file, at = pool[rng.integers(len(pool))], rng.random(2)
@@ -113,6 +128,8 @@ def _files(data: Any, cache: Path | None, world: Group) -> Source:
             except DataError as error:
                 bad.add(file, error)
                 continue
+            if names is not None:
+                names.append(str(file.path))
             return clip[:, :, ::-1] if mirrored else clip
 
     return from_files

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from moviegen.errors import Stopped
 from moviegen.parallel.mesh import rank, ranks
 from moviegen.storage import files
 
@@ -40,6 +41,8 @@ def beating(folder: Path, timeout: float) -> Iterator[None]:
     watching.start()
     try:
         yield
+    except Stopped:
+        raise  # every rank of a stopped run says so by itself
     except BaseException as error:
         failure = f"failed ({type(error).__name__}: {error})"
         raise

@@ -23,7 +23,7 @@ from moviegen.training import loop, state as states
 
 
 def train(run: Run) -> dict[str, float]:
-    """Trains to `train.steps`, writes `tae.safetensors`, and returns the validation metrics of the EMA weights."""
+    """Trains to `train.steps`, writes `tae.safetensors`, and returns the validation metrics of the weights in it."""
     _, validated = loop.train(run, make(run))
     return validated
 
@@ -39,7 +39,8 @@ def make(run: Run) -> loop.Task:
     if adversarial and not adversarial.weight:
         adversarial = None
     trained_with = {"tae": tae_weights.settings(config.tae)}
-    layout = states.Layout(tae_shapes.shapes(config.tae, adversarial), mesh, config.train.zero_stage)
+    shapes = tae_shapes.shapes(config.tae, adversarial)
+    layout = states.Layout(shapes, mesh, config.train.zero_stage, averaged=bool(config.ema.decay))
     exchange = comm.make(mesh, config.train.zero_stage, layout.shapes)
     perceptual = _perceptual(config, mesh)
     source = crops.source(config.data, workdir, mesh.world)
@@ -60,6 +61,9 @@ def make(run: Run) -> loop.Task:
         found = {key: value for key, value in losses.items() if key != "mse"} | {"psnr": psnr}
         return found, found
 
+    def names(step):
+        return crops.names(source, config.data, config.seed, step, config.train.batch_size)
+
     def weights_of(ema):
         return layout.whole({path: ema[path] for path in tae_shapes.shapes(config.tae)})
 
@@ -75,13 +79,14 @@ def make(run: Run) -> loop.Task:
 
     def export(ema):
         weights = weights_of(ema)
+        # In float32: these are the weights that the last validation measured.
         path = workdir / "tae.safetensors"
-        return safetensors_io.write(weights, path, "float16", trained_with) if mesh.world.rank == 0 else None
+        return safetensors_io.write(weights, path, metadata=trained_with) if mesh.world.rank == 0 else None
 
     micro_batches = functools.partial(_micro_batches, config, source, mesh)
     starts = {tae_shapes.DISCRIMINATOR: adversarial.start} if adversarial else {}
     own = dict(validate=validate, meta=lambda step: trained_with, export=export, starts=starts)
-    return loop.Task(name, layout, first_state, micro_batches, loss_and_grads, numbers, **own)
+    return loop.Task(name, layout, first_state, micro_batches, loss_and_grads, numbers, names, **own)
 
 
 def start_weights(config: Any, source: crops.Source, world: Group) -> dict[str, Any]:

@@ -35,11 +35,11 @@ def make(run: Run) -> loop.Task:
     """
     config, mesh, stage = run.config, run.mesh, run.config.train.zero_stage
     shapes = transformer.shapes(config.model)
-    layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer)
+    layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer, bool(config.ema.decay))
     exchange = comm.make(mesh, stage, shapes, config.model.get("compute_dtype", "float32"))
     data = pipeline.open_data(config, run.workdir, mesh.world)
     made_with = trained_with.describe(config, data.autoencoder)
-    name, names = run.stage or "train", run.workdir / "rows.json"
+    name, noted_rows = run.stage or "train", run.workdir / "rows.json"
 
     def micro_batches(step):
         return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh))
@@ -67,7 +67,7 @@ def make(run: Run) -> loop.Task:
             found = checkpoint.lazy(config.train.init_from)[1]
             data = _taken_over(data, found, made_with, config.train.init_from, tell)
         if mesh.world.rank == 0:
-            pipeline.note_names(data, names)
+            pipeline.note_names(data, noted_rows)
         return first_state(config, layout)
 
     def restore(found):
@@ -76,16 +76,19 @@ def make(run: Run) -> loop.Task:
         position = found.get("position")
         if mesh.world.rank == 0:
             unknown = "the checkpoint does not say which samples it has seen: an epoch begins"
-            tell([unknown] if position is None else pipeline.changes(data, position, names))
-            pipeline.note_names(data, names)
+            tell([unknown] if position is None else pipeline.changes(data, position, noted_rows))
+            pipeline.note_names(data, noted_rows)
         data = pipeline.resumed(data, found["step"], position or {})
 
     def tell(lines):
         for line in lines if mesh.world.rank == 0 else ():
             print(f"{name}: {line}", flush=True)
 
-    validation = validate if "heldout" in data.rows else None
-    return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, validation, meta, restore=restore)
+    def names(step):
+        return [row.video for row in pipeline.drawn(data, config, step, range(config.train.batch_size))]
+
+    own = dict(validate=validate if "heldout" in data.rows else None, meta=meta, restore=restore)
+    return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, names, **own)
 
 
 def _taken_over(data: pipeline.Data, meta: dict, made_with: dict, where: str | Path, tell: Callable) -> pipeline.Data:

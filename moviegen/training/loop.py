@@ -1,19 +1,23 @@
 """The training loop of every model: resume, step, log, validate, save; a killed run continues as if nothing had happened."""
 
+import math
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from moviegen.errors import ConfigError, Stopped
 from moviegen.parallel import sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint, files, step_folders
 from moviegen.storage.writers import Progress, Writer
-from moviegen.training import optim, state as states
+from moviegen.training import optim, state as states, stop
 
 Tree = dict[str, Any]
 FRESH_PLATEAU = {"best": float("inf"), "bad": 0, "factor": 1.0}
+MAX_NAMES = 16  # of a step's samples in a message
 MAX_TABLE_ROWS = 60  # a longer table of parameters goes to a file
 
 
@@ -27,9 +31,10 @@ class Task(NamedTuple):
         micro_batches: step -> this rank's inputs, one micro-batch after the other; all are of one size.
         loss_and_grads: (params, inputs, step) -> (losses with "loss" among them, gradients), both of the global batch.
         numbers: (losses, step) -> (numbers for the progress line, numbers for the metrics).
+        names: step -> the names of its samples on all ranks, to tell of a step that is skipped.
         validate: (shards of the EMA weights, step, writer) -> (metrics, score), where the lowest score is the best.
             None where there is nothing to validate on.
-        meta: step -> what a checkpoint notes besides the step, the score and the plateau rule's state.
+        meta: step -> what a checkpoint notes besides what the loop itself does.
         restore: (a checkpoint's meta) -> None; called once where a run goes on from one.
         export: (shards of the EMA weights) -> a file that it writes at the end. Like the others, every rank calls it.
         starts: prefix of paths -> first step of a network with optimizer steps of its own (`states.update`).
@@ -41,6 +46,7 @@ class Task(NamedTuple):
     micro_batches: Callable[[int], Iterable[Any]]
     loss_and_grads: Callable[[Tree, Any, int], tuple[Tree, Tree]]
     numbers: Callable[[dict[str, float], int], tuple[dict[str, float], dict[str, float]]]
+    names: Callable[[int], list[str]]
     validate: Callable[[Tree, int, Writer], tuple[dict[str, float], float]] | None = None
     meta: Callable[[int], dict[str, Any]] = lambda step: {}
     restore: Callable[[dict[str, Any]], None] = lambda meta: None
@@ -51,70 +57,102 @@ class Task(NamedTuple):
 def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     """Trains to `train.steps`; returns the numbers last logged and the last validation's metrics.
 
-    Resumes from the newest checkpoint in `workdir/checkpoints`. On a mesh every rank runs this. FloatingPointError where
-    a logged loss is not finite.
+    Resumes from the newest checkpoint in `workdir/checkpoints`. On a mesh every rank runs this. A step with a loss or a
+    gradient that is not finite is skipped; ConfigError after `train.max_bad_steps` of them in a row. At SIGINT or SIGTERM
+    the step is finished and saved, then Stopped is raised.
     """
     config, world, name, steps = run.config, run.mesh.world, task.name, run.config.train.steps
     folder = run.workdir / "checkpoints"
     if world.rank == 0:
         step_folders.clean(folder)
-    start, state, plateau = resume(config, folder, task)
+    start, state, notes = resume(config, folder, task)
     writer, progress = run.open_writer(name, resume_step=start), Progress(name, steps, world.rank)
     if world.rank == 0:
         print(parameter_table(task.layout.shapes, run.workdir), flush=True)
-        if plateau is not None and task.validate is None:
+        if notes["plateau"] is not None and task.validate is None:
             print("no held-out data (data.validation_csv): no validation, and optim.plateau cannot act", flush=True)
     logged: dict[str, float] = {}
     validated: dict[str, float] = {}
-    saving = None
-    for step in range(start, steps):
-        losses, grads = loss_and_grads(task, state.params, step)
-        lr = optim.learning_rate(config.optim, step, steps)
-        if plateau is not None:
-            lr = max(lr * plateau["factor"], min(lr, config.optim.plateau.min_learning_rate))
-        norm = states.update(state, grads, step, lr, config, task.layout, task.starts)
-        del grads  # or they would be there beside the next step's
-        done, score = step + 1, None  # the score of the weights after this step
-        if _due(done, config.train.log_every, steps):
-            values = {key: float(value.asnumpy()) for key, value in losses.items()}
-            if not np.isfinite(values["loss"]):
-                raise FloatingPointError(
-                    f"the loss of step {step} is {values['loss']}; the last checkpoint is in {folder}"
-                )
-            shown, metrics = task.numbers(values, step)
-            logged |= shown | metrics
-            writer.write_scalars(done, _named(name, metrics | {"norm": norm, "lr": lr}))
-            progress.update(done, **shown)
-        if task.validate is not None and _due(done, config.train.validate_every, steps):
-            validated, score = task.validate(states.ema_weights(state, config), done, writer)
-            writer.write_scalars(done, _named(name, validated))
-            if plateau is not None:
-                plateau = optim.plateau(plateau, score, config.optim.plateau)
-        if _due(done, config.train.checkpoint_every, steps):
-            if saving is not None:
-                saving.result()
-            meta = {"step": done, "score": score, "plateau": plateau} | task.meta(done)
-            saving = states.save(folder, done, state, meta, config, task.layout)
-    if saving is not None:
-        saving.result()
-    writer.close()
-    sync.barrier(world)
-    exported = task.export(states.ema_weights(state, config)) if task.export is not None else None
+    saving, done, stopped, skipped = None, start, [], []
+    most_skipped = min(config.train.max_bad_steps, steps)
+    with stop.requests() as asked:
+        while done < steps and not stopped:
+            step, done, score = done, done + 1, None  # the score is that of the weights after this step
+            losses, grads = loss_and_grads(task, state.params, step)
+            lr = rate(config, notes["plateau"], step)
+            outcome = states.update(state, grads, step, lr, config, task.layout, task.starts, losses | asked)
+            del losses, grads  # or they would be there beside the next step's
+            stopped = [signal for signal in asked if outcome.numbers.pop(signal)]  # asked for on any rank
+            if outcome.broken:
+                skipped.append(_what_is_wrong(task, step, outcome))
+                notes["skipped_steps"] += 1
+                writer.write_scalars(done, _named(name, {"skipped_steps": notes["skipped_steps"]}))
+                if world.rank == 0:
+                    print(f"{name}: skipped {skipped[-1]}", flush=True)
+                if len(skipped) == most_skipped:
+                    break
+            else:
+                skipped.clear()
+            if not skipped and _due(done, config.train.log_every, steps):
+                shown, metrics = task.numbers(outcome.numbers, step)
+                logged |= shown | metrics
+                others = {"norm": outcome.norm, "lr": lr, "skipped_steps": notes["skipped_steps"]}
+                writer.write_scalars(done, _named(name, metrics | others))
+                progress.update(done, **shown)
+            if task.validate is not None and _due(done, config.train.validate_every, steps):
+                validated, score = task.validate(states.ema_weights(state), done, writer)
+                writer.write_scalars(done, _named(name, validated))
+                if notes["plateau"] is not None:
+                    notes["plateau"] = optim.plateau(notes["plateau"], score, config.optim.plateau)
+            if stopped or _due(done, config.train.checkpoint_every, steps):
+                if saving is not None:
+                    saving.result()
+                meta = {"step": done, "score": score, "learning_rate": rate(config, notes["plateau"], done)} | notes
+                saving = states.save(folder, done, state, meta | task.meta(done), config, task.layout)
+        if saving is not None:
+            saving.result()
+        writer.close()
+        if stopped and done < steps and world.rank == 0:
+            print(
+                f"{name}: step {done} of {steps} is saved in {folder}; the same command continues from it", flush=True
+            )
+        sync.barrier(world)  # the end of one rank ends the others: the first one has committed its checkpoint by now
+    if skipped and len(skipped) == most_skipped:
+        raise ConfigError(_too_many(skipped, config, folder))
+    if stopped and done < steps:
+        raise Stopped(signal.Signals[stopped[-1]])
+    exported = task.export(states.ema_weights(state)) if task.export is not None else None
     if world.rank == 0:
-        weights = f"averaged weights in {exported}, " if exported else ""
+        weights = f"{'averaged ' if state.ema else ''}weights in {exported}, " if exported else ""
         print(f"{name}: {steps} steps done; {weights}checkpoints in {folder}", flush=True)
     return logged, validated
 
 
-def resume(config: Any, folder: Path, task: Task) -> tuple[int, states.State, dict[str, float] | None]:
-    """Returns the step to start with, the state, and the plateau rule's state where the config has such a rule."""
+def resume(config: Any, folder: Path, task: Task) -> tuple[int, states.State, dict[str, Any]]:
+    """Returns the step to start with, the state, and what the loop notes in checkpoints: {"plateau", "skipped_steps"}.
+
+    "plateau" is that rule's state, None where the config has no such rule.
+    """
     plateau = dict(FRESH_PLATEAU) if "plateau" in config.optim and config.optim.plateau.factor else None
     step = checkpoint.latest(folder)
     if step is None:
-        return 0, task.first_state(), plateau
+        return 0, task.first_state(), {"plateau": plateau, "skipped_steps": 0}
     task.restore(checkpoint.lazy(folder, step)[1])  # which may refuse it, before the state is read
     state, meta = states.restore(folder, step, task.layout)
-    return step, state, plateau and (meta.get("plateau") or plateau)
+    plateau = plateau and (meta.get("plateau") or plateau)
+    before, now = meta.get("learning_rate"), rate(config, plateau, step)
+    moved = before is not None and step < config.train.steps and not math.isclose(before, now, rel_tol=1e-6)
+    if moved and task.layout.mesh.world.rank == 0:
+        print(
+            f"optim or train.steps changed: the learning rate of step {step} was {before:g} and is {now:g}", flush=True
+        )
+    return step, state, {"plateau": plateau, "skipped_steps": meta.get("skipped_steps", 0)}
+
+
+def rate(config: Any, plateau: Mapping[str, float] | None, step: int) -> float:
+    """Returns the learning rate of a step: the schedule's, lowered as the plateau rule has found."""
+    lr = optim.learning_rate(config.optim, step, config.train.steps)
+    return lr if plateau is None else max(lr * plateau["factor"], min(lr, config.optim.plateau.min_learning_rate))
 
 
 def loss_and_grads(task: Task, params: Tree, step: int) -> tuple[Tree, Tree]:
@@ -148,3 +186,20 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 def _named(name: str, numbers: Mapping[str, float]) -> dict[str, float]:
     return {f"{name}/{key}": value for key, value in numbers.items()}
+
+
+def _what_is_wrong(task: Task, step: int, outcome: states.Outcome) -> str:
+    numbers = ", ".join(f"{key} {value:g}" for key, value in outcome.broken.items())
+    names = task.names(step)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"step {step} ({numbers}){', samples ' if names else ''}{', '.join(names[:MAX_NAMES])}{more}"
+
+
+def _too_many(skipped: list[str], config: Any, folder: Path) -> str:
+    step = checkpoint.latest(folder)
+    return (
+        f"{len(skipped)} steps in a row had a loss or gradients that are not finite (train.max_bad_steps is "
+        f"{config.train.max_bad_steps}), the last one {skipped[-1]}; the last checkpoint is "
+        f"{'none' if step is None else f'that of step {step}'} in {folder}: look at these samples, or lower "
+        "optim.learning_rate, and start again"
+    )

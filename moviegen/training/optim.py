@@ -8,7 +8,7 @@ host memory: one chunk at a time is brought to the device, updated and taken bac
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mindspore as ms
@@ -113,13 +113,15 @@ def _scaled(n: int):
     return ms.jit(scaled)
 
 
-def global_norm(grads: Mapping[str, ms.Tensor], shard: Group = ALONE) -> float:
-    """Root of the sum of all squared gradients; of those of all ranks of `shard` where the gradients are shards."""
-    sums = [_square_sum(len(chunk))(*[grads[path] for path in chunk]) for chunk in _chunks(grads)]
-    total = np.float32(sum(float(each.asnumpy()) for each in sums))
-    if shard.size > 1:
-        total = collectives.all_reduce(shard)(backend.tensor(total)).asnumpy()
-    return math.sqrt(total)
+def square_sums(grads: Mapping[str, ms.Tensor]) -> list[ms.Tensor]:
+    """Sums of squares, scalars on the device, of all gradients a chunk at a time; the global norm is the root of their sum."""
+    return [_square_sum(len(chunk))(*[grads[path] for path in chunk]) for chunk in _chunks(grads)]
+
+
+def means(scalars: Sequence[Any], group: Group = ALONE) -> list[float]:
+    """Means over the group of scalars on the device: one message, and the one time that a step waits for the device."""
+    joined = ops.concat([ops.reshape(backend.tensor(x), (1,)) for x in scalars])
+    return [float(total) / group.size for total in collectives.all_reduce(group)(joined).asnumpy()]
 
 
 def adamw_update(

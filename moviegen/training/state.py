@@ -1,5 +1,7 @@
 """The training state on this rank: weights, their exponential moving average (EMA) and moments, sharded by ZeRO stage."""
 
+import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -22,13 +24,14 @@ Tree = dict[str, Any]
 class Layout(NamedTuple):
     """Shapes of the whole parameters, and the mesh and ZeRO stage by which they are sharded.
 
-    With `offload` the moments and the EMA are numpy arrays, in host memory.
+    With `offload` the moments and the EMA are numpy arrays, in host memory. Not `averaged`, there is no EMA.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     mesh: Mesh
     zero_stage: int
     offload: bool = False
+    averaged: bool = True
 
     @property
     def shard(self) -> Group:
@@ -53,7 +56,7 @@ class Layout(NamedTuple):
 
 
 class State(NamedTuple):
-    """Parameters as the model's step takes them; the float32 master shards, their EMA, and the moments {"m", "v"}."""
+    """Parameters as the model's step takes them; float32 master shards, their EMA (or {}), and the moments {"m", "v"}."""
 
     params: Tree
     master: Tree
@@ -61,31 +64,57 @@ class State(NamedTuple):
     moments: dict[str, Tree]
 
 
+class Outcome(NamedTuple):
+    """What a step came to, the same on every rank.
+
+    Args:
+        numbers: the numbers that `update` was given.
+        norm: global norm of the gradients, without those of the networks in `starts`.
+        broken: what of these and of those networks' norms is not finite; the state was updated if nothing is.
+    """
+
+    numbers: dict[str, float]
+    norm: float
+    broken: dict[str, float]
+
+
 def fresh(master: Tree, layout: Layout) -> State:
     """The state of step 0, given this rank's shards of the weights."""
-    ema = {path: array.copy() for path, array in backend.to_numpy(master).items()}
-    return State(layout.model(master), master, layout.keep(ema), optim.init_state(master, layout.offload))
+    return State(layout.model(master), master, _first_average(master, layout), optim.init_state(master, layout.offload))
 
 
-def ema_weights(state: State, config: Any) -> Tree:
-    """Shards of the weights to sample with: the EMA, or the master weights where `ema.decay` is 0."""
-    return state.ema if config.ema.decay else state.master
+def _first_average(master: Tree, layout: Layout) -> Tree:
+    if not layout.averaged:
+        return {}
+    return layout.keep({path: array.copy() for path, array in backend.to_numpy(master).items()})
+
+
+def ema_weights(state: State) -> Tree:
+    """Shards of the weights to sample with: the EMA, or the master weights where there is none."""
+    return state.ema or state.master
 
 
 def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
-    """The state and meta of a checkpoint, which any mesh may have written; reads this rank's slices alone."""
-    trees, meta = _read(folder, step, layout)
+    """The state and meta of a checkpoint, which any mesh may have written; reads this rank's slices alone.
+
+    An EMA that the checkpoint lacks starts from the weights.
+    """
+    trees, meta = _read(folder, step, layout, "" if layout.averaged else "^(?!ema/)")
+    begun = layout.averaged and "ema" not in trees
     if layout.mesh.world.rank == 0:
-        print(f"continuing from step {step} in {folder}", flush=True)
+        note = " (ema.decay: it has no average of the weights, which starts from them now)" if begun else ""
+        print(f"continuing from step {step} in {folder}{note}", flush=True)
     master = backend.moved(trees["params"])
     moments = {name: layout.keep(trees[f"opt/{name}"]) for name in "mv"}
-    return State(layout.model(master), master, layout.keep(trees["ema"]), moments), meta
+    ema = _first_average(master, layout) if begun else layout.keep(trees.get("ema", {}))
+    return State(layout.model(master), master, ema, moments), meta
 
 
 def load_ema(folder: Path, layout: Layout) -> tuple[Tree, dict]:
     """The EMA weights of the newest checkpoint as the model's step takes them, and the checkpoint's meta."""
-    trees, meta = _read(folder, None, layout, "^ema/")
-    return layout.model(backend.moved(trees["ema"])), meta
+    tree = checkpoint.averaged(folder)
+    trees, meta = _read(folder, None, layout, f"^{tree}/")
+    return layout.model(backend.moved(trees[tree])), meta
 
 
 def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
@@ -93,8 +122,9 @@ def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> S
 
     Position tables are read whole and go through `grow`, since a larger table has other shards.
     """
-    own = backend.moved(_read(folder, None, layout, "^ema/(?!position/)")[0]["ema"])
-    tables = backend.to_numpy(grow(checkpoint.load(folder, select="^ema/position/")[0]["ema"]))
+    tree = checkpoint.averaged(folder)
+    own = backend.moved(_read(folder, None, layout, f"^{tree}/(?!position/)")[0][tree])
+    tables = backend.to_numpy(grow(checkpoint.load(folder, select=f"^{tree}/position/")[0][tree]))
     return fresh(own | {path: layout.place(path, table) for path, table in tables.items()}, layout)
 
 
@@ -119,34 +149,51 @@ def _read(folder, step, layout, select=""):
 
 
 def update(
-    state: State, grads: Tree, step: int, lr: float, config: Any, layout: Layout, starts: Mapping[str, int] = {}
-) -> float:
-    """One optimizer step in place; returns the global norm of the gradients, which come as the model's step gives them.
+    state: State,
+    grads: Tree,
+    step: int,
+    lr: float,
+    config: Any,
+    layout: Layout,
+    starts: Mapping[str, int] = {},
+    numbers: Mapping[str, Any] = {},
+) -> Outcome:
+    """One optimizer step in place, with the gradients as the model's step gives them; none if anything is not finite.
 
     `starts` ({prefix of paths: first step}) tells networks with optimizer steps of their own, such as a discriminator:
     they have their own global norm and clipping, and count their steps from the first one. Before it they stay as they
-    are, and `grads` need not have them. The norm returned is that of all other gradients.
+    are, and `grads` need not have them. `numbers` are scalars, such as the losses, that must be finite too; the means over
+    all ranks are returned.
     """
-    shard, norms = layout.shard, {}
-    for prefix, start in {"": 0, **starts}.items():
-        if step < start:
-            continue
-        done = step - start
-        master, own = (
-            {path: value for path, value in tree.items() if prefix == next(filter(path.startswith, starts), "")}
-            for tree in (state.master, grads)
-        )
+    shard, own, sums = layout.shard, {}, {}
+    for prefix in (prefix for prefix, start in {"": 0, **starts}.items() if step >= start):
+        own[prefix] = _network(grads, prefix, starts)
         if layout.zero_stage == 1 and shard.size > 1:
-            own = zero.own(own, shard)
-        norm = norms[prefix] = optim.global_norm({path.removeprefix(prefix): g for path, g in own.items()}, shard)
-        optim.adamw_update(master, own, state.moments, done, lr, config.optim, norm)
-        if config.ema.decay:
+            own[prefix] = zero.own(own[prefix], shard)
+        sums[prefix] = optim.square_sums({path.removeprefix(prefix): g for path, g in own[prefix].items()})
+    # Over all ranks, not those of a shard group alone: replicas must not differ in what they do about it.
+    read = iter(optim.means([*numbers.values(), *itertools.chain(*sums.values())], layout.mesh.world))
+    numbers = dict(zip(numbers, read, strict=False))
+    norms = {prefix: math.sqrt(shard.size * sum(itertools.islice(read, len(s)))) for prefix, s in sums.items()}
+    found = numbers | {f"{prefix}norm": norm for prefix, norm in norms.items()}
+    outcome = Outcome(numbers, norms[""], {key: value for key, value in found.items() if not math.isfinite(value)})
+    if outcome.broken:
+        return outcome
+    for prefix, norm in norms.items():
+        done, master = step - starts.get(prefix, 0), _network(state.master, prefix, starts)
+        optim.adamw_update(master, own[prefix], state.moments, done, lr, config.optim, norm)
+        if state.ema:
             # An average over few steps weighs the random start too much: the decay grows to its value.
             optim.ema_update(state.ema, master, min(config.ema.decay, (1 + done) / (10 + done)))
         if state.params is not state.master:
             for path, value in layout.whole(master).items():
                 state.params[path].assign_value(value)
-    return norms[""]
+    return outcome
+
+
+def _network(tree: Tree, prefix: str, starts: Mapping[str, int]) -> Tree:
+    """What of a tree belongs to the network of this prefix; "" is the one of all paths that no other has."""
+    return {path: value for path, value in tree.items() if prefix == next(filter(path.startswith, starts), "")}
 
 
 def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout: Layout) -> Future | None:
@@ -156,7 +203,8 @@ def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout:
     if layout.mesh.world.rank >= layout.shard.size:
         return None
     trees = {"params": state.master, "opt/m": state.moments["m"], "opt/v": state.moments["v"]}
-    trees["ema"] = ema_weights(state, config)
+    if state.ema:
+        trees["ema"] = state.ema
 
     def part(path, value):
         return sharding.part(tuple(layout.shapes[path]), np.array(dtypes.to_numpy(path, value)), layout.shard)

@@ -101,6 +101,20 @@ def test_a_folder_of_files(folder):
     assert len(levels) == 2  # both files are drawn
 
 
+def test_the_files_of_a_step_can_be_told(folder):
+    data = settings(source="csv", video_folder=str(folder), image_fraction=0.5, image_batch_size=3)
+    source, read, told = crops.source(data), video.read, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video, "read", lambda path, *args, **rest: told.append(str(path)) or read(path, *args, **rest))
+        for step in range(6):
+            told.clear()
+            crops.batch(source, data, 0, step, 2)
+            assert crops.names(source, data, 0, step, 2) == told[: len(told) // 2] == told[len(told) // 2 :]
+            assert len(told) in (4, 6)
+    clips = settings(source="synthetic")
+    assert crops.names(crops.source(clips), clips, 0, 0, 2) == []
+
+
 def test_a_csv_names_the_files(folder):
     table = folder / "train.csv"
     table.write_text("caption,video\nx,sub/b.mp4\n")

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from moviegen.errors import Stopped
 from moviegen.parallel import heartbeat
 
 
@@ -58,6 +59,12 @@ def test_what_ends_one_rank_ends_the_others_and_the_first_to_fail_is_named(ended
         assert heartbeat.over(tmp_path) == told
         wait_until(lambda: ended)
     assert ended[0] == told
+
+
+def test_a_run_that_a_signal_stopped_has_not_failed(ended, tmp_path):
+    with pytest.raises(Stopped), heartbeat.beating(tmp_path, 1000):
+        raise Stopped(15)
+    assert heartbeat.over(tmp_path) is None and not ended
 
 
 def test_the_end_of_an_earlier_run_is_none_of_this_one(ended, tmp_path):

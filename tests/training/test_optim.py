@@ -32,6 +32,10 @@ def trees(seed, scale=1.0):
     return {path: (scale * rng.standard_normal(shape)).astype(np.float32) for path, shape in SHAPES.items()}
 
 
+def norm_of(grads):
+    return math.sqrt(sum(optim.means(optim.square_sums(grads))))
+
+
 class NumpyAdamW:
     """Loshchilov and Hutter's algorithm 2, in float64."""
 
@@ -74,7 +78,7 @@ def test_adamw_equals_numpy(overrides):
         grads = trees(10 + step, scale=0.05 if step % 2 else 3.0)  # below and above the norm of clipping
         lr = cfg.learning_rate / (step + 1)
         tensors = backend.to_tensors(grads)
-        optim.adamw_update(params, tensors, state, step, lr, cfg, optim.global_norm(tensors))
+        optim.adamw_update(params, tensors, state, step, lr, cfg, norm_of(tensors))
         reference.step(grads, lr)
     for path in SHAPES:
         np.testing.assert_allclose(params[path].asnumpy(), reference.p[path], rtol=1e-5, atol=1e-6, err_msg=path)
@@ -101,7 +105,7 @@ def test_update_is_in_place():
     state = optim.init_state(params)
     objects = [*params.values(), *state["m"].values(), *state["v"].values()]
     grads = backend.to_tensors(trees(1))
-    optim.adamw_update(params, grads, state, 0, 0.1, cfg, optim.global_norm(grads))
+    optim.adamw_update(params, grads, state, 0, 0.1, cfg, norm_of(grads))
     after = [*params.values(), *state["m"].values(), *state["v"].values()]
     assert all(a is b for a, b in zip(objects, after, strict=True))
     changed = [not np.array_equal(a.asnumpy(), b) for a, b in zip(params.values(), trees(0).values(), strict=True)]
@@ -121,7 +125,7 @@ def test_init_state_is_zero_and_not_shared():
 def test_global_norm():
     grads = trees(3)
     expected = np.linalg.norm(np.concatenate([g.ravel().astype(np.float64) for g in grads.values()]))
-    assert optim.global_norm(backend.to_tensors(grads)) == pytest.approx(expected, rel=1e-6)
+    assert norm_of(backend.to_tensors(grads)) == pytest.approx(expected, rel=1e-6)
 
 
 # ---- schedules

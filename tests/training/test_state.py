@@ -1,8 +1,10 @@
 """The state of a run on one rank, and how another mesh picks it up; all meshes train alike in tests/distributed."""
 
+import math
 import subprocess
 import sys
 
+import mindspore as ms
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -44,7 +46,8 @@ def test_update_is_adamw_and_the_average_follows(trained):
     average, moments = backend.to_tensors(trees(0)), optim.init_state(params)
     for step in range(2):
         grads = backend.to_tensors(trees(1 + step))
-        optim.adamw_update(params, grads, moments, step, 0.1, CONFIG.optim, optim.global_norm(grads))
+        norm = math.sqrt(sum(optim.means(optim.square_sums(grads))))
+        optim.adamw_update(params, grads, moments, step, 0.1, CONFIG.optim, norm)
         optim.ema_update(average, params, min(0.5, (1 + step) / (10 + step)))
     for path in SHAPES:
         np.testing.assert_array_equal(state.params[path].asnumpy(), params[path].asnumpy())
@@ -60,14 +63,14 @@ def test_a_network_that_starts_later_has_optimizer_steps_of_its_own():
         grads = backend.to_tensors(trees(1 + step))
         if step == 0:
             del grads["blocks/0/q"]
-        norms.append(states.update(state, grads, step, 0.1, CONFIG, layout, starts))
+        norms.append(states.update(state, grads, step, 0.1, CONFIG, layout, starts).norm)
     for first, own in ((1, {"blocks/0/q"}), (0, SHAPES.keys() - {"blocks/0/q"})):
 
         def of(seed, own=own):
             return backend.to_tensors({path: value for path, value in trees(seed).items() if path in own})
 
         alone = states.fresh(of(0), layout)
-        found = [states.update(alone, of(1 + step), step - first, 0.1, CONFIG, layout) for step in range(first, 3)]
+        found = [states.update(alone, of(1 + step), step - first, 0.1, CONFIG, layout).norm for step in range(first, 3)]
         for mine, other in (
             (state.params, alone.params),
             (state.ema, alone.ema),
@@ -99,6 +102,70 @@ def test_moments_and_average_in_host_memory_change_nothing_else(trained, tmp_pat
         for mine, other in ((state.ema, expected.ema), (state.moments["m"], expected.moments["m"])):
             assert isinstance(mine[path], np.ndarray)
             np.testing.assert_array_equal(mine[path], other[path].asnumpy())
+
+
+@pytest.mark.parametrize("broken", ["norm", "blocks/0/q"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_what_is_not_finite_in_one_network_leaves_all_as_they_are(broken, offload):
+    layout, starts = states.Layout(SHAPES, ONE, 3, offload), {"blocks/": 0}
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+
+    def values():
+        every = (state.params, state.master, state.ema, *state.moments.values())
+        return [np.array(backend.to_numpy(tree)[path]) for tree in every for path in SHAPES]
+
+    states.update(state, backend.to_tensors(trees(1)), 0, 0.1, CONFIG, layout, starts)
+    before, grads = values(), trees(2)
+    grads[broken].flat[1] = -np.inf
+    outcome = states.update(state, backend.to_tensors(grads), 1, 0.1, CONFIG, layout, starts, {"loss": 0.5})
+    assert outcome.broken == {"blocks/norm" if broken.startswith("blocks/") else "norm": np.inf}
+    assert outcome.numbers == {"loss": 0.5}
+    outcome = states.update(state, backend.to_tensors(trees(2)), 1, 0.1, CONFIG, layout, starts, {"loss": np.nan})
+    assert list(outcome.broken) == ["loss"]
+    for mine, other in zip(values(), before, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert not states.update(state, backend.to_tensors(trees(2)), 1, 0.1, CONFIG, layout, starts).broken
+    assert all((mine != other).any() for mine, other in zip(values(), before, strict=True))
+
+
+def test_the_device_is_waited_for_once_a_step(trained, monkeypatch):
+    """Whatever is read of it is an array of its own."""
+    layout, state = trained
+    read, asnumpy = [], ms.Tensor.asnumpy
+    monkeypatch.setattr(ms.Tensor, "asnumpy", lambda self: read.append(self.shape) or asnumpy(self))
+    states.update(state, backend.to_tensors(trees(9)), 2, 0.1, CONFIG, layout, {"blocks/": 0}, {"loss": 1.0})
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_without_an_average_none_is_kept_saved_or_read(trained, tmp_path, offload):
+    averaged, other = trained
+    states.save(tmp_path / "other", 2, other, {}, CONFIG, averaged).result()
+    layout = states.Layout(SHAPES, ONE, 3, offload, averaged=False)
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+    for step in range(2):
+        states.update(state, backend.to_tensors(trees(1 + step)), step, 0.1, CONFIG, layout)
+    assert state.ema == {} and states.ema_weights(state) is state.master
+    states.save(tmp_path / "own", 2, state, {}, CONFIG, layout).result()
+    assert checkpoint.load(tmp_path / "own")[0].keys() == {"params", "opt/m", "opt/v"}
+    for folder in ("own", "other"):
+        found, _ = states.restore(tmp_path / folder, 2, layout)
+        assert found.ema == {}
+        for path in SHAPES:
+            np.testing.assert_array_equal(found.master[path].asnumpy(), other.master[path].asnumpy())
+
+
+def test_who_takes_the_average_takes_the_weights_where_there_is_none(trained, tmp_path):
+    _, state = trained
+    layout = states.Layout(SHAPES | {"position/t": (2, 2)}, ONE, 3)
+    params = backend.to_numpy(state.master) | {"position/t": np.eye(2, dtype=np.float32)}
+    checkpoint.save(tmp_path, 2, {"params": params}, {"note": 1})
+    loaded, meta = states.load_ema(tmp_path, layout)
+    started = states.grown(tmp_path, layout, lambda tables: {path: 2 * table for path, table in tables.items()})
+    assert meta == {"note": 1, "step": 2}
+    for path, value in params.items():
+        np.testing.assert_array_equal(loaded[path].asnumpy(), value)
+        np.testing.assert_array_equal(started.ema[path].asnumpy(), value * (2 if path == "position/t" else 1))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

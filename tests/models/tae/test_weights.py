@@ -50,6 +50,14 @@ def test_other_statistics_are_named(key, value):
         weights.latent_statistics(STATISTICS | {"latent_scale": [1.0, 0.0, 1.0]}, 3, "runs/x")
 
 
+def test_a_checkpoint_without_an_average_gives_its_weights(tmp_path):
+    whole = safetensors_io.read(weights.find("package:tiny_tae", ""))
+    checkpoint.save(tmp_path / "checkpoints", 3, {"params": whole}, {})
+    found = weights.load(tmp_path / "checkpoints", CFG)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(found[name].asnumpy(), array.astype(np.float32))
+
+
 def test_weights_of_another_config_are_named(tmp_path):
     arrays = safetensors_io.read(weights.find("package:tiny_tae", ""))
     arrays["encoder/head/norm/scale"] = arrays["encoder/head/norm/scale"][:1]
