@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from moviegen.errors import ConfigError
+from moviegen.errors import ConfigError, Stopped
 
 
 def call(function: str, *args: Any) -> tuple[Any, float]:
@@ -75,6 +75,8 @@ def _run(function: str, args: tuple, answers: Connection) -> None:
         answers.send((result, own_peak_memory_gb()))
     except ConfigError as error:
         answers.send(error)
+    except Stopped as stopped:
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -82,7 +82,6 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
             lr = rate(config, notes["plateau"], step)
             outcome = states.update(state, grads, step, lr, config, task.layout, task.starts, losses | asked)
             del losses, grads  # or they would be there beside the next step's
-            stopped = [signal for signal in asked if outcome.numbers.pop(signal)]  # asked for on any rank
             if outcome.broken:
                 skipped.append(_what_is_wrong(task, step, outcome))
                 notes["skipped_steps"] += 1
@@ -93,6 +92,7 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
                     break
             else:
                 skipped.clear()
+            stopped = [each for each in asked if outcome.numbers.pop(each)]  # by the signals that came on any rank
             if not skipped and _due(done, config.train.log_every, steps):
                 shown, metrics = task.numbers(outcome.numbers, step)
                 logged |= shown | metrics

@@ -13,10 +13,11 @@ from moviegen.errors import DataError
 
 MODULE = """
 import os, signal, time
-from moviegen.errors import DataError
+from moviegen.errors import DataError, Stopped
 def add(a, b): return {"sum": a + b, "pid": os.getpid()}
 def refuse(): raise DataError("clip.mp4: damaged")
 def crash(): raise ValueError("a bug")
+def stop(): raise Stopped(15)
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 def grow(): return len(bytearray(b"x" * 300_000_000))
 def wait(path):
@@ -58,6 +59,12 @@ def test_a_bug_shows_its_traceback(functions, capfd):
     with pytest.raises(RuntimeError, match="functions:crash failed"):
         isolate.call("functions:crash")
     assert "ValueError: a bug" in capfd.readouterr().err
+
+
+def test_a_child_that_a_signal_stopped_shows_no_traceback(functions, capfd):
+    with pytest.raises(RuntimeError, match="functions:stop failed; started again, it continues"):
+        isolate.call("functions:stop")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_killed_child_is_told_apart(functions):
