@@ -1,7 +1,7 @@
 """The loop by itself, around three numbers that are drawn to a target."""
 
-import shutil
 import _thread
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
