@@ -171,6 +171,7 @@ RULES: dict[str, Rule] = {
     "optim.plateau.min_learning_rate": number(0),
     "train.steps": whole(1),
     "train.batch_size": whole(1),
+    "train.max_bad_steps": whole(1),
     "train.log_every": every,
     "train.checkpoint_every": every,
     "train.validate_every": every,

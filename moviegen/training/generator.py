@@ -98,7 +98,7 @@ def _taken_over(data: pipeline.Data, meta: dict, made_with: dict, where: str | P
     """
     lines = trained_with.check(meta.get("trained_with"), made_with, where)
     if "latent_scale" in meta:
-        theirs = tuple(tae_weights.latent_statistics(meta, len(data.shift), Path(where)).values())
+        theirs = [*map(list, tae_weights.latent_statistics(meta, len(data.shift), Path(where)).values())]
         lines += trained_with.statistics(theirs, (data.shift, data.scale))
         data = data._replace(shift=theirs[0], scale=theirs[1])
     tell(lines)
