@@ -2,14 +2,19 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from moviegen.errors import DataError
+
+# What an array in an npz may unpack to: so much, and so many times the file. Padded embeddings are compressed up to 50
+# times, to less than that; latents hardly at all.
+NPZ_BYTES, NPZ_RATIO = 64 << 20, 20
 
 
 @contextlib.contextmanager
@@ -82,9 +87,7 @@ def inside(folder: Path, name: str, allowed: bool | None = None) -> Path:
 def regular(path: str | Path) -> Path:
     """Returns the path of a file that is to be read. DataError where it is a folder, a pipe or a device, which may hang."""
     path = Path(path)
-    with refused(
-        f"{path}: cannot be read", OSError, ValueError
-    ):  # of a name that is too long, of a folder without rights
+    with refused(f"{path}: cannot be read", OSError, ValueError):  # a name that is too long, a folder without rights
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: is a folder, a pipe or a device, expected a file")
     return path
@@ -106,10 +109,48 @@ def refused(message: str, *errors: type[Exception]) -> Iterator[None]:
         raise DataError(f"{message} ({reason(error)})") from error
 
 
+def read_json(path: Path) -> Any:
+    """Reads a JSON file. DataError where it is damaged, or holds NaN or infinity, which are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON value")
+
+    with refused(f"{path}: cannot be read as JSON", OSError, ValueError, RecursionError):
+        return json.loads(regular(path).read_text(encoding="utf-8"), parse_constant=refuse)
+
+
 def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Reads these arrays of an npz file. DataError where it is damaged or lacks one."""
+    """Reads these arrays of an npz file. DataError where it is damaged, lacks one, or unpacks to far more than it is."""
     import numpy as np
 
-    errors = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
-    with refused(f"{path}: cannot be read as npz with {', '.join(keys)}", *errors), np.load(path) as file:
-        return {key: file[key] for key in keys}
+    return _npz(
+        path, keys, lambda file, size, shape, order, dtype: np.ndarray(shape, dtype, file.read(size), order=order)
+    )
+
+
+def npz_shapes(path: Path, keys: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Reads the shapes of these arrays alone, from their headers. Raises as `read_npz` does."""
+    return _npz(path, keys, lambda file, size, shape, order, dtype: shape)
+
+
+def _npz(path: Path, keys: tuple[str, ...], take: Callable[..., Any]) -> dict[str, Any]:
+    from numpy.lib import format as npy
+
+    found = {}
+    # Any error: what damaged bytes make zipfile, zlib and numpy raise has no end.
+    with (
+        refused(f"{path}: cannot be read as npz with {', '.join(keys)}", Exception),
+        zipfile.ZipFile(regular(path)) as archive,
+    ):
+        most = NPZ_BYTES + NPZ_RATIO * path.stat().st_size
+        for key in keys:
+            with archive.open(f"{key}.npy") as file:
+                header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+                shape, fortran, dtype = header(file)
+                size = archive.getinfo(f"{key}.npy").file_size - file.tell()
+                if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != size:
+                    raise ValueError(f"{key} holds {size} bytes, its header says {dtype} {shape}")
+                if size > most:
+                    raise ValueError(f"{key} unpacks to {size} bytes, more than {NPZ_RATIO} times the file")
+                found[key] = take(file, size, shape, "F" if fortran else "C", dtype)
+    return found
