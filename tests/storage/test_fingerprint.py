@@ -1,9 +1,11 @@
 import hashlib
 import json
+import os
+import shutil
 
 import pytest
 
-from moviegen.errors import ConfigError
+from moviegen.errors import ConfigError, DataError
 from moviegen.storage import fingerprint
 
 
@@ -27,3 +29,35 @@ def test_digest_is_of_the_content_in_order(tmp_path):
     assert fingerprint.digest(files) == hashlib.sha256(b"one" * 9_000_000 + b"two").hexdigest()[:16]
     assert fingerprint.hexdigest(files[1:], hashlib.sha1(b"head")) == hashlib.sha1(b"headtwo").hexdigest()
     assert fingerprint.digest(files[::-1]) != fingerprint.digest(files)
+
+
+def test_what_is_beside_a_fingerprint_is_not_compared(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text('{"size": 8, "statistics": 1}')
+    fingerprint.check(path, {"size": 8}, "other latents", "key", beside=("statistics",))
+    with pytest.raises(ConfigError, match="statistics: 1 -> null"):
+        fingerprint.check(path, {"size": 8}, "other latents", "key")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '"text"', "[" * 200_000])
+def test_a_damaged_file_is_named_with_the_mend(tmp_path, content):
+    path = tmp_path / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="manifest.json: damaged: delete it, and encode again"):
+        fingerprint.check(path, {"size": 8}, "other latents", "key")
+
+
+def test_a_file_is_the_same_until_another_replaces_it(tmp_path):
+    path, copy = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    path.write_bytes(bytes(3 << 20))
+    noted = json.loads(json.dumps(fingerprint.of_file(path)))
+    shutil.copyfile(path, copy)
+    os.utime(copy, (1, 1))
+    assert fingerprint.is_same(path, noted) and fingerprint.is_same(copy, noted)
+    for change in (b"x" + bytes((3 << 20) - 1), bytes((3 << 20) - 1) + b"x", bytes(5)):
+        path.write_bytes(change)
+        os.utime(path, (2, 2))
+        assert not fingerprint.is_same(path, noted)
+    with pytest.raises(DataError, match="a.mp4: cannot be read"):
+        path.unlink()
+        fingerprint.of_file(path)
