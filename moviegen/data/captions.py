@@ -1,12 +1,15 @@
 """Tables: csv files with `video`, for prompts `caption` (where known `fps`, `camera`) too, or a txt of a prompt a line."""
 
+import codecs
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moviegen.data import rates, video
 from moviegen.errors import ConfigError, DataError
+from moviegen.storage.files import refused
 from moviegen.text import prompts
 
 
@@ -19,27 +22,60 @@ class Caption(NamedTuple):
 
 
 def rows(path: str, columns: Sequence[str], key: str = "data.csv") -> list[tuple[int, dict]]:
-    """Every row of a csv in UTF-8 with the number of its last line.
+    """Every row of a csv with the number of its last line; what a row lacks at its end is None.
 
-    Raises DataError for a file that is missing (naming the config `key`), is no text or no csv, or lacks one of `columns`.
+    Raises DataError for a file that is missing (naming the config `key`), is no text or no csv, or has not one of each of
+    `columns`.
     """
     if not path or not Path(path).is_file():
         raise DataError(f"{key} is {path!r}, which does not exist: name a csv file with {','.join(columns)}")
     found = []
+    csv.field_size_limit((1 << 31) - 1)  # the text is in memory already; the default refuses captions of 131 kB
+    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), strict=True)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            for column in columns:
-                if column not in (reader.fieldnames or ()):
-                    raise DataError(f"{path}, line 1: no column `{column}` among {reader.fieldnames}")
-            for row in reader:
-                found.append((reader.line_num, row))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error}): save it as UTF-8") from error
+        names = list(reader.fieldnames or ())
+        for column in columns:
+            if names.count(column) != 1:
+                raise DataError(
+                    f"{path}, line 1: {'two columns' if column in names else 'no column'} `{column}` among "
+                    f"{reader.fieldnames}: the header names each column once, with commas between"
+                )
+        for row in reader:
+            found.append((reader.line_num, row))
     except csv.Error as error:
         last = found[-1][0] if found else 1
         raise DataError(f"{path}, line {last + 1}: cannot be read as csv ({error}): mend its quotes") from error
     return found
+
+
+def video_name(cell: str | None) -> str:
+    """The name in a row's cell `video`. DataError where there is none."""
+    if not cell or not cell.strip():
+        raise DataError("the cell `video` is empty: name a file, or delete the line")
+    return cell
+
+
+def allow_outside(data: Any) -> bool:
+    """What the key `allow_outside` of the section `data` says: whether rows may name files outside their folder."""
+    return data.get("allow_outside", False)
+
+
+def _decoded(path: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 where its first bytes say so: Excel writes both. DataError for others."""
+    with refused(f"{path}: cannot be read", OSError):
+        content = Path(path).read_bytes()
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}: is not UTF-8 text (line {line}: {error.reason}): save it as UTF-8") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(
+            f"{path}, line {line}: holds a zero byte, as UTF-16 and damaged files do: save it as UTF-8 text"
+        )
+    return text
 
 
 def refuse_too_many_bad(path: str, good: int, bad: Sequence[str], allowed: float, what: str, tell: bool = True) -> None:
@@ -61,26 +97,22 @@ def read(
 
     A csv's caption tells the rate at which its clip is shown (`rates.of`, with the rates of the latents that are
     `cached`) and its column `camera`, else `text.camera`; that of an image, which every row is at data.num_frames=1,
-    neither. The lines of a txt are prompts for sampling. A row is bad with an empty caption, too many or too few fields,
-    or an fps or camera that is none. Raises DataError as `rows` does.
+    neither. The lines of a txt are prompts for sampling. A row is bad with an empty `video` or caption, too many or too
+    few fields, or an fps or camera that is none. Raises DataError as `rows` does.
     """
     if Path(path).is_file() and Path(path).suffix.lower() != ".csv":
         return _txt(path, config), {}
     found, bad = [], {}
     for line, row in rows(path, ("video", "caption"), key):
         try:
-            found.append(Caption(line, row["video"], _texts(row, config, cached or {})))
+            found.append(Caption(line, video_name(row["video"]), _texts(row, config, cached or {})))
         except ConfigError as error:
             bad[line] = f"line {line}: {error}"
     return found, bad
 
 
 def _txt(path: str, config: Any) -> list[Caption]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error}): save it as UTF-8") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if prompts.clean(line)]
+    numbered = [(number, line) for number, line in enumerate(_decoded(path).split("\n"), 1) if prompts.clean(line)]
     return [Caption(number, "", prompts.of_request(line, config)) for number, line in numbered]
 
 

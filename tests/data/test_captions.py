@@ -1,3 +1,5 @@
+import csv
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -113,7 +115,11 @@ def test_bad_rows_are_counted_with_their_lines(tmp_path):
         ("a.csv", "caption\na dog\n", "line 1: no column `video`"),
         ("a.csv", "", "no column `video` among None"),
         ("a.csv", 'video,caption\na.mp4,a dog\nb.mp4,"a "cat"\n', "a.csv, line 3: cannot be read as csv"),
-        ("a.csv", 'video,caption\na.mp4,"never closed\n', "cannot be read as csv"),
+        ("a.csv", 'video,caption\na.mp4,"never closed\n', "a.csv, line 2: cannot be read as csv"),
+        ("a.csv", "video;caption\na.mp4;a dog\n", "line 1: no column `video` among .*with commas between"),
+        ("a.csv", "video,caption,video\na.mp4,a dog,b.mp4\n", "line 1: two columns `video` among"),
+        ("a.csv", "video,caption\na.mp4,a dog\n" + 40 * "\0" + "\n", "a.csv, line 3: holds a zero byte"),
+        ("a.txt", "a dog\n\0\n", "a.txt, line 2: holds a zero byte"),
     ],
 )
 def test_files_that_are_no_tables(tmp_path, name, content, words):
@@ -123,8 +129,11 @@ def test_files_that_are_no_tables(tmp_path, name, content, words):
 
 def test_files_that_are_no_text(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"video,caption\na.mp4,caf\xe9\n")
-    with pytest.raises(DataError, match="a.csv: is not UTF-8"):
+    with pytest.raises(DataError, match=r"a.csv: is not UTF-8 text \(line 2: .*save it as UTF-8"):
         captions.read(str(tmp_path / "a.csv"), CONFIG)
+    (tmp_path / "b.csv").write_bytes("video,caption\na.mp4,coffee\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match="b.csv, line 1: holds a zero byte, as UTF-16"):
+        captions.read(str(tmp_path / "b.csv"), CONFIG)
     with pytest.raises(DataError, match="text.prompts is 'gone.txt'"):
         captions.read("gone.txt", CONFIG, "text.prompts")
 
@@ -156,3 +165,23 @@ def test_bad_rows_up_to_a_share_are_listed_and_more_refused(capsys):
     assert not capsys.readouterr().out
     with pytest.raises(DataError, match="the table is empty"):
         captions.refuse_too_many_bad("a.csv", 0, [], 1.0, "rows")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_says_its_encoding_is_read(tmp_path, encoding):
+    """As Excel saves "CSV UTF-8" and "Unicode text"."""
+    path = tmp_path / "a.csv"
+    path.write_text("video,caption\r\nü.mp4,une fenêtre\r\n", encoding=encoding, newline="")
+    assert captions.rows(str(path), ("video",)) == [(2, {"video": "ü.mp4", "caption": "une fenêtre"})]
+
+
+def test_captions_may_be_long(tmp_path):
+    path = write(tmp_path / "a.csv", "video,caption\na.mp4," + 200_000 * "x" + "\n")
+    csv.field_size_limit(131_072)  # where nothing has changed it
+    assert len(captions.rows(path, ("video",))[0][1]["caption"]) == 200_000
+
+
+def test_a_row_without_a_video_is_bad(tmp_path):
+    found, bad = captions.read(write(tmp_path / "a.csv", "caption,video\na dog,\na cat, \na cow\n"), CONFIG)
+    assert not found and list(bad) == [2, 3, 4]
+    assert all("the cell `video` is empty" in reason for reason in bad.values())
