@@ -222,6 +222,7 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 text_drop_prob=0.2,  # of all encoders together; paper: unknown
                 text_drop_each=dict(ul2=0.0, metaclip=0.0, byt5=0.0),  # of each by itself, beyond that
                 max_bad_fraction=0.01,  # the seed replaces any number of bad rows in silence
+                allow_outside=False,  # of a csv's rows: whether they may name files outside video_folder, also by links
             ),
             optim=dict(
                 learning_rate=s["learning_rate"],

@@ -27,6 +27,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 stride=1,  # of frames
                 flip=False,
                 max_bad_fraction=0.01,  # the seed replaces any number of bad files in silence
+                allow_outside=False,  # of a csv's rows: whether they may name files outside video_folder, also by links
                 synthetic_fraction=0.0,
                 image_fraction=0.2,  # paper: 1 batch of images to 3 of video
                 image_batch_size=1,

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
                 csv="",
                 video_folder="",
                 max_bad_fraction=0.0,
+                allow_outside=False,
                 num_frames=16,  # two latent frames: temporal layers must see a neighbour
                 height=32,
                 width=32,

@@ -11,7 +11,7 @@ from moviegen.data import captions, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
-from moviegen.storage.files import write_json
+from moviegen.storage.files import inside, write_json
 
 SUFFIXES = (*video.IMAGE_SUFFIXES, ".mp4", ".avi", ".mov", ".mkv", ".mpg", ".webm", ".gif")
 SHOWN = 20  # bad files that are printed; the rest is counted
@@ -19,22 +19,30 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class File(NamedTuple):
-    """A file's name below its folder, its place, the line of the table that names it (0: no table), its `fps` there."""
+    """A file's name in a folder, the line of the table that names it (0: no table), its `fps` there, and whether it may lie
+    elsewhere."""
 
     name: str
-    path: Path
+    folder: Path
     line: int = 0
     fps: str = ""
+    outside: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where it is. DataError where that is outside its folder and may not be."""
+        return inside(self.folder, captions.video_name(self.name), self.outside)
 
     @property
     def image(self) -> bool:
-        return video.is_image(self.path)
+        return video.is_image(Path(self.name))
 
 
-def listed(csv: str, folder: str, section: str = "data") -> list[File]:
+def listed(csv: str, folder: str, section: str = "data", outside: bool = False) -> list[File]:
     """The files of a csv's column `video`, relative to a folder; without a csv, all in the folder and below.
 
-    `section`: of the config, where the keys `csv` and `video_folder` are. Raises ConfigError or DataError.
+    A file that is named twice is there once. `section`: of the config, where the keys `csv` and `video_folder` are;
+    `outside`: whether files may lie elsewhere. Raises ConfigError or DataError.
     """
     place = Path(folder)
     if not folder or not place.is_dir():
@@ -45,11 +53,20 @@ def listed(csv: str, folder: str, section: str = "data") -> list[File]:
         paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not paths:
             raise DataError(f"{folder}: no videos or images in this folder (looked for {' '.join(SUFFIXES)})")
-        return [File(str(path.relative_to(place)), path) for path in paths]
-    names = [(line, row["video"] or "", row.get("fps") or "") for line, row in captions.rows(csv, ("video",))]
-    if not names:
+        # Names are UTF-8 whatever the locale says; those that are not are refused when they are read.
+        names = [os.fsencode(path.relative_to(place)).decode(errors="surrogateescape") for path in paths]
+        return [File(name, place, outside=outside) for name in names]
+    found: dict[str, File] = {}
+    for line, row in captions.rows(csv, ("video",)):
+        file = File(row["video"] or "", place, line, row.get("fps") or "", outside)
+        found.setdefault(_key(file), file)
+    if not found:
         raise DataError(f"{csv}: no rows, only a header")
-    return [File(name, place / name, line, fps) for line, name, fps in names]
+    return list(found.values())
+
+
+def _key(file: File) -> str:
+    return file.name or f"line {file.line}"
 
 
 class Bad:
@@ -61,11 +78,12 @@ class Bad:
 
     def add(self, file: File, error: Exception) -> None:
         """Notes and prints one; raises DataError when there are too many."""
-        if file.name in self.reasons:
+        key = _key(file)
+        if key in self.reasons:
             return
-        self.reasons[file.name] = f"line {file.line}: {error}" if file.line else str(error)
+        self.reasons[key] = f"line {file.line}: {error}" if file.line else str(error)
         if len(self.reasons) <= SHOWN:
-            print(f"cannot be used: {self.reasons[file.name]}", flush=True)
+            print(f"cannot be used: {self.reasons[key]}", flush=True)
         if len(self.reasons) > self.allowed * self.total or len(self.reasons) == self.total:
             raise DataError(
                 f"{self.of}: {len(self.reasons)} of {self.total} files cannot be used so far, data.max_bad_fraction is "
@@ -85,8 +103,8 @@ def usable(data: Any, needed: int, cache: Path | None = None, world: Group = ALO
         write_json({"total": found[1].total, "files": rows}, cache)
 
     def take() -> tuple[dict[File, int], Bad]:
-        left, place = json.loads(cache.read_text()), Path(data.video_folder)
-        counts = {File(name, place / name, line): frames for name, line, frames in left["files"]}
+        left, place = json.loads(cache.read_text(encoding="utf-8")), Path(data.video_folder)
+        counts = {File(name, place, line, captions.allow_outside(data)): frames for name, line, frames in left["files"]}
         return counts, _bad(data, left["total"])
 
     if cache is None:
@@ -95,7 +113,7 @@ def usable(data: Any, needed: int, cache: Path | None = None, world: Group = ALO
 
 
 def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:
-    files = listed(data.csv, data.video_folder)
+    files = listed(data.csv, data.video_folder, outside=captions.allow_outside(data))
     bad = _bad(data, len(files))
 
     def count(file: File) -> int:

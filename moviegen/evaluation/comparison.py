@@ -9,7 +9,7 @@ import einops
 import numpy as np
 
 from moviegen import config as configs, streams
-from moviegen.data import clips, crops, files, video
+from moviegen.data import captions, clips, crops, files, video
 from moviegen.errors import ConfigError
 from moviegen.evaluation import baselines, metrics, reconstruction
 from moviegen.models import lpips
@@ -84,7 +84,8 @@ def measured(config: Any) -> tuple[Iterator[Clip], files.Bad]:
         rates = {"real": clips.heldout_fps()}
         found = (Clip(name, make(), rates.get(name, SYNTHETIC_FPS)) for name, make in kept.items())
         return found, files.Bad(len(kept), 0.0, "the held-out clips")
-    listed = files.listed(settings.csv, settings.video_folder, "evaluate")[: settings.max_clips or None]
+    listed = files.listed(settings.csv, settings.video_folder, "evaluate", captions.allow_outside(config.data))
+    listed = listed[: settings.max_clips or None]
     bad = files.Bad(len(listed), config.data.max_bad_fraction, settings.csv or settings.video_folder)
 
     def read(file: files.File) -> tuple[np.ndarray, float]:

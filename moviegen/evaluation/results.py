@@ -30,8 +30,13 @@ def _table(summary: dict[str, Any]) -> str:
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, columns, extrasaction="ignore")
     table.writeheader()
-    table.writerows([*rows, mean])
+    table.writerows({key: _harmless(value) for key, value in row.items()} for row in [*rows, mean])
     return text.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """A cell that no spreadsheet runs: text that would be a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _page(workdir: Path, summary: dict[str, Any]) -> str:

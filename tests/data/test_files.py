@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -126,3 +129,57 @@ def test_a_missing_folder_is_named_by_its_key(tmp_path):
         files.listed("", "/nowhere", "evaluate")
     with pytest.raises(DataError, match="no videos or images"):
         files.listed("", str(tmp_path))
+
+
+def test_files_outside_the_folder_are_bad_rows_unless_that_is_allowed(table, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    video.write_png(videos / "in.png", broken.pixels(1)[0])
+    (videos / "link.mp4").symlink_to(table.parent / "whole.mp4")
+    (tmp_path / "whole.mp4").symlink_to(table.parent / "whole.mp4")
+    names = ["in.png", "../whole.mp4", "link.mp4", str(table.parent / "odd.avi")]
+    (tmp_path / "x.csv").write_text("video\n" + "".join(f"{name}\n" for name in names))
+    data = config(tmp_path / "x.csv", video_folder=str(videos), max_bad_fraction=0.8)
+    counts, bad = files.usable(data, 8)
+    assert [file.name for file in counts] == names[:1] and list(bad.reasons) == names[1:]
+    assert all(re.search("leads to .* set data.allow_outside=True", reason) for reason in bad.reasons.values())
+    counts, bad = files.usable(config(tmp_path / "x.csv", video_folder=str(videos), allow_outside=True), 8)
+    assert [file.name for file in counts] == names and not bad.reasons
+    found = files.listed("", str(videos))  # links of a bare folder likewise
+    assert [file.name for file in found] == ["in.png", "link.mp4"]
+    with pytest.raises(DataError, match="link.mp4' leads to"):
+        video.probe(found[1].path)
+
+
+def test_a_file_that_is_named_twice_is_there_once(table, tmp_path):
+    (tmp_path / "x.csv").write_text("video,caption\nwhole.mp4,a\nodd.avi,b\nwhole.mp4,c\n")
+    found = files.listed(str(tmp_path / "x.csv"), str(table.parent))
+    assert [(file.name, file.line) for file in found] == [("whole.mp4", 2), ("odd.avi", 3)]
+
+
+def test_rows_with_names_that_are_none_are_counted_each(table, tmp_path):
+    names = ["", " ", "", 300 * "x", "a" * 200_000]
+    (tmp_path / "x.csv").write_text("caption,video\n" + "".join(f"x,{name}\n" for name in names) + "x\nx,whole.mp4\n")
+    found, bad = files.usable(config(tmp_path / "x.csv", video_folder=str(table.parent), max_bad_fraction=0.9), 8)
+    assert [file.name for file in found] == ["whole.mp4"] and len(bad.reasons) == bad.total - 1 == 6
+    assert sum("the cell `video` is empty" in reason for reason in bad.reasons.values()) == 4
+    assert max(map(len, bad.reasons.values())) < 700
+
+
+def test_names_on_disk_that_are_not_utf8_are_bad_files(tmp_path):
+    video.write_png(tmp_path / "ü.png", broken.pixels(1)[0])
+    (tmp_path / os.fsdecode(b"\xfc.png")).write_bytes((tmp_path / "ü.png").read_bytes())
+    data = ConfigDict(dict(csv="", video_folder=str(tmp_path), max_bad_fraction=0.5))
+    found, bad = files.usable(data, 1)
+    assert [file.name for file in found] == ["ü.png"]
+    assert re.search(r"udcfc.png' in .* cannot be read .*: rename it", "".join(bad.reasons.values()))
+
+
+def test_files_are_found_and_read_in_an_ascii_locale(tmp_path):
+    video.write_png(tmp_path / "ü.png", broken.pixels(1)[0])
+    (tmp_path / "x.csv").write_text("video\nü.png\n", encoding="utf-8")
+    code = "import sys; from moviegen.data import files, video\n"
+    code += "for csv in (sys.argv[1] + '/x.csv', ''):\n  (file,) = files.listed(csv, sys.argv[1])\n"
+    code += "  assert ascii(file.name) == ascii('\\u00fc.png') and video.read(file.path)[0].shape == (1, 32, 48, 3)"
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, check=True)

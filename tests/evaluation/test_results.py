@@ -45,3 +45,12 @@ def test_a_frechet_distance_stands_with_what_it_is_of(summary, tmp_path):
     rows = list(csv.DictReader((tmp_path / "evaluation.csv").open()))
     assert (rows[-1]["frechet"], rows[-1]["frechet_of"], rows[0]["frechet"]) == ("1.5", "features mine (2)", "")
     assert "Fréchet distance 1.5: features mine (2)" in (tmp_path / "worst.html").read_text()
+
+
+def test_no_cell_of_the_table_is_a_formula(summary, tmp_path):
+    clips = ["=HYPERLINK(1)", "+1", "-1", "@x", "\tx", "a=b"]
+    summary["clips"] = [summary["clips"][0] | {"clip": clip, "psnr": -1.0} for clip in clips]
+    results.write(tmp_path, summary)
+    rows = list(csv.DictReader((tmp_path / "evaluation.csv").open(newline="")))
+    assert [row["clip"] for row in rows] == [*(f"'{clip}" for clip in clips[:-1]), "a=b", "mean"]
+    assert {row["psnr"] for row in rows[:-1]} == {"-1.0"}
