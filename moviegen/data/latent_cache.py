@@ -1,12 +1,15 @@
 """Cached latents: shards of safetensors with a manifest, or the seed's folder of npz files.
 
-A shard holds `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata the sums of statistics and
-the rates at which the videos are shown. What is cached is what the shards' headers say, so a kill loses one shard's
-work, and any number of ranks may go on.
+A shard holds `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata of each the kind, the sums for
+statistics, checksums, the rate at which it is shown, and what its file was (`fingerprint.of_file`). What is cached is what
+the shards' headers say, so a kill loses one shard's work, and any number of ranks may go on. Of several latents of one name
+the newest count.
 """
 
 import functools
 import json
+import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +17,19 @@ from typing import Any, NamedTuple
 
 import einops
 import numpy as np
+from crc32c import crc32c
 
 from moviegen import config as configs
-from moviegen.errors import ConfigError
+from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import weights as tae_weights
-from moviegen.storage import files, fingerprint as fingerprints, safetensors_io
+from moviegen.storage import arraystore, files, fingerprint as fingerprints, safetensors_io
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 64 << 20
 SECONDS = 120.0  # after which a shard is written however little is in it: what a kill can cost
+_SHARD = re.compile(r"latents-(\d+)-(\d+)\.safetensors")  # the rank that wrote it, and a number that grows
+_SUMS = ("count", "total", "square")
+_SEED = ("latent_mean", "latent_std")  # in the seed's npz files
 
 Statistics = tuple[list[float], list[float]]  # (shift, scale) by channel
 
@@ -44,8 +51,10 @@ def fingerprint(config: Any, weights: Path | None) -> dict[str, Any]:
 
 def check_or_write(folder: Path, wanted: dict[str, Any]) -> None:
     """Writes the fingerprint of a new cache, or raises ConfigError, naming what differs, when it has another."""
-    noted = {key: value for key, value in _manifest(folder).items() if key == "statistics"}
-    fingerprints.check(folder / MANIFEST, wanted | noted, "latents of something else", "data.latent_folder")
+    _manifest(folder)  # not damaged
+    fingerprints.check(
+        folder / MANIFEST, wanted, "latents of something else", "data.latent_folder", beside=("statistics",)
+    )
 
 
 def check(folder: Path, config: Any) -> None:
@@ -73,9 +82,19 @@ def check(folder: Path, config: Any) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The fingerprint and, once an encoding has ended, the statistics; nothing in the seed's caches."""
+    """The fingerprint and, once an encoding has ended, the statistics; nothing in the seed's caches. DataError if damaged."""
     path = folder / MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = fingerprints.noted(path) if path.is_file() else {}
+    with files.refused(f"{path}: {fingerprints.DAMAGED}", Exception):
+        if type(found.get("num_frames", 0)) is not int:
+            raise ValueError(f"num_frames is {found['num_frames']!r}")
+        if "statistics" in found:
+            shift, scale = (np.asarray(found["statistics"][key], np.float64) for key in ("shift", "scale"))
+            channels = found["tae"]["latent_channels"] if "tae" in found else len(shift)
+            whole = shift.shape == scale.shape == (channels,) and np.isfinite([shift, scale]).all()
+            if not whole or (scale <= 0).any():
+                raise ValueError(f"statistics are no shift and scale above 0 of {channels} channels")
+    return found
 
 
 def autoencoder(folder: Path) -> str | None:
@@ -84,10 +103,18 @@ def autoencoder(folder: Path) -> str | None:
 
 
 class StoredLatents(NamedTuple):
-    """One video's latents: in the shard `path`, or in an npz file of its own, which may be missing."""
+    """One video's latents: in the shard `path`, or in an npz file of its own, which may be missing.
+
+    Of a shard's: (t c h w), checksums of mean and std (None in old shards), what their file was (None: nobody knows), and
+    the frames a second at which it is shown (0: none, or nobody knows).
+    """
 
     name: str
     path: Path
+    size: tuple[int, ...] = ()
+    checksums: list[int] | None = None
+    file: list | None = None
+    fps: float = 0.0
 
     def __str__(self) -> str:
         return str(self.path) if self.path.suffix == ".npz" else f"{self.name} in {self.path}"
@@ -95,25 +122,60 @@ class StoredLatents(NamedTuple):
     def is_file(self) -> bool:
         return self.path.suffix != ".npz" or self.path.is_file()
 
+    def shape(self) -> tuple[int, ...]:
+        """(t c h w), by the header of the file alone. DataError where that is damaged."""
+        return self.size or files.npz_shapes(self.path, _SEED)[_SEED[0]]
+
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std, float32 (t c h w). DataError where the file is damaged."""
+        """Mean and std, float32 (t c h w). DataError where the file is damaged or the latents are of no use."""
         if self.path.suffix == ".npz":
-            return tuple(files.read_npz(self.path, ("latent_mean", "latent_std")).values())  # the seed's
-        mean, std = (safetensors_io.read_rows(self.path, f"{kind}/{self.name}") for kind in ("mean", "std"))
-        return mean.astype(np.float32), std.astype(np.float32)
+            pair = list(files.read_npz(self.path, _SEED).values())
+        else:
+            pair = [safetensors_io.read_rows(self.path, f"{kind}/{self.name}") for kind in ("mean", "std")]
+        if self.checksums and [_checksum(x) for x in pair] != self.checksums:
+            raise DataError(
+                f"{self}: not the bytes that were written: delete the file and run --job=encode_video again"
+            )
+        mean, std = (x.astype(np.float32, copy=False) for x in pair)
+        if not self.checksums:  # else they were looked at when they were written
+            check_finite(self, mean, std)
+        return mean, std
+
+
+def check_finite(what: Any, mean: np.ndarray, std: np.ndarray) -> None:
+    """Raises DataError for latents that teach nothing: all the same, or not finite, as one of them spoils all statistics."""
+    if mean.ndim != 4 or mean.shape != std.shape:
+        raise DataError(f"{what}: mean and std of the latents are {mean.shape} and {std.shape}, expected one (t c h w)")
+    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        raise DataError(f"{what}: latents are not finite: leave it out, or encode it again")
+    if mean.min() == mean.max():
+        raise DataError(f"{what}: all latents are {mean.flat[0]}: leave it out, or encode it again")
+
+
+def _checksum(array: np.ndarray) -> int:
+    return crc32c(np.ascontiguousarray(array).view(np.uint8))
 
 
 class Cache(NamedTuple):
-    """A folder's latents: the shard of every name, by kind of video the sums over all shards, by name frames a second."""
+    """A folder's latents: those in shards by name, and by kind of video the sums over them."""
 
     folder: Path
-    shards: dict[str, Path]
+    shards: dict[str, StoredLatents]
     sums: dict[str, dict]
-    rates: dict[str, float]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Frames a second at which videos are shown, by name, where that is known."""
+        return {name: found.fps for name, found in self.shards.items() if found.fps}
 
     def find(self, name: str) -> StoredLatents:
         """The latents of a video by its name in the table."""
-        return StoredLatents(name, self.shards.get(name) or self.folder / Path(name).with_suffix(".npz"))
+        return self.shards.get(name) or StoredLatents(name, self.folder / _npz(name))
+
+    def check_name(self, name: str, outside: bool) -> None:
+        """Raises DataError where `find` leads out of the folder, unless files may lie `outside`."""
+        if name not in self.shards:
+            files.inside(self.folder, _npz(name), outside)
 
     def statistics(self) -> Statistics | None:
         """(shift, scale) that draws of the latents are normalized by; None in the seed's caches."""
@@ -130,7 +192,7 @@ def statistics(sums: Mapping[str, dict]) -> Statistics | None:
     found = sums.get("video") or sums.get("image")
     if not found:
         return None
-    count, total, square = (np.asarray(found[key], np.float64) for key in ("count", "total", "square"))
+    count, total, square = (np.asarray(found[key], np.float64) for key in _SUMS)
     mean = total / count
     std = np.maximum(np.sqrt(np.maximum(square / count - mean**2, 0)), 1e-3)
     return mean.tolist(), (1 / np.sqrt(std * std.mean())).tolist()
@@ -142,8 +204,11 @@ def note_statistics(folder: Path) -> None:
     while listing != _listing(folder):
         listing = _listing(folder)
         if found := statistics(open_cache(folder).sums):
-            noted = {"statistics": {"shift": found[0], "scale": found[1]}}
-            files.write_json(_manifest(folder) | noted, folder / MANIFEST)
+            manifest = _manifest(folder)
+            noted = manifest | {"statistics": {"shift": found[0], "scale": found[1]}}
+            if noted != manifest:
+                with files.refused(f"{folder / MANIFEST}: cannot be written", OSError):
+                    files.write_json(noted, folder / MANIFEST)
 
 
 def open_cache(folder: str | Path) -> Cache:
@@ -151,28 +216,50 @@ def open_cache(folder: str | Path) -> Cache:
     return _open(str(folder), tuple(_listing(Path(folder))))
 
 
-def _listing(folder: Path) -> list[tuple[str, int]]:
-    return sorted((path.name, path.stat().st_size) for path in folder.glob("latents-*.safetensors"))
+def _npz(name: str) -> str:
+    return os.path.splitext(name)[0] + ".npz"
+
+
+def _listing(folder: Path) -> list[tuple[int, int, str, int]]:
+    """Number, rank, name and size of every shard, the oldest first."""
+    found = [(_SHARD.fullmatch(path.name), path) for path in folder.glob("latents-*.safetensors")]
+    return sorted((int(match[2]), int(match[1]), path.name, path.stat().st_size) for match, path in found if match)
 
 
 @functools.lru_cache(maxsize=4)
-def _open(folder: str, listing: tuple[tuple[str, int], ...]) -> Cache:
-    shards: dict[str, Path] = {}
-    sums: dict[str, dict] = {}
-    rates: dict[str, float] = {}
-    for file, _ in listing:
-        path = Path(folder) / file
-        arrays, metadata = safetensors_io.lazy(path)
-        shards |= {name.removeprefix("mean/"): path for name in arrays if name.startswith("mean/")}
-        rates |= metadata.get("fps", {})
+def _open(folder: str, listing: tuple[tuple[int, int, str, int], ...]) -> Cache:
+    cache = Cache(Path(folder), {}, {})
+    for _, _, file, _ in reversed(listing):
+        path = cache.folder / file
+        with files.refused(f"{path}: cannot be used: delete it and run --job=encode_video again", Exception):
+            _take(path, cache)
+    return cache
+
+
+def _take(path: Path, cache: Cache) -> None:
+    """Adds what a shard's header says to the cache, but for names that are there already, from newer shards."""
+    arrays, metadata = safetensors_io.lazy(path)
+    entries, sums = metadata.get("entries"), {}
+    for name in [key.removeprefix("mean/") for key in arrays if key.startswith("mean/")]:
+        if name in cache.shards:
+            continue
+        shape, own = arrays[f"mean/{name}"].shape, {} if entries is None else entries[name]
+        if len(shape) != 4 or arrays[f"std/{name}"].shape != shape:
+            raise ValueError(f"mean and std of {name} are not (t c h w)")
+        if own:
+            sums.setdefault(own["kind"], []).append(own["sums"])
+            if len(own["sums"]["total"]) != shape[1] or len(own["file"] or (0, 0, "")) != 3:
+                raise ValueError(f"what is noted of {name} does not fit it")
+        cache.shards[name] = StoredLatents(name, path, shape, own.get("checksums"), own.get("file"), float(own.get("fps", 0)))
+    if entries is None:  # as once written: sums of the shard, before that those of all kinds together
         found = metadata.get("sums", {})
-        for kind, more in ({"video": found} if "count" in found else found).items():  # of all kinds, as once written
-            sums[kind] = _added(sums.get(kind), more)
-    return Cache(Path(folder), shards, sums, rates)
-
-
-def _added(a: dict | None, b: dict) -> dict:
-    return {key: (np.asarray(a[key]) + np.asarray(b[key])).tolist() for key in b} if a else b
+        sums = {kind: [more] for kind, more in ({"video": found} if "count" in found else found).items()}
+    for kind, more in sums.items():
+        added = [cache.sums[kind], *more] if kind in cache.sums else more
+        cache.sums[kind] = {key: np.sum([each[key] for each in added], 0).tolist() for key in _SUMS}
+        count, total, square = (np.asarray(cache.sums[kind][key], np.float64) for key in _SUMS)
+        if count.ndim or total.shape != square.shape or not (count > 0 and np.isfinite(total + square).all()):
+            raise ValueError(f"the sums for statistics of its {kind}s are not finite, or none")
 
 
 class ShardWriter:
@@ -183,28 +270,31 @@ class ShardWriter:
             raise ConfigError(f"data.latent_dtype is {dtype!r}, expected 'float32' or 'bfloat16'")
         self.folder, self.dtype, self.rank = folder, dtype, rank
         self._waiting: dict[str, np.ndarray] = {}
-        self._sums: dict[str, dict] = {}
-        self._rates: dict[str, float] = {}
+        self._entries: dict[str, dict] = {}
         self._since = time.monotonic()
 
-    def add(self, name: str, mean: np.ndarray, std: np.ndarray, kind: str, fps: float = 0.0) -> None:
-        """Takes a video's posterior, (c t h w) each; `kind`: the sums that it counts in; fps of its frames, 0: none."""
-        self._rates |= {name: fps} if fps else {}
-        self._sums[kind] = _added(self._sums.get(kind), _sums(mean, std))
-        pair = {f"mean/{name}": mean, f"std/{name}": std}
-        self._waiting |= {key: einops.rearrange(x, "c t h w -> t c h w") for key, x in pair.items()}
-        size = sum(x.size for x in self._waiting.values()) * (4 if self.dtype == "float32" else 2)
+    def add(
+        self, name: str, mean: np.ndarray, std: np.ndarray, kind: str, file: list | None = None, fps: float = 0.0
+    ) -> None:
+        """Takes a video's posterior, (c t h w) each, that `check_finite` has passed.
+
+        `kind`: the sums that it counts in; `file`: what its file is, by `fingerprint.of_file`; `fps` of its frames, 0: none.
+        """
+        pair = [arraystore.cast(einops.rearrange(x, "c t h w -> t c h w"), self.dtype) for x in (mean, std)]
+        self._waiting |= {f"mean/{name}": pair[0], f"std/{name}": pair[1]}
+        noted = {"kind": kind, "sums": _sums(mean, std), "checksums": [_checksum(x) for x in pair], "file": file, "fps": fps}
+        self._entries[name] = noted
+        size = sum(x.nbytes for x in self._waiting.values())
         if size >= SHARD_BYTES or time.monotonic() - self._since > SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one more shard."""
+        """Write what waits as one more shard, newer than all that are there."""
         if self._waiting:
-            start = f"latents-{self.rank:05d}-"
-            taken = [int(path.stem.removeprefix(start)) for path in self.folder.glob(f"{start}*.safetensors")]
-            path = self.folder / f"{start}{max(taken, default=-1) + 1:06d}.safetensors"
-            safetensors_io.write(self._waiting, path, self.dtype, {"sums": self._sums, "fps": self._rates})
-        self._waiting, self._sums, self._rates, self._since = {}, {}, {}, time.monotonic()
+            number = max((number for number, *_ in _listing(self.folder)), default=-1) + 1
+            path = self.folder / f"latents-{self.rank:05d}-{number:06d}.safetensors"
+            safetensors_io.write(self._waiting, path, self.dtype, {"entries": self._entries})
+        self._waiting, self._entries, self._since = {}, {}, time.monotonic()
 
 
 def _sums(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Captioned videos as rows with their cached latents and text; those of a csv are looked up here."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,10 @@ class Row(NamedTuple):
 
 
 def read(config: Any, path: str) -> list[Row]:
-    """The usable rows of a csv with a column `video` (a path relative to the folders).
+    """The usable rows of a csv with a column `video` (a path relative to the folders), each once.
 
-    Rows whose files are missing are listed, and more than `data.max_bad_fraction` of them raise a DataError.
+    Rows whose files are missing, or whose latents do not fit the config, are listed, and more than `data.max_bad_fraction`
+    of them raise a DataError.
     """
     data = config.data
     text, cache = _opened(config)
@@ -42,23 +44,49 @@ def read(config: Any, path: str) -> list[Row]:
     prompts, unusable = [], {}
     if any(isinstance(found, store.StoredText) for found in text.empty.values()):
         prompts, unusable = captions.read(path, config, cached=cache.rates)
-    usable, bad, texts = [], [], {prompt.line: prompt.texts for prompt in prompts}
+    usable, bad, again, texts = {}, [], [], {prompt.line: prompt.texts for prompt in prompts}
     for line, fields in captions.rows(path, ("video",)):
         if line in unusable:
             bad.append(unusable[line])
             continue
+        own = texts.get(line, {})
+        key = fields["video"], *own.values()
+        if key in usable:
+            again.append(line)
+            continue
         try:
-            row = _row(fields["video"], cache, text, texts.get(line, {}))
+            cache.check_name(captions.video_name(fields["video"]), captions.allow_outside(data))
+            row = _row(fields["video"], cache, text, own)
+            _check(row, config)
         except DataError as error:
             bad.append(f"line {line}: {error}")
-            continue
-        missing = [found for found in (row.latents, *row.text.values()) if not found.is_file()]
-        if missing:
-            bad.append(f"line {line}: no {missing[0]}")
         else:
-            usable.append(row)
+            usable[key] = row
+    if again:
+        print(
+            f"{path}: {len(again)} rows are there before, the first in line {again[0]}: each is taken once", flush=True
+        )
     captions.refuse_too_many_bad(path, len(usable), bad, data.max_bad_fraction, "rows")
-    return usable
+    return list(usable.values())
+
+
+def latent_frames(config: Any) -> int:
+    """Latent frames of a video that are trained on."""
+    return -(-config.data.num_frames // 8)
+
+
+def _check(row: Row, config: Any) -> None:
+    """Raises DataError for a row whose files are missing, or whose latents are too short or of another size."""
+    for found in (row.latents, *row.text.values()):
+        if not found.is_file():
+            raise DataError(f"no {found}")
+    data, (frames, *rest) = config.data, row.latents.shape()
+    needed = 1 if row.image else latent_frames(config)
+    if frames < needed:
+        raise DataError(f"{row.latents}: {frames} latent frames, data.num_frames asks for {needed}")
+    wanted = [config.tae.latent_channels, data.height // 8, data.width // 8]
+    if rest != wanted:
+        raise DataError(f"{row.latents}: latents have (c h w) {rest}, data.height and data.width ask for {wanted}")
 
 
 def read_once(config: Any, path: str, usable: Path, world: Group = ALONE) -> list[Row]:
@@ -90,7 +118,7 @@ def _opened(config: Any) -> tuple[source.TextSource, latent_cache.Cache]:
 
 
 def _row(name: str, cache: latent_cache.Cache, text: source.TextSource, texts: Mapping[str, str]) -> Row:
-    return Row(name, cache.find(name), text.find(str(Path(name).with_suffix("")), texts), video.is_image(Path(name)))
+    return Row(name, cache.find(name), text.find(os.path.splitext(name)[0], texts), video.is_image(Path(name)))
 
 
 def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:

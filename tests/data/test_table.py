@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen.data import table
+from moviegen.data import latent_cache, table
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel.mesh import Group
 from moviegen.text import source, store
@@ -45,8 +45,10 @@ def config(tmp_path):
         text_drop_prob=0.2,
         max_bad_fraction=0.0,
         num_frames=24,
+        height=16,
+        width=24,
     )
-    return ConfigDict(dict(data=data, model=dict(text_dims=ENCODERS)))
+    return ConfigDict(dict(data=data, model=dict(text_dims=ENCODERS), tae=dict(latent_channels=16)))
 
 
 def test_rows_name_their_files(config, tmp_path):
@@ -245,3 +247,65 @@ def test_embeddings_of_several_encoders_are_not_mixed(config, tmp_path):
     np.savez(rows[0].text["ul2"], text_emb=np.zeros((3, 6)), mask=np.ones(4))
     with pytest.raises(DataError, match=r"a.npz: text_emb is \(3, 6\) and mask \(4,\)"):
         source.read_text([rows[0].text])
+
+
+def test_clips_that_do_not_fit_are_bad_rows_at_the_start(config, tmp_path, capsys):
+    """From the headers of shards, and of the seed's files: before, a run ended at the step that drew one."""
+    rng = np.random.default_rng(0)
+    shapes = {"a.mp4": (16, 2, 2, 3), "deep/b.mp4": (16, 3, 2, 3), "c.png": (16, 1, 2, 3)}
+    shapes |= {"tall.mp4": (16, 3, 4, 3), "wide.mp4": (16, 3, 2, 4)}
+    cache = latent_cache.ShardWriter(tmp_path / "latents", "float32", 0)
+    for name, shape in shapes.items():
+        cache.add(name, rng.standard_normal(shape), np.ones(shape), "video")
+    cache.flush()
+    write_latents(tmp_path / "latents" / "short.npz", 2)
+    thin = np.zeros((3, 8, 2, 3), np.float32)
+    np.savez(tmp_path / "latents" / "thin.npz", latent_mean=thin, latent_std=thin)
+    names = [*shapes, "thin.mp4", "short.mp4"]
+    for name in names:
+        for encoder, width in ENCODERS.items():
+            write_text(tmp_path / encoder / Path(name).with_suffix(".npz"), 5, 2, width)
+    path = tmp_path / "train.csv"
+    path.write_text("video\n" + "".join(f"{name}\n" for name in names))
+    with pytest.raises(DataError, match="5 bad rows and 2 good ones"):
+        table.read(config, str(path))
+    printed = capsys.readouterr().out
+    for line in (
+        "line 2: a.mp4 in .*latents-00000-000000.safetensors: 2 latent frames, data.num_frames asks for 3",
+        r"line 5: tall.mp4 in .*: latents have \(c h w\) \[16, 4, 3\], data.height and .* ask for \[16, 2, 3\]",
+        "line 6: wide.mp4",
+        r"line 7: .*latents/thin.npz: latents have .*\[8, 2, 3\]",
+        "line 8: .*latents/short.npz: 2 latent frames",
+    ):
+        assert re.search(line, printed), line
+    config.data.max_bad_fraction = 0.8
+    assert [row.video for row in table.read(config, str(path))] == ["deep/b.mp4", "c.png"]
+
+
+def test_rows_without_a_name_or_with_an_impossible_one_are_bad(config, tmp_path, capsys):
+    names = ["", " ", ".", "/", "..", 300 * "x", "a.mp4"]
+    (tmp_path / "train.csv").write_text("caption,video\n" + "".join(f"x,{name}\n" for name in names) + "x\n")
+    config.data.max_bad_fraction = 0.9
+    assert [row.video for row in table.read(config, str(tmp_path / "train.csv"))] == ["a.mp4"]
+    printed = capsys.readouterr().out
+    assert "7 of 8 rows" in printed and printed.count("the cell `video` is empty") == 3
+
+
+def test_latents_outside_their_folder_are_bad_rows_unless_that_is_allowed(config, tmp_path, capsys):
+    write_latents(tmp_path / "elsewhere.npz", 3)
+    (tmp_path / "latents" / "link.npz").symlink_to(tmp_path / "elsewhere.npz")
+    for encoder, width in ENCODERS.items():
+        for name in ("link", "../elsewhere"):
+            write_text(tmp_path / encoder / f"{name}.npz", 5, 2, width)
+    (tmp_path / "train.csv").write_text("video\na.mp4\nlink.mp4\n../elsewhere.mp4\n")
+    write_latents(tmp_path / "elsewhere.npz", 3)
+    config.data.max_bad_fraction = 0.7
+    assert [row.video for row in table.read(config, str(tmp_path / "train.csv"))] == ["a.mp4"]
+    assert capsys.readouterr().out.count("set data.allow_outside=True") == 2
+
+
+def test_rows_that_are_there_before_are_taken_once(with_store, tmp_path, capsys):
+    path = tmp_path / "train.csv"
+    path.write_text('video,caption\na.mp4,"one, two"\nc.png,"one, two"\na.mp4,"one, two"\n')
+    assert [row.video for row in table.read(with_store, str(path))] == ["a.mp4", "c.png"]
+    assert "1 rows are there before, the first in line 4: each is taken once" in capsys.readouterr().out
