@@ -1,13 +1,14 @@
 """Encodes videos once, so that training the generator reads latents and never runs the autoencoder."""
 
 import functools
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moviegen.data import encode, files, rates, video
-from moviegen.errors import ConfigError
+from moviegen.data import captions, encode, files, rates, video
+from moviegen.parallel import sync
 from moviegen.runner import Run
 
 
@@ -16,28 +17,29 @@ def run(run: Run) -> dict[str, float]:
 
     Of each the first `data.num_frames` frames (0: all; an image is one) at the csv's `fps`, else `data.fps`, scaled to cover
     `data.height` x `data.width` and cut at the centre, with the weights `data.tae_weights`, 32 frames at a time. What is in
-    the cache stays, so a run that was stopped goes on; several ranks take a share each. Bad files are listed; more than
-    `data.max_bad_fraction` of a rank's are refused (DataError). Returns how many were encoded, there before, and bad.
+    the cache stays, but for files that have changed, so a run that was stopped goes on; several ranks take a share each.
+    Bad files are listed; more than `data.max_bad_fraction` of a rank's are refused (DataError). Returns how many were
+    encoded, there before, and bad, on the first rank of all ranks.
     """
     data = run.config.data
-    if "latent_folder" not in data or "video_folder" not in data:
-        raise ConfigError(
-            "this experiment has no data.latent_folder and data.video_folder: take a generator's, such as "
-            "experiments/1b_stage1.py"
-        )
-    if not data.latent_folder:
-        raise ConfigError("data.latent_folder is empty: name the folder to write the latents to")
     shown: dict[str, float] = {}
     items = [
         encode.Item(
-            file.name, "image" if file.image else "video", functools.partial(_read, file, data, shown), line=file.line
+            file.name,
+            "image" if file.image else "video",
+            functools.partial(_read, file, data, shown),
+            line=file.line,
+            file=file,
         )
-        for file in files.listed(data.csv, data.video_folder)
+        for file in files.listed(data.csv, data.video_folder, outside=captions.allow_outside(data))
     ]
-    folder, of = Path(data.latent_folder), data.csv or data.video_folder
-    found = encode.encode(items, run.config, folder, of, world=run.mesh.world, rates=shown)
-    counts = "{encoded} encoded, {kept} there before, {bad} bad".format(**found)
-    print(f"encode_video: {counts}; latents in {folder}", flush=True)
+    folder, of, world = Path(data.latent_folder), data.csv or data.video_folder, run.mesh.world
+    number = sync.agree(random.getrandbits(24), world)  # while no rank is far behind another
+    found = encode.encode(items, run.config, folder, of, world=world, rates=shown)
+    found = encode.total(found, run.workdir / "ranks", number, world)
+    if world.rank == 0:
+        counts = "{encoded} encoded, {kept} there before, {bad} bad".format(**found)
+        print(f"encode_video: {counts}; latents in {folder}", flush=True)
     return found
 
 

@@ -115,13 +115,18 @@ def test_a_run_that_was_killed_goes_on_where_its_last_shard_ends(shared, tmp_pat
     assert len(list((tmp_path / "latents").glob("*.safetensors"))) == 3
 
 
-def test_ranks_share_the_videos_out(encoded, shared, tmp_path):
+def test_ranks_share_the_videos_out_and_the_first_tells_of_all(encoded, shared, tmp_path, monkeypatch, capsys):
+    """Whatever an earlier run, which was killed, left behind."""
     folder, _ = encoded
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / "encode_video_7_1.json").write_text('{"encoded": 100, "kept": 0, "bad": 0}')
+    monkeypatch.setattr(encode_video.sync, "agree", lambda value, world: 8)
     counts = []
-    for rank in range(2):
+    for rank in (1, 0):
         mesh = Mesh(2, world=Group("", 2, rank))
         counts.append(encode_video.run(Run(settings(shared, tmp_path), tmp_path, mesh))["encoded"])
-    assert counts == [2, 1]
+    assert counts == [1, 3] and capsys.readouterr().out.count("3 encoded, 0 there before, 0 bad") == 1
+    assert [path.name for path in (tmp_path / "ranks").iterdir()] == ["encode_video_7_1.json"]
     for name in VIDEOS:
         np.testing.assert_array_equal(stored(tmp_path, name)["latent_mean"], stored(folder, name)["latent_mean"])
     one, two = (latent_cache.open_cache(place / "latents").statistics() for place in (folder, tmp_path))
@@ -191,11 +196,27 @@ def test_every_kind_of_bad_file(shared, tmp_path):
         ({"latent_folder": ""}, ConfigError, "data.latent_folder is empty"),
         ({"tae_weights": "gone"}, ConfigError, "data.tae_weights is 'gone'"),
         ({"csv": "gone.csv"}, DataError, "data.csv is 'gone.csv'"),
+        ({"width": 56}, ConfigError, "data.width is 56, and the generator takes multiples of 16"),
+        ({"height": 57}, ConfigError, "data.height is 57, and"),
+        ({"width": 0}, ConfigError, "data.width is 0"),
     ],
 )
 def test_wrong_settings_are_named(shared, tmp_path, overrides, error, message):
     with pytest.raises(error, match=message):
         encode_video.run(Run(settings(shared, tmp_path, **overrides), tmp_path))
+    assert not (tmp_path / "latents").exists()
+
+
+def test_rows_outside_the_folder_are_bad_unless_that_is_allowed(shared, tmp_path):
+    (tmp_path / "x.csv").write_text(f"video\ndeep/b.mp4\n../videos2/b.mp4\n{shared}/videos2/b.mp4\n")
+    (shared / "videos2").mkdir()
+    (shared / "videos2" / "b.mp4").write_bytes((shared / "videos" / "deep" / "b.mp4").read_bytes())
+    config = settings(shared, tmp_path, csv=str(tmp_path / "x.csv"), max_bad_fraction=0.7)
+    assert encode_video.run(Run(config, tmp_path)) == {"encoded": 1, "kept": 0, "bad": 2}
+    config.data.allow_outside = True
+    assert encode_video.run(Run(config, tmp_path)) == {"encoded": 2, "kept": 1, "bad": 0}
+    config.data.allow_outside = False
+    assert encode_video.run(Run(config, tmp_path)) == {"encoded": 0, "kept": 1, "bad": 2}
 
 
 # ---- training on them
