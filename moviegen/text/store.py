@@ -61,7 +61,12 @@ def check_or_write(folder: Path, fingerprint: dict, key: str) -> None:
 
 
 def write_shard(folder: Path, texts: Sequence[str], tokens: Sequence[list[int]], embeddings: Sequence[Any]) -> Path:
-    """Stores the token ids and embeddings (l d) of some texts; a kill leaves all of them or none."""
+    """Stores the token ids and embeddings (l d) of some texts; a kill leaves all of them or none. DataError for NaN."""
+    for text, values in zip(texts, embeddings, strict=True):
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{folder}: embeddings of the text {text[:100]!r} are not finite: look at the encoder's weights"
+            )
     keys = b"".join(map(_key, texts))
     arrays = {
         "embeddings": np.concatenate(embeddings),
@@ -149,6 +154,11 @@ def _find(store: Store, texts: Iterable[str]) -> np.ndarray:
         return np.full(len(wanted), -1)
     at = np.minimum(np.searchsorted(store.keys, wanted), len(store.keys) - 1)
     return np.where(store.keys[at] == wanted, at, -1)
+
+
+def _checksum(embeddings: np.ndarray, tokens: Sequence[int]) -> int:
+    first = crc32c(np.ascontiguousarray(embeddings).view(np.uint8))
+    return crc32c(np.asarray(tokens, np.int32).tobytes(), first)
 
 
 def _key(text: str) -> bytes:

@@ -140,3 +140,11 @@ def test_what_is_no_shard_is_named(tmp_path, change):
     safetensors_io.write(safetensors_io.read(shard) | change, shard, None)
     with pytest.raises(DataError, match=f"{shard.name}: not a shard of embeddings"):
         store.open_store(tmp_path)
+
+
+def test_embeddings_that_are_not_finite_are_named_and_not_stored(tmp_path):
+    texts, tokens, embeddings = items(["a", "bb"])
+    embeddings[1][0, 2] = np.inf
+    with pytest.raises(DataError, match="embeddings of the text 'bb' are not finite"):
+        store.write_shard(tmp_path, texts, tokens, embeddings)
+    assert not list(tmp_path.iterdir())
