@@ -62,9 +62,11 @@ def allow_outside(data: Any) -> bool:
 
 def _decoded(path: str) -> str:
     """The text of a file in UTF-8, or in UTF-16 where its first bytes say so: Excel writes both. DataError for others."""
-    with refused(f"{path}: cannot be read", OSError):
-        content = Path(path).read_bytes()
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    with refused(f"{path}: cannot be read", OSError), open(path, "rb") as file:
+        content = file.read(1 << 20)
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if utf16 or b"\0" not in content:  # a film of many gigabytes, named by mistake, is refused by its start
+            content += file.read()
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:

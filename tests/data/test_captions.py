@@ -1,4 +1,5 @@
 import csv
+import os
 
 import pytest
 from ml_collections import ConfigDict
@@ -173,6 +174,14 @@ def test_what_says_its_encoding_is_read(tmp_path, encoding):
     path = tmp_path / "a.csv"
     path.write_text("video,caption\r\nü.mp4,une fenêtre\r\n", encoding=encoding, newline="")
     assert captions.rows(str(path), ("video",)) == [(2, {"video": "ü.mp4", "caption": "une fenêtre"})]
+
+
+def test_a_large_file_that_is_no_text_is_refused_by_its_start(tmp_path):
+    path = tmp_path / "film.csv"
+    path.write_bytes(b"video\n")
+    os.truncate(path, 1 << 36)
+    with pytest.raises(DataError, match="film.csv, line 2: holds a zero byte"):
+        captions.rows(str(path), ("video",))
 
 
 def test_captions_may_be_long(tmp_path):
