@@ -140,6 +140,7 @@ RULES: dict[str, Rule] = {
     "data.text_drop_prob": share,
     "data.text_drop_each.*": share,
     "data.max_bad_fraction": share,
+    "data.allow_outside": flag,
     "data.resize": whole(0),
     "data.stride": whole(1),
     "data.flip": flag,

@@ -250,7 +250,9 @@ def _take(path: Path, cache: Cache) -> None:
             sums.setdefault(own["kind"], []).append(own["sums"])
             if len(own["sums"]["total"]) != shape[1] or len(own["file"] or (0, 0, "")) != 3:
                 raise ValueError(f"what is noted of {name} does not fit it")
-        cache.shards[name] = StoredLatents(name, path, shape, own.get("checksums"), own.get("file"), float(own.get("fps", 0)))
+        cache.shards[name] = StoredLatents(
+            name, path, shape, own.get("checksums"), own.get("file"), float(own.get("fps", 0))
+        )
     if entries is None:  # as once written: sums of the shard, before that those of all kinds together
         found = metadata.get("sums", {})
         sums = {kind: [more] for kind, more in ({"video": found} if "count" in found else found).items()}
@@ -282,7 +284,13 @@ class ShardWriter:
         """
         pair = [arraystore.cast(einops.rearrange(x, "c t h w -> t c h w"), self.dtype) for x in (mean, std)]
         self._waiting |= {f"mean/{name}": pair[0], f"std/{name}": pair[1]}
-        noted = {"kind": kind, "sums": _sums(mean, std), "checksums": [_checksum(x) for x in pair], "file": file, "fps": fps}
+        noted = {
+            "kind": kind,
+            "sums": _sums(mean, std),
+            "checksums": [_checksum(x) for x in pair],
+            "file": file,
+            "fps": fps,
+        }
         self._entries[name] = noted
         size = sum(x.nbytes for x in self._waiting.values())
         if size >= SHARD_BYTES or time.monotonic() - self._since > SECONDS:

@@ -70,18 +70,13 @@ def read(config: Any, path: str) -> list[Row]:
     return list(usable.values())
 
 
-def latent_frames(config: Any) -> int:
-    """Latent frames of a video that are trained on."""
-    return -(-config.data.num_frames // 8)
-
-
 def _check(row: Row, config: Any) -> None:
     """Raises DataError for a row whose files are missing, or whose latents are too short or of another size."""
     for found in (row.latents, *row.text.values()):
         if not found.is_file():
             raise DataError(f"no {found}")
     data, (frames, *rest) = config.data, row.latents.shape()
-    needed = 1 if row.image else latent_frames(config)
+    needed = 1 if row.image else -(-data.num_frames // 8)
     if frames < needed:
         raise DataError(f"{row.latents}: {frames} latent frames, data.num_frames asks for {needed}")
     wanted = [config.tae.latent_channels, data.height // 8, data.width // 8]

@@ -23,6 +23,8 @@ def run(run: Run) -> dict[str, float]:
     """
     data = run.config.data
     shown: dict[str, float] = {}
+    world = run.mesh.world
+    number = sync.agree(random.getrandbits(24), world)  # now, while no rank is far behind another
     items = [
         encode.Item(
             file.name,
@@ -33,8 +35,7 @@ def run(run: Run) -> dict[str, float]:
         )
         for file in files.listed(data.csv, data.video_folder, outside=captions.allow_outside(data))
     ]
-    folder, of, world = Path(data.latent_folder), data.csv or data.video_folder, run.mesh.world
-    number = sync.agree(random.getrandbits(24), world)  # while no rank is far behind another
+    folder, of = Path(data.latent_folder), data.csv or data.video_folder
     found = encode.encode(items, run.config, folder, of, world=world, rates=shown)
     found = encode.total(found, run.workdir / "ranks", number, world)
     if world.rank == 0:

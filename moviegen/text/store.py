@@ -144,10 +144,6 @@ def read(store: Store, text: str) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{file}: cannot be read ({error}): delete it and encode again") from error
 
 
-def _checksum(embeddings: Any, tokens: Any) -> int:
-    return crc32c(np.asarray(tokens, np.int32).tobytes(), crc32c(np.asarray(embeddings).tobytes()))
-
-
 def _find(store: Store, texts: Iterable[str]) -> np.ndarray:
     wanted = np.frombuffer(b"".join(map(_key, texts)), _KEY)
     if not len(store.keys):
