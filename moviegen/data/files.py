@@ -19,14 +19,13 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class File(NamedTuple):
-    """A file's name in a folder, the line of the table that names it (0: no table), its `fps` there, and whether it may lie
-    elsewhere."""
+    """A file's name in a folder, the line of the table that names it (0: no table), whether it may lie elsewhere, its `fps`."""
 
     name: str
     folder: Path
     line: int = 0
-    fps: str = ""
     outside: bool = False
+    fps: str = ""
 
     @property
     def path(self) -> Path:
@@ -58,7 +57,7 @@ def listed(csv: str, folder: str, section: str = "data", outside: bool = False) 
         return [File(name, place, outside=outside) for name in names]
     found: dict[str, File] = {}
     for line, row in captions.rows(csv, ("video",)):
-        file = File(row["video"] or "", place, line, row.get("fps") or "", outside)
+        file = File(row["video"] or "", place, line, outside, row.get("fps") or "")
         found.setdefault(_key(file), file)
     if not found:
         raise DataError(f"{csv}: no rows, only a header")
