@@ -45,4 +45,4 @@ def of(row: Mapping[str, str | None], data: Any, cached: Mapping[str, float]) ->
             "its frame rate is not known: set data.fps or data.video_folder, add a column fps, or encode the videos first "
             "and set data.latent_folder"
         )
-    return video.read(files.inside(Path(data.video_folder), name), 0, 1)[1]
+    return video.read(files.inside(Path(data.video_folder), name, data.get("allow_outside", False)), 0, 1)[1]

@@ -77,7 +77,7 @@ def inside(folder: Path, name: str, allowed: bool | None = None) -> Path:
             path.stat()
         root, place = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     except (OSError, ValueError) as error:
-        raise DataError(f"{name[:80]!r} cannot be the name of a file in {folder} ({reason(error)[:80]})") from error
+        raise DataError(f"{name[:300]!r} cannot be the name of a file in {folder} ({reason(error)[:80]})") from error
     if not allowed and root not in place.parents:
         mend = "put the file itself there" + ("" if allowed is None else ", or set data.allow_outside=True")
         raise DataError(f"{folder}: {name!r} leads out of the folder, to {place}: {mend}")

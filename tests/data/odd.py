@@ -47,7 +47,7 @@ FILES = {
     "concat.mp4": "not a video of a kind that is read",
     "folder.mp4": "is a folder, a pipe or a device",
     "pipe.mp4": "is a folder, a pipe or a device",
-    "n" * 300: "cannot be read",
+    "n" * 300: "cannot be (read|the name of a file)",
 }
 
 

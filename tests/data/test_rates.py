@@ -49,5 +49,5 @@ def test_a_rate_that_nobody_knows(tmp_path):
     data.video_folder = str(tmp_path)
     with pytest.raises(DataError, match="a.mp4"):
         rates.of(row, data, {})
-    with pytest.raises(DataError, match="outside of"):
+    with pytest.raises(DataError, match="leads out of"):
         rates.of(row | {"video": "../a.mp4"}, data, {})
