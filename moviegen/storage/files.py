@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import secrets
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,16 +28,56 @@ def aside(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
-        yield temporary
-        if durable:
-            sync(temporary)
-        os.replace(temporary, path)
-        if durable:
-            sync(path.parent)
+        with naming(path):
+            yield temporary
+            if durable:
+                sync(temporary)
+            os.replace(temporary, path)
+            if durable:
+                sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is told
+            temporary.unlink()
+
+
+def unique() -> str:
+    """Returns a piece of a file's name that no other process has, on whatever host: numbers of processes repeat."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Has an OSError of the block name the path: that of a write to a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def told(error: OSError) -> str | None:
+    """Returns what an operating system says of a file, on one line; None where an error is not about a file."""
+    if error.filename is None:
+        return None
+    why = "is there and is no folder" if isinstance(error, FileExistsError) else error.strerror
+    return f"{error.filename}: {why}"
+
+
+def noted(path: Path) -> dict | None:
+    """Returns the JSON object of a record that we wrote; None where there is none, or a damaged one, which is said."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        print(f"{path} is damaged ({reason(error)}) and counts for nothing", flush=True)
+        return None
+    return found
 
 
 def write_text(text: str, path: str | Path) -> None:

@@ -1,5 +1,6 @@
 """What a run says as it goes: numbers in metrics.jsonl and TensorBoard, progress lines on the terminal."""
 
+import contextlib
 import functools
 import io
 import json
@@ -24,7 +25,12 @@ def _on_first_rank(method: Callable) -> Callable:
     @functools.wraps(method)
     def call(self, *args, **kwargs):
         if self._file is not None:
-            method(self, *args, **kwargs)
+            try:
+                with files.naming(self._file.name):
+                    method(self, *args, **kwargs)
+            except OSError:
+                self._events._closed = True  # or it would try once more when Python ends, and print a traceback
+                raise
             if self._also is not None:
                 getattr(self._also, method.__name__)(*args, **kwargs)
 
@@ -55,6 +61,9 @@ class Writer:
             self._file = open(path, "a", encoding="utf-8", buffering=1)
             purge = None if resume_step is None else resume_step + 1
             self._board = SummaryWriter(str(path.parent / "tensorboard" / name), purge_step=purge)
+            # Written by this thread: theirs dies on a full disk, and the run would wait for it for ever.
+            self._events = self._board.file_writer.event_writer
+            self._events.add_event = self._events._ev_writer.write_event
 
     @_on_first_rank
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -64,6 +73,7 @@ class Writer:
             line[key] = float(value) if math.isfinite(value) else None
             self._board.add_scalar(key, float(value), step)
         self._file.write(json.dumps(line) + "\n")
+        self._board.flush()
 
     @_on_first_rank
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -119,21 +129,34 @@ def read_metrics(workdir: str | Path, name: str | None = None) -> list[dict]:
     path = Path(workdir) / FILE
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is not written yet
-    lines = map(json.loads, whole)
-    return [line for line in lines if name is None or line["stage"] == name]
+    return [line for line in _lines(path)[0] if name is None or line["stage"] == name]
+
+
+def _lines(path: Path) -> tuple[list[dict], int]:
+    """Returns what the lines of a metrics file hold, and how many are damaged, as by a power cut."""
+    *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")  # `torn` is not written yet
+    found: list[dict] = []
+    for line in whole:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value.get("stage"), str) and isinstance(value.get("step"), int):
+                found.append(value)
+    return found, len(whole) - len(found)
 
 
 def _heal(path: Path, name: str, resume_step: int | None) -> None:
-    """Drops a torn last line, and this stage's lines after resume_step, replacing the file in one rename."""
+    """Drops damaged lines, and this stage's lines after resume_step, replacing the file in one rename."""
     if not path.exists():
         return
+    lines, damaged = _lines(path)
+    if damaged:
+        print(f"{path}: {damaged} damaged lines dropped", flush=True)
     kept = "".join(
         json.dumps(line) + "\n"
-        for line in read_metrics(path.parent)
+        for line in lines
         if resume_step is None or line["stage"] != name or line["step"] <= resume_step
     )
-    if kept != path.read_text(encoding="utf-8"):  # else, most often, another stage may have the file open
+    if kept.encode() != path.read_bytes():  # else, most often, another stage may have the file open
         files.write_text(kept, path)
 
 

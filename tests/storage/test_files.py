@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -174,3 +175,30 @@ def test_a_damaged_npz_is_refused_wherever_it_is_damaged(tmp_path):
             continue
         for name in found:  # what is not said is not used: times, attributes
             np.testing.assert_array_equal(found[name], ARRAYS[name])
+
+
+def test_temporary_names_differ_where_numbers_of_processes_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)  # as on two hosts
+    with files.aside(tmp_path / "a") as first, files.aside(tmp_path / "a") as second:
+        assert first != second
+        first.touch(), second.touch()
+
+
+def test_an_error_of_a_write_names_the_file_that_was_to_be(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError) as error, files.aside(path) as temporary:
+        temporary.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert files.told(error.value) == f"{path}: No space left on device" and list(tmp_path.iterdir()) == []
+    assert files.told(ConnectionResetError(errno.ECONNRESET, "reset")) is None
+
+
+def test_a_record(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    assert files.noted(path) is None and capsys.readouterr().out == ""
+    files.write_json({"a": "ü"}, path)
+    assert files.noted(path) == {"a": "ü"}
+    for damage in (b"", b"[]", b"{", b"\xff", b"[" * 200_000):
+        path.write_bytes(damage)
+        assert files.noted(path) is None
+        assert capsys.readouterr().out.startswith(f"{path} is damaged (")

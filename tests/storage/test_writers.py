@@ -1,3 +1,4 @@
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -112,6 +113,30 @@ def test_a_torn_last_line_is_healed(tmp_path):
     writer.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
     assert read_metrics(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("damage", [bytes(40), b"\xff\xfe", b"[1]", b'{"loss": 1}', b"[" * 200_000])
+def test_a_damaged_line_is_dropped_and_told(tmp_path, capsys, damage):
+    line = b'{"stage": "tae", "step": %d, "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(line % 1 + damage + b"\n" + line % 2)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    Writer(tmp_path, "tae", resume_step=2).close()
+    assert capsys.readouterr().out == f"{tmp_path}/metrics.jsonl: 1 damaged lines dropped\n"
+    assert (tmp_path / "metrics.jsonl").read_bytes() == line % 1 + line % 2
+
+
+def test_a_full_disk_does_not_block_the_run(tmp_path, monkeypatch):
+    """Far more events than tensorboardX's queue takes: its thread would have died, and the run waited for it."""
+    writer = Writer(tmp_path)
+
+    def full(event):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer._events, "add_event", full)
+    for _ in range(30):
+        with pytest.raises(OSError) as error:
+            writer.write_scalars(1, {"loss": 1})
+    assert error.value.filename == f"{tmp_path}/metrics.jsonl"
 
 
 def test_opening_a_whole_file_leaves_another_writer_of_it_alone(tmp_path):
