@@ -87,7 +87,7 @@ def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -
             progress.update(done)
         rate = len(missing) / (time.monotonic() - begun)
     writer.write_scalars(0, {f"encode_text/{name}_prompts_per_second": rate})
-    sync.barrier(world)
+    sync.wait(world)
     if world.rank == 0:
         counts = f"{len(missing)} texts embedded ({rate:.1f} prompts/s), {kept} there before"
         print(f"encode_text: {name}: {counts}, {cut} cut to {budget} tokens; in {folder}", flush=True)

@@ -6,10 +6,13 @@ many ranks there are. Who finds its neighbour silent, or fails itself, says so i
 """
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from moviegen.storage import files
 
 OVER = "over.json"
 GRACE = 60  # seconds
+_beats_in: list[Path] = []  # the folder, while this process beats
+_meetings = itertools.count(1)
 
 
 @contextlib.contextmanager
@@ -27,22 +32,25 @@ def beating(folder: Path, timeout: float) -> Iterator[None]:
 
     What is raised within ends the other ranks in the same way. To be entered before MindSpore's communication is set up.
     """
-    # What MindSpore and HCCL do by themselves comes later: it names nobody. They count in whole seconds.
-    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):
+    # What MindSpore and HCCL do by themselves comes later: it names nobody. They count in whole seconds. The last is how
+    # long a collective on CPU waits for a rank that comes late.
+    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT", "MS_RECEIVE_MSG_TIMEOUT"):
         os.environ.setdefault(name, f"{timeout + GRACE:.0f}")
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # no rank: it holds the interpreter's lock, and ends by MS_NODE_TIMEOUT
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / f"alive_{rank()}"
-    own.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    own.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    (folder / f"met_{rank()}").write_text("0", encoding="utf-8")  # whatever an earlier run has left
+    _beats_in.append(folder)
     before, done, failure = _changed(folder / OVER), threading.Event(), ""
     watching = threading.Thread(target=_watch, args=(folder, own, timeout, before, done), daemon=True)
     watching.start()
     try:
         yield
-    except Stopped:
-        raise  # every rank of a stopped run says so by itself
+    except Stopped:  # every rank is asked to, and may still be saving
+        raise
     except BaseException as error:
         failure = f"failed ({type(error).__name__}: {error})"
         raise
@@ -50,14 +58,40 @@ def beating(folder: Path, timeout: float) -> Iterator[None]:
         done.set()
         watching.join()
         own.unlink(missing_ok=True)  # a rank that is done is not silent
+        _beats_in.remove(folder)
         if failure:
             _tell(folder, before, rank(), failure)
+
+
+def meet() -> bool:
+    """Returns when every rank has called it, however far apart; False, at once, where this process does not beat.
+
+    A collective gives up on a rank that comes minutes late; a dead one is noticed here as anywhere else.
+    """
+    if not _beats_in:
+        return False
+    folder, number = _beats_in[-1], next(_meetings)
+    own = folder / f"met_{rank()}"
+    if rank() == 0:
+        for other in range(1, ranks()):
+            _until(folder / f"met_{other}", number)
+    own.write_text(f"{number}", encoding="utf-8")  # in place: a shared file system may show a new file late
+    if rank():
+        _until(folder / "met_0", number)
+    return True
+
+
+def _until(path: Path, number: int) -> None:
+    pause = 0.02
+    while not path.is_file() or int(path.read_text(encoding="utf-8") or 0) < number:
+        time.sleep(pause * (0.5 + random.random()))  # a thousand ranks do not look all at once
+        pause = min(1.0, pause * 1.5)
 
 
 def over(folder: Path) -> dict | None:
     """Why the run in this folder is over, {"rank": which rank, "why": what it did}, if a rank has said so."""
     path = folder / OVER
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _watch(folder: Path, own: Path, timeout: float, before: int | None, done: threading.Event) -> None:

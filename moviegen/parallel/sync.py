@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import ops
 
 from moviegen.nn import backend
-from moviegen.parallel import collectives
+from moviegen.parallel import collectives, heartbeat
 from moviegen.parallel.mesh import Group
 
 
@@ -25,6 +25,12 @@ def agree(value: int, group: Group) -> int:
 def barrier(group: Group) -> None:
     """Returns when every rank of the group has called it."""
     agree(0, group)
+
+
+def wait(world: Group) -> None:
+    """Like `barrier` of all ranks, which here may come minutes apart: after work that one does longer than others."""
+    if world.size > 1 and not heartbeat.meet():
+        barrier(world)
 
 
 def first_rank_alone(world: Group, do: Callable[[], None], marker: Path) -> None:

@@ -116,7 +116,7 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
             print(
                 f"{name}: step {done} of {steps} is saved in {folder}; the same command continues from it", flush=True
             )
-        sync.barrier(world)  # the end of one rank ends the others: the first one has committed its checkpoint by now
+        sync.wait(world)  # the end of one rank ends the others: the first one has committed its checkpoint by now
     if skipped and len(skipped) == most_skipped:
         raise ConfigError(_too_many(skipped, config, folder))
     if stopped and done < steps:

@@ -198,6 +198,7 @@ def _network(tree: Tree, prefix: str, starts: Mapping[str, int]) -> Tree:
 
 def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout: Layout) -> Future | None:
     """Copies this rank's shards and writes them in the background; the first replica of the state alone is written."""
+    sync.wait(layout.mesh.world)  # rank 0 may have waited for the checkpoint before
     # New for every attempt and the same on every rank.
     token = sync.agree(int(time.time()) % 10_000_000, layout.mesh.world)
     if layout.mesh.world.rank >= layout.shard.size:

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import threading
 
 import pytest
@@ -15,7 +16,7 @@ def ended(monkeypatch):
     monkeypatch.setattr(heartbeat, "rank", lambda: 0)
     monkeypatch.setattr(heartbeat, "ranks", lambda: 2)
     monkeypatch.setattr(heartbeat, "_end", ended.append)
-    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT", "MS_ROLE"):
+    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT", "MS_RECEIVE_MSG_TIMEOUT", "MS_ROLE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return ended
@@ -80,5 +81,45 @@ def test_mindspore_and_hccl_give_up_later(ended, tmp_path, monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_SCHED")
     monkeypatch.setenv("HCCL_EXEC_TIMEOUT", "3")
     with heartbeat.beating(tmp_path / "none", 300.0):
-        assert os.environ["MS_NODE_TIMEOUT"] == "360" and os.environ["HCCL_EXEC_TIMEOUT"] == "3"
+        assert os.environ["MS_NODE_TIMEOUT"] == os.environ["MS_RECEIVE_MSG_TIMEOUT"] == "360"
+        assert os.environ["HCCL_EXEC_TIMEOUT"] == "3"
     assert not (tmp_path / "none").exists()
+
+
+def test_ranks_that_come_late_are_waited_for_without_a_collective(tmp_path, monkeypatch):
+    """Threads stand in for ranks; what an earlier run has left counts for nothing."""
+    number, passed = threading.local(), []
+    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT", "MS_RECEIVE_MSG_TIMEOUT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(heartbeat, "rank", lambda: number.rank)
+    monkeypatch.setattr(heartbeat, "ranks", lambda: 3)
+    monkeypatch.setattr(heartbeat, "_meetings", iter([1, 1, 1, 2, 2, 2]))
+    monkeypatch.setattr(heartbeat, "_watch", lambda *_: None)
+    assert heartbeat.meet() is False
+    for rank in range(3):
+        (tmp_path / f"met_{rank}").write_text("7")
+    begun = threading.Barrier(3)
+
+    def run(rank, late):
+        number.rank = rank
+        with heartbeat.beating(tmp_path, 1000):
+            begun.wait(20)
+            for _ in range(2):
+                threading.Event().wait(late)
+                passed.append("in")
+                assert heartbeat.meet()
+                passed.append("out")
+                begun.wait(20)
+
+    threads = [threading.Thread(target=run, args=(rank, late)) for rank, late in enumerate((0.0, 0.3, 0.1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert passed == (["in"] * 3 + ["out"] * 3) * 2
+
+
+def test_a_rank_that_was_asked_to_stop_does_not_end_the_others(ended, tmp_path):
+    with pytest.raises(Stopped), heartbeat.beating(tmp_path, 1000):
+        raise Stopped(signal.SIGINT)
+    assert heartbeat.over(tmp_path) is None and not (tmp_path / "alive_0").exists()
