@@ -14,7 +14,7 @@ from moviegen.demo import report as reports
 from moviegen.evaluation import baselines, metrics, reconstruction
 from moviegen.models.tae import weights as tae_weights
 from moviegen.runner import Run
-from moviegen.sampling.sampler import Request, Sampler, write
+from moviegen.sampling.sampler import Request, Sampler, begin, write
 from moviegen.storage import files
 from moviegen.training import autoencoder, generator
 
@@ -72,8 +72,9 @@ def sample(config: Any, workdir: str) -> dict[str, float]:
     """Samples held-out prompts (or the clips' captions), measures each, and writes samples.json beside the videos."""
     wanted = _prompts(config)
     requests = [Request(prompt, index) for index, (prompt, _) in enumerate(wanted)]
-    verdicts = []
-    for request, pieces in Sampler(Run(config, Path(workdir))).sample(requests):
+    sampler, verdicts = Sampler(Run(config, Path(workdir))), []
+    begin(Path(workdir) / "samples", sampler, requests)
+    for request, pieces in sampler.sample(requests):
         frames = np.concatenate(list(pieces))
         base = write(Path(workdir) / "samples", request, [frames], len(frames), config.sample.fps)
         verdict = _verdict(config, wanted[request.index][1], frames)

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,23 +11,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from moviegen import config as configs
 from moviegen.data import trained_with, video
 from moviegen.errors import ConfigError
 from moviegen.models.tae import model as tae, tiles as tae_tiles, weights as tae_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
-from moviegen.parallel import comm
+from moviegen.parallel import comm, sync
 from moviegen.parallel.comm import Comm
 from moviegen.runner import Run
 from moviegen.sampling.assignment import assign
 from moviegen.sampling.generate import generate, noise
-from moviegen.storage import checkpoint
+from moviegen.storage import checkpoint, files, step_folders
 from moviegen.storage.writers import Progress
 from moviegen.text import online
 from moviegen.text.encoders import Encoder
 from moviegen.training import state as states
 
 SHEET_FRAMES = 8
+INDEX = "samples.json"
 
 
 class Request(NamedTuple):
@@ -51,12 +54,15 @@ class Sampler:
         self.latent_shape = latent_shape(config)
         tiles = len(tae_tiles.starts(self.latent_shape[1]))
         self.assignment = assign(run.mesh, config.sample.guidance_scale != 1, tiles)
-        self.folder = Path(config.sample.checkpoint or run.workdir / "checkpoints")
-        if checkpoint.latest(self.folder) is None:
+        folder = Path(config.sample.checkpoint or run.workdir / "checkpoints")
+        step = checkpoint.latest(folder)
+        if step is None:
             raise ConfigError(
-                f"sample.checkpoint is {config.sample.checkpoint!r}, and there is no checkpoint in {self.folder}: "
+                f"sample.checkpoint is {config.sample.checkpoint!r}, and there is no checkpoint in {folder}: "
                 "train first, or name the checkpoints folder of a run"
             )
+        self.step = sync.agree(step, run.mesh.world)  # a run that is training may save another meanwhile
+        self.folder = step_folders.place(folder)[0] / f"step-{self.step:08d}"
         self.tae_weights = tae_weights.configured(config)
         self._check_what_it_was_trained_with()
 
@@ -103,7 +109,7 @@ class Sampler:
         shapes = transformer.shapes(config.model)
         params, meta = states.load_ema(self.folder, states.Layout(shapes, mesh, zero_stage))
         if mesh.world.rank == 0:
-            print(f"sample: weights of step {meta['step']} in {self.folder}", flush=True)
+            print(f"sample: weights of step {meta['step']} in {self.folder.parent}", flush=True)
         exchange = comm.make(mesh, zero_stage, shapes, config.model.get("compute_dtype", "float32"))
         statistics = tae_weights.latent_statistics(meta, config.tae.latent_channels, self.folder)
         return params, exchange, ConfigDict(statistics)
@@ -130,13 +136,48 @@ def latent_shape(config: Any) -> tuple[int, int, int, int]:
     return config.tae.latent_channels, frames, settings.height // 8, settings.width // 8
 
 
+def begin(folder: Path, sampler: Sampler, requests: Sequence[Request]) -> None:
+    """Writes `folder/samples.json`, how each of its samples is made: those whose files are there are finished.
+
+    The folder holds one sampling: another one's files and index are moved to `folder/earlier-N`. Every rank calls it.
+    """
+    config, world = sampler.run.config, sampler.run.mesh.world
+    settings = {key: value for key, value in configs.to_plain(config.sample).items() if key != "prompts"}
+    index = {"checkpoint": str(sampler.folder), "step": sampler.step, "seed": config.seed, "settings": settings}
+    suffix = ".mp4" if config.sample.num_frames > 1 else ".png"
+    index["samples"] = [{**request._asdict(), "file": file_name(request) + suffix} for request in requests]
+    if world.rank == 0:
+        before = files.noted(folder / INDEX)
+        if before not in (None, index):
+            _move_away(folder, before)
+        files.write_json(index, folder / INDEX)
+    sync.wait(world)
+
+
+def _move_away(folder: Path, index: dict) -> None:
+    places = (folder / f"earlier-{number}" for number in itertools.count(1))
+    place = next(place for place in places if not (place / INDEX).exists())
+    place.mkdir(exist_ok=True)
+    stems = {Path(sample["file"]).stem for sample in index["samples"]}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stem in stems and file.suffix in (".mp4", ".png"):
+            os.replace(file, place / file.name)
+    os.replace(folder / INDEX, place / INDEX)  # last: a kill before it and the next sampling goes on with it
+    print(f"sample: samples made in another way are in {place} now", flush=True)
+
+
+def file_name(request: Request) -> str:
+    """Returns `NN-prompt`, without a suffix."""
+    slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60].rstrip("-") or "empty"
+    return f"{request.index:02d}-{slug}"
+
+
 def write(folder: Path, request: Request, pieces: Iterable[np.ndarray], count: int, fps: float) -> Path:
     """Writes `count` frames, in pieces uint8 (n h w c), as `NN-prompt.mp4` with a contact sheet `.png`.
 
     A single frame is a PNG alone. Returns the path without suffix.
     """
-    slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:60].rstrip("-") or "empty"
-    base = folder / f"{request.index:02d}-{slug}"
+    base = folder / file_name(request)
     wanted = set(np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(int))
     sheet: list[np.ndarray] = []
 
