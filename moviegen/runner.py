@@ -1,20 +1,20 @@
 """One run of one experiment: settings are checked, its config and result are noted in the workdir."""
 
+import contextlib
 import importlib
-import json
 import math
+import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from moviegen import config as configs, settings
-from moviegen.errors import ConfigError
+from moviegen.errors import ConfigError, Stopped
 from moviegen.parallel import heartbeat, mesh as meshes, rules
 from moviegen.parallel.mesh import ONE, Mesh, rank, ranks
-from moviegen.storage import files
+from moviegen.storage import files, lock
 
 if TYPE_CHECKING:
     from moviegen.storage.writers import Writer
@@ -60,6 +60,14 @@ class Plan(NamedTuple):
     axes: dict[str, int]
     stage: str | None
 
+    def record(self, name: str) -> Path:
+        """Where this job keeps what is called `name`: the experiment's own job under that name, any other under `JOB.name`."""
+        return self.workdir / (name if self.job == self.config.get("job") else f"{self.job}.{name}")
+
+    def owned(self) -> contextlib.AbstractContextManager[int | None]:
+        """The lock of what this job writes (`lock.held`): another job may work in the same workdir at the same time."""
+        return lock.held(self.record("lock"))
+
 
 def run(
     config: ConfigDict | str,
@@ -75,22 +83,32 @@ def run(
     `runs/<config.name>`, `mesh` to data parallel over all ranks. A workdir that holds an unfinished run is resumed.
     `writer`, a `clu.metric_writers.MetricWriter` or anything with its methods, gets what training and encode_text write,
     beside metrics.jsonl and TensorBoard, on rank 0; it is flushed and not closed.
-    Leaves `config.json` and, once finished, `result.json` in the workdir. Raises ConfigError.
+    Leaves `config.json` and, once finished, `result.json` in the workdir; a job that is not the experiment's own,
+    `JOB.config.json` and `JOB.result.json`. One that finds nothing left to do leaves the result as it was, and its metrics
+    are returned. Raises ConfigError, also where another run is at work there.
     """
     plan = prepare(config, job, workdir, mesh, stage, ranks())
-    with heartbeat.beating(plan.workdir / "ranks", plan.config.train.rank_timeout) if ranks() > 1 else nullcontext():
+    with contextlib.ExitStack() as stack:
+        if rank() == 0 and os.environ.get("MS_ROLE") != "MS_SCHED":
+            stack.enter_context(plan.owned())
+        if ranks() > 1:
+            stack.enter_context(heartbeat.beating(plan.record("ranks"), plan.config.train.rank_timeout))
         mesh = meshes.setup(plan.axes)
         if rank() == 0:
-            _note_config(plan.config, plan.workdir)
+            _note_config(plan)
             for note in rules.notes(plan.axes, plan.config, plan.job):
                 print(f"note: {note}", flush=True)
-        start = time.time()
+        start = time.monotonic()
         job = importlib.import_module(f"moviegen.jobs.{plan.job}")
-        metrics = job.run(Run(plan.config, plan.workdir, mesh, plan.stage, writer))
-    metrics = {name: float(value) for name, value in metrics.items()}
-    if rank() == 0:
-        result = {"job": plan.job, "stage": plan.stage, "seconds": round(time.time() - start, 1), "metrics": metrics}
-        files.write_json(result, plan.workdir / "result.json")
+        try:
+            metrics = job.run(Run(plan.config, plan.workdir, mesh, plan.stage, writer))
+        except Stopped:
+            _together(mesh)
+            raise
+        metrics = {name: float(value) for name, value in metrics.items()}
+        if rank() == 0:
+            metrics = _note_result(plan, metrics, time.monotonic() - start)
+        _together(mesh)
     return metrics
 
 
@@ -151,11 +169,32 @@ def jobs() -> list[str]:
     return sorted(path.stem for path in JOBS.glob("*.py") if not path.stem.startswith("_"))
 
 
-def _note_config(config: ConfigDict, workdir: Path) -> None:
+def _together(mesh: Mesh) -> None:
+    """Has the ranks leave together: MindSpore's scheduler, and msrun, end those that are still at work when others leave."""
+    if mesh.world.size > 1:
+        from moviegen.parallel import sync
+
+        sync.wait(mesh.world)
+
+
+def _note_config(plan: Plan) -> None:
     """Writes config.json, and before that prints what differs from the run that was here before."""
-    path = workdir / "config.json"
-    if path.is_file():
-        for line in configs.changes(json.loads(path.read_text()), configs.to_plain(config)):
-            print(f"config changed since the last run in {workdir}: {line}", flush=True)
-    files.write_json(configs.to_plain(config), path)
-    (workdir / "result.json").unlink(missing_ok=True)
+    path, config, result = plan.record("config.json"), configs.to_plain(plan.config), plan.record("result.json")
+    for line in configs.changes(files.noted(path) or config, config):
+        print(f"config changed since the last run in {plan.workdir}: {line}", flush=True)
+    files.write_json(config, path)
+    if result.is_file():  # aside: a run that does not finish has no result
+        os.replace(result, plan.record("result.before.json"))
+
+
+def _note_result(plan: Plan, metrics: dict[str, float], seconds: float) -> dict[str, float]:
+    """Writes result.json, or puts back the one from before where the job found nothing left to do; returns its metrics."""
+    path, before = plan.record("result.json"), plan.record("result.before.json")
+    found = None if metrics else files.noted(before)
+    if found:
+        print(f"{plan.job}: was finished before, its result is in {path}", flush=True)
+        os.replace(before, path)
+        return found["metrics"]
+    files.write_json({"job": plan.job, "stage": plan.stage, "seconds": round(seconds, 1), "metrics": metrics}, path)
+    before.unlink(missing_ok=True)
+    return metrics

@@ -1,7 +1,6 @@
 """A sweep: one experiment run once for each of a list of overrides, every run a process and a folder of its own."""
 
 import contextlib
-import json
 import math
 import re
 import subprocess
@@ -99,12 +98,10 @@ def _runs(file: str) -> dict[str, dict[str, Any]]:
 
 def _result(where: Path, config: dict, plan: Plan) -> dict | None:
     """Returns the result of a run that is finished with this config, job and stage, else None."""
-    try:
-        result = json.loads((where / "result.json").read_text())
-        same = json.loads((where / "config.json").read_text()) == config
-    except FileNotFoundError:
-        return None
-    return result if same and (result["job"], result["stage"]) == (plan.job, plan.stage) else None
+    there = plan._replace(workdir=where)
+    result, noted = (files.noted(there.record(name)) for name in ("result.json", "config.json"))
+    same = result is not None and (noted, result.get("job"), result.get("stage")) == (config, plan.job, plan.stage)
+    return result if same else None
 
 
 def table(rows: list[dict]) -> str:

@@ -100,6 +100,56 @@ def test_a_failed_run_leaves_no_result(config, calls, tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+def test_each_job_has_a_record_of_its_own(config, calls, tmp_path, monkeypatch):
+    moviegen.run(config, workdir=tmp_path)
+    kept = {name: (tmp_path / name).read_text() for name in ("config.json", "result.json")}
+    monkeypatch.setattr(runner, "jobs", lambda: ["fake", "other"])
+    monkeypatch.setitem(sys.modules, "moviegen.jobs.other", sys.modules["moviegen.jobs.fake"])
+    config.optim.learning_rate = 3.0
+    assert moviegen.run(config, job="other", workdir=tmp_path) == {"loss": 1.5}
+    assert {name: (tmp_path / name).read_text() for name in kept} == kept
+    assert json.loads((tmp_path / "other.config.json").read_text())["optim"]["learning_rate"] == 3.0
+    result = json.loads((tmp_path / "other.result.json").read_text())
+    assert (result["job"], result["metrics"]) == ("other", {"loss": 1.5})
+
+
+def test_a_finished_run_that_is_repeated_keeps_its_result(config, calls, tmp_path, capsys):
+    moviegen.run(config, workdir=tmp_path)
+    kept = (tmp_path / "result.json").read_text()
+    fake = sys.modules["moviegen.jobs.fake"]
+    fake.run = lambda given: 1 / 0
+    with pytest.raises(ZeroDivisionError):  # ended before it could see that nothing is left to do
+        moviegen.run(config, workdir=tmp_path)
+    fake.run = lambda given: {}
+    assert moviegen.run(config, workdir=tmp_path) == {"loss": 0.25}
+    assert (tmp_path / "result.json").read_text() == kept
+    assert f"fake: was finished before, its result is in {tmp_path}/result.json" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock", "result.json"]
+
+
+@pytest.mark.parametrize("content", [bytes(40), b"[1]", b"[" * 200_000, b"\xff"])
+def test_a_damaged_config_of_before_is_told_and_written_anew(config, calls, tmp_path, capsys, content):
+    (tmp_path / "config.json").write_bytes(content)
+    assert moviegen.run(config, workdir=tmp_path) == {"loss": 0.25}
+    assert f"{tmp_path}/config.json is damaged" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+def test_a_workdir_has_one_run_of_a_job_at_a_time(config, calls, tmp_path, monkeypatch):
+    fake = sys.modules["moviegen.jobs.fake"]
+    monkeypatch.setattr(runner, "jobs", lambda: ["fake", "other"])
+    monkeypatch.setitem(sys.modules, "moviegen.jobs.other", types.SimpleNamespace(run=fake.run))
+
+    def run(given):
+        with pytest.raises(ConfigError, match="belongs to another run"):
+            moviegen.run(config, workdir=tmp_path)
+        assert moviegen.run(config, job="other", workdir=tmp_path) == {"loss": 0.25}  # beside it
+        return {}
+
+    fake.run = run
+    moviegen.run(config, workdir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -132,8 +182,8 @@ def test_no_workdir_without_a_name(config, calls):
 
 
 def test_a_second_rank_notes_nothing(config, calls, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.meshes, "setup", lambda axes: None)
-    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):
+    monkeypatch.setattr(runner.meshes, "setup", lambda axes: runner.ONE)
+    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT", "MS_RECEIVE_MSG_TIMEOUT"):
         monkeypatch.setenv(name, "1")
     config.train = ConfigDict({"rank_timeout": 60.0})
     for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "1"}.items():

@@ -69,8 +69,7 @@ def stage_config(config: Any, workdir: str | Path, name: str) -> ConfigDict:
 
 def finished(workdir: str | Path, name: str) -> dict | None:
     """Returns what a finished stage noted: metrics, seconds, peak_memory_gb, identity. None when it is not finished."""
-    path = Path(workdir) / name / "done.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return files.noted(Path(workdir) / name / "done.json")
 
 
 def _identity(config: Any, name: str, before: str) -> str:
@@ -85,18 +84,19 @@ def _identity(config: Any, name: str, before: str) -> str:
 def _run_stage(config: Any, workdir: Path, name: str, before: str, identity: str) -> dict:
     folder = workdir / name
     started = folder / "started.json"
-    if started.is_file() and json.loads(started.read_text())["before"] != before:
+    noted = files.noted(started)
+    if noted is not None and noted["before"] != before:
         print(f"{name}: starts anew, a stage before it has changed", flush=True)
         shutil.rmtree(folder)
     (folder / "done.json").unlink(missing_ok=True)
     files.write_json({"before": before}, started)
     made = stage_config(config, workdir, name)
     files.write_json(configs.to_plain(made), folder / "config.json")
-    start = time.time()
+    start = time.monotonic()
     # A process for each stage: compiled graphs keep their memory for the life of the process.
     metrics, peak = isolate.call(f"moviegen.demo.stages:{name}", made, str(folder))
     peak = round(peak + isolate.own_peak_memory_gb(), 3)  # both are alive at the same time
-    seconds = round(time.time() - start, 1)
+    seconds = round(time.monotonic() - start, 1)
     done = {"metrics": metrics, "seconds": seconds, "peak_memory_gb": peak, "identity": identity}
     files.write_json(done, folder / "done.json")
     return done
