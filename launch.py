@@ -8,7 +8,7 @@
 --config.KEY=VALUE sets one key of the experiment; keys cannot be invented, and a value must have the key's type. With
 --show added, a command prints every key with its value, what it may be, and what the experiment's file says about it.
 The same command again continues an unfinished run. Exit code: 0 done, 2 a wrong setting or an unusable file,
-130 interrupted, 1 anything else.
+130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
 """
 
 import os
@@ -17,11 +17,20 @@ import signal
 import sys
 import traceback
 
+if __name__ == "__main__":
+    for _signum in (signal.SIGINT, signal.SIGTERM):  # until `signals.listen`: nothing has begun
+        if signal.getsignal(_signum) is not signal.SIG_IGN:
+            signal.signal(_signum, lambda signum, _: os._exit(128 + signum))
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        # Arguments, names of files and what is printed are UTF-8, whatever the locale: Python decides at its start.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
+
 from absl import flags
 
-from moviegen import config as configs, describe, runner, sweep
-from moviegen.errors import ConfigError
+from moviegen import config as configs, describe, runner, signals, sweep
+from moviegen.errors import ConfigError, Stopped
 from moviegen.parallel import launcher
+from moviegen.storage import files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "Experiment: FILE.py, or FILE.py:name,name=value with arguments that it takes.")
@@ -64,14 +73,9 @@ def main(argv: list[str]) -> int:
         return sweep.run(FLAGS.sweep, plan, FLAGS.workdir, _command(overrides, "job", "stage", "mesh", "workers"))
     if ranks > 1 and not launcher.is_rank():
         command = _command(overrides, "job", "stage", "mesh", "workdir")
-        return launcher.run(command, FLAGS.workers, plan.workdir)
-    try:
-        runner.run(plan.config, plan.job, plan.workdir, FLAGS.mesh, plan.stage)
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted: to continue from {plan.workdir}, run {shlex.join(['python', *sys.argv])}", file=sys.stderr
-        )
-        return 130
+        with plan.owned() as lock:
+            return launcher.run(command, FLAGS.workers, plan.workdir, plan.record("ranks"), lock)
+    runner.run(plan.config, plan.job, plan.workdir, FLAGS.mesh, plan.stage)
     return 0
 
 
@@ -82,18 +86,36 @@ def _command(overrides: dict[str, str], *names: str) -> list[str]:
     return [os.path.abspath(__file__), f"--config={FLAGS.config}", *values, *given]
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends what this process started
+def _ended() -> int:
+    """Returns the exit code of `main`, once what ended it is told."""
     try:
-        code = main(sys.argv)
+        return main(sys.argv)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Stopped as stopped:
+        return stopped.code
     except SystemExit as ended:
-        code = ended.code
-    except Exception:
-        traceback.print_exc()
-        code = 1
+        return ended.code
+    except Exception as error:
+        told = files.told(error) if isinstance(error, OSError) else None
+        if told is None:
+            traceback.print_exc()
+            return 1
+        print(f"error: {told}; once that is mended, the same command goes on", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    signals.listen()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    code = _ended()
+    if code in (130, 143):
+        how = "" if launcher.is_rank() else f": to go on, run {shlex.join(['python', *sys.argv])}"
+        print(f"\nstopped by {signal.Signals(code - 128).name}{how}", file=sys.stderr)
     if code and launcher.is_rank():
         # At once: an orderly exit waits for the checkpoint's writer, and that for the parts of ranks that will end too.
         sys.stdout.flush()

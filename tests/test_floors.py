@@ -12,7 +12,7 @@ import moviegen
 ROOT = Path(moviegen.__file__).parent
 # From the ground up; rooms of one line are side by side and do not see each other.
 FLOORS = [
-    ("errors", "streams", "settings"),
+    ("errors", "signals", "streams", "settings"),
     ("config", "flow"),
     ("nn", "describe"),
     ("storage",),

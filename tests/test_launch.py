@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import launch
 from moviegen import sweep
 from moviegen.errors import ConfigError
 from moviegen.parallel import launcher
+from moviegen.storage.writers import read_metrics
 
 ROOT = Path(launch.__file__).parent
 EXPERIMENT = """
@@ -23,18 +26,40 @@ def get_config(tiny=False):
 """
 # Python imports this by itself at its start: every process gets a job "fake", and a MindSpore that cannot be imported.
 SITE = """
-import os, signal, sys, time, types
+import ctypes, os, signal, sys, time, types
+import moviegen.parallel.mesh as meshes
 import moviegen.runner as runner
+import moviegen.signals as signals
 from moviegen.errors import DataError
+
+signals.GRACE = 0.5
 
 def run(given):
     config = given.config
     print("running", given.stage, flush=True)
     if config.fail == "data":
         raise DataError("clips.csv:3: a.mp4 is not a video")
-    if config.fail == "sleep":
-        time.sleep(60)
+    if config.fail == "print":
+        print("ü")
+    if config.fail == "native":  # as a compiler, which lets no handler of Python's run
+        ctypes.CDLL(None).sleep(60)
+    if config.fail in ("sleep", "tidy"):
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(1 if config.fail == "tidy" else 0)
+            print("tidied up", flush=True)
+    if config.fail == "write":
+        writer = given.open_writer("fake")
+        for step in range(200):
+            writer.write_scalars(step, {"loss": step})
+        writer.close()
     return {"loss": config.rate * 2}
+
+def setup(axes):
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        os._exit(0)
+    return meshes.ONE
 
 runner.jobs = lambda: ["fake"]
 runner.WITH_STAGES = ("fake",)
@@ -43,6 +68,7 @@ module.run = run
 sys.modules["moviegen.jobs.fake"] = module
 if "WITHOUT_MINDSPORE" in os.environ:
     sys.modules["mindspore"] = None
+    meshes.setup = setup
 """
 
 
@@ -57,9 +83,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(*args):
+def start(*args, **more):
     command = [sys.executable, str(ROOT / "launch.py"), *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", **more
+    )
 
 
 def finish(process):
@@ -149,13 +177,127 @@ def test_sweep_from_the_command_line(here):
     assert "error: clips.csv:3" in err and "all numbers: runs/e-s/summary.json" in out
 
 
-def test_interrupt_says_how_to_continue(here):
-    process = start("--config=e.py", "--config.fail=sleep", "--workdir=w")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("fail", ["sleep", "tidy", "native"])
+def test_a_signal_says_how_to_continue(here, signum, code, fail):
+    process = start("--config=e.py", f"--config.fail={fail}", "--workdir=w")
     assert process.stdout.readline() == "running None\n"
-    process.send_signal(signal.SIGINT)
-    code, _, err = finish(process)
-    assert code == 130 and "Traceback" not in err
-    assert "--config=e.py --config.fail=sleep --workdir=w" in err
+    for _ in range(1 if fail == "sleep" else 2):
+        process.send_signal(signum)
+        time.sleep(0.2)
+    found, _, err = finish(process)
+    assert found == code and "Traceback" not in err
+    if fail != "native":  # that one ends in the middle of it
+        line = f"stopped by {signum.name}: to go on, run python {ROOT}/launch.py --config=e.py --config.fail={fail} --workdir=w"
+        assert err.strip() == line
+    code, out, _ = finish(start("--config=e.py", "--workdir=w"))
+    assert code == 0 and f'fail: "{fail}" -> ""' in out  # no lock was left
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_python_still_imports(here, signum, code):
+    (here / "site/sitecustomize.py").write_text(
+        "import os, sys\nclass Finder:\n"
+        f"    def find_spec(self, name, *_):\n        name == 'absl' and os.kill(os.getpid(), {signum:d})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    assert finish(start("--config=e.py")) == (code, "", "")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("twice", [False, True])
+def test_ranks_get_the_signal_and_time_to_stop(here, signum, code, twice):
+    process = start("--config=e.py", "--config.fail=tidy", "--workdir=w", "--workers=2")
+    while "running" not in process.stdout.readline():
+        pass
+    while "running" not in (here / "w/ranks/worker_1.log").read_text():
+        time.sleep(0.05)
+    refused, _, said = finish(start("--config=e.py", "--workdir=w", "--workers=2"))
+    assert refused == 2 and f"w belongs to another run (lock): process {process.pid} on " in said
+    for _ in range(1 + twice):
+        process.send_signal(signum)
+        time.sleep(0.3)
+    found, out, err = finish(process)
+    assert found == code and f"stopped by {signum.name}: to go on, run python {ROOT}/launch.py" in err
+    assert "Traceback" not in err
+    logs = [(here / f"w/ranks/worker_{rank}.log").read_text() for rank in (0, 1)]
+    assert ["tidied up" in log for log in logs] == [not twice, not twice], logs
+    assert (here / "w/lock").read_text() == ""
+
+
+def test_ranks_keep_the_lock_of_a_launcher_that_is_killed(here):
+    process = start("--config=e.py", "--config.fail=sleep", "--workdir=w", "--workers=2")
+    while "running" not in process.stdout.readline():
+        pass
+    rank = [int(re.search(r"process (\d+)", (here / f"w/ranks/alive_{i}").read_text())[1]) for i in (0, 1)]
+    process.kill()
+    process.communicate()
+    code, _, err = finish(start("--config=e.py", "--workdir=w"))
+    assert code == 2 and "belongs to another run" in err
+    for pid in rank:
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(100):
+        if finish(start("--config=e.py", "--workdir=w"))[0] == 0:
+            return
+    raise AssertionError("the lock outlived the ranks")
+
+
+def make_dangling(path):
+    path.symlink_to("nowhere/at/all")
+
+
+@pytest.mark.parametrize(
+    ("workdir", "make", "why"),
+    [
+        ("w", Path.touch, "w: is there and is no folder"),
+        ("w/run", lambda path: path.parent.touch(), "Not a directory"),
+        ("w", make_dangling, "w: is there and is no folder"),
+        ("w" * 256, lambda path: None, "File name too long"),
+        ("/proc/run", lambda path: None, "/proc/run: "),
+    ],
+)
+def test_a_folder_that_cannot_be_is_one_line(here, monkeypatch, capsys, workdir, make, why):
+    make(here / workdir)
+    for workers in ("--workers=1", "--workers=2"):
+        monkeypatch.setattr(sys, "argv", ["launch.py", "--config=e.py", f"--workdir={workdir}", workers])
+        monkeypatch.setattr(launch.runner, "jobs", lambda: ["fake"])
+        with flagsaver.flagsaver():
+            assert launch._ended() == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and why in err, err
+
+
+def test_an_error_of_a_connection_keeps_its_traceback(here, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "main", lambda argv: exec("raise ConnectionResetError(104, 'reset')"))
+    assert launch._ended() == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("limit", "file"), [(10, "w/"), (2000, "w/metrics.jsonl"), (300, "w/")])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(here, limit, file):
+    args = ("--config=e.py", "--config.fail=write", "--workdir=w")
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    code, _, err = finish(start(*args, preexec_fn=fill))
+    assert code == 2 and err.startswith("error: w/") and file in err and err.count("\n") == 1, err
+    assert "File too large" in err and not list((here / "w").glob("*.tmp"))
+    code, _, err = finish(start(*args))
+    assert code == 0, err
+    assert [line["step"] for line in read_metrics(here / "w")][-200:] == list(range(200))
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}],
+)
+def test_files_and_console_are_utf8_whatever_the_locale(here, monkeypatch, locale):
+    for name, value in locale.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = finish(start("--config=e.py", "--config.fail=print", "--workdir=ü"))
+    assert code == 0, err
+    assert "ü\n" in out and (here / "ü/config.json").is_file()
 
 
 def test_workers_start_this_script_again_without_workers(here, monkeypatch):
@@ -165,7 +307,7 @@ def test_workers_start_this_script_again_without_workers(here, monkeypatch):
     monkeypatch.setattr(launcher, "run", lambda *args: seen.update(args=args) or 5)
     with flagsaver.flagsaver():
         assert launch.main(["launch.py", "--config=e.py", "--workers=2", "--config.rate=1", "--stage=one"]) == 5
-    command, ranks, workdir = seen["args"]
+    command, ranks, workdir, *_ = seen["args"]
     assert command == [str(ROOT / "launch.py"), "--config=e.py", "--config.rate=1", "--stage=one"]
     assert ranks == 2 and workdir == Path("runs/e")
 

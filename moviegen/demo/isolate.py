@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from moviegen import signals
 from moviegen.errors import ConfigError, Stopped
 
 
@@ -20,8 +21,8 @@ def call(function: str, *args: Any) -> tuple[Any, float]:
     """Returns the result of `package.module:name`, called with `args` in a child, and the child's peak memory in GB.
 
     Arguments and result cross by pickle; what the child prints is shown as it comes. The child ends with its parent,
-    even by SIGKILL. A ConfigError or DataError in the child is raised here as itself; after anything else its traceback
-    has been printed and RuntimeError is raised.
+    even by SIGKILL, and is asked to stop where its parent is. A ConfigError, DataError or OSError in the child is raised
+    here as itself; after anything else its traceback has been printed and RuntimeError is raised.
     """
     context = multiprocessing.get_context("spawn")
     answers, child_end = context.Pipe(duplex=False)
@@ -42,7 +43,7 @@ def call(function: str, *args: Any) -> tuple[Any, float]:
         code = child.exitcode
         reason = f"was ended by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else "failed"
         raise RuntimeError(f"{function} {reason}; started again, it continues from its last checkpoint")
-    if isinstance(answer, ConfigError):
+    if isinstance(answer, ConfigError | OSError):
         raise answer
     return answer
 
@@ -68,17 +69,19 @@ def _without_script() -> Iterator[None]:
 
 
 def _run(function: str, args: tuple, answers: Connection) -> None:
+    os.setsid()  # an interrupt at the terminal is for the parent, which ends this process
+    signals.listen()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, _, name = function.partition(":")
     try:
         result = getattr(importlib.import_module(module), name)(*args)
         answers.send((result, own_peak_memory_gb()))
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         answers.send(error)
-    except Stopped as stopped:
-        sys.exit(stopped.code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Stopped as stopped:
+        sys.exit(stopped.code)
 
 
 def _end_with_parent() -> None:

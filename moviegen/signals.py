@@ -1,0 +1,46 @@
+"""Signals that ask a run to stop, SIGINT (Ctrl-C) and SIGTERM, heard by a thread of their own."""
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+
+GRACE = 10.0  # seconds to end after a second signal
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def listen() -> None:
+    """From now on a signal ends this process by KeyboardInterrupt or SystemExit(143), or calls what else is set for it.
+
+    MindSpore takes SIGINT over while it runs a graph and passes it on as SIGTERM, and its compiler lets no handler of
+    Python's run. So both signals are blocked here and in child processes, which have to call this themselves, and a
+    thread takes them: it has the main thread's handlers called, and ends a process that is still there GRACE seconds after
+    a second signal. To be called before there are other threads.
+    """
+    heard = {each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN}  # nohup has them ignored
+    for each in heard:
+        signal.signal(each, _stop)
+    signal.signal(signal.SIGURG, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    if heard:
+        threading.Thread(target=_hear, args=(heard, threading.main_thread().ident), daemon=True).start()
+
+
+def _stop(signum: int, _: object) -> None:
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + signum)
+
+
+def _hear(heard: set[signal.Signals], main: int) -> None:
+    before = False
+    while True:
+        signum = signal.sigwait(heard)
+        _thread.interrupt_main(signum)
+        signal.pthread_kill(main, signal.SIGURG)  # wakes it where it waits: what is set for `signum` is called then
+        if before:
+            time.sleep(GRACE)
+            os._exit(128 + signum)
+        before = True
