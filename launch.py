@@ -116,8 +116,9 @@ if __name__ == "__main__":
     if code in (130, 143):
         how = "" if launcher.is_rank() else f": to go on, run {shlex.join(['python', *sys.argv])}"
         print(f"\nstopped by {signal.Signals(code - 128).name}{how}", file=sys.stderr)
-    if code and launcher.is_rank():
-        # At once: an orderly exit waits for the checkpoint's writer, and that for the parts of ranks that will end too.
+    if code in (130, 143) or (code and launcher.is_rank()):
+        # At once: a module that was half imported crashes in an orderly exit, and that of a rank waits for the checkpoint's
+        # writer, which waits for the parts of ranks that will end too.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
