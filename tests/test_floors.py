@@ -97,3 +97,20 @@ def test_shapes_and_rules_need_no_mindspore():
 
 def test_every_room_has_a_floor():
     assert {room(name) for name in FILES} <= LEVEL.keys()
+
+
+def opens_text(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Name):
+        binary = any(isinstance(arg, ast.Constant) and "b" in str(arg.value) for arg in call.args[1:])
+        return call.func.id == "open" and not binary
+    path = (
+        isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) != "files"
+    )  # `files.write_text` is ours
+    return path and call.func.attr in ("read_text", "write_text")
+
+
+@pytest.mark.parametrize("path", [*FILES.values(), ROOT.parent / "launch.py"], ids=lambda path: path.stem)
+def test_text_files_are_utf8_whatever_the_locale(path):
+    calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    told = [any(word.arg == "encoding" for word in call.keywords) or call.lineno for call in calls if opens_text(call)]
+    assert set(told) <= {True}

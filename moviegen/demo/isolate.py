@@ -52,7 +52,7 @@ def own_peak_memory_gb() -> float:
     """Returns the largest resident memory of this process so far, in GB (10^9 bytes)."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would count what the parent had before this program was started in its place
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -116,7 +116,7 @@ def _reconstructions(workdir: Path) -> str:
 def _samples(config: Any, workdir: Path) -> str:
     """Every sample with what was measured of it."""
     folder = workdir / "sample"
-    verdicts = json.loads((folder / "samples.json").read_text())
+    verdicts = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     if config.data.source == "clips":
         intro = "Each caption's clip (left) and the sample of that caption (right)."
         cards = page.grid([_clip_card(folder, verdict) for verdict in verdicts])

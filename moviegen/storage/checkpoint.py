@@ -20,7 +20,7 @@ import numpy as np
 
 from moviegen.errors import DataError
 from moviegen.storage import arraystore, schema, step_folders, treestore
-from moviegen.storage.files import reason, sync, write_text
+from moviegen.storage.files import reason, sync, unique, write_text
 
 PATIENCE = 1800  # seconds that a rank waits for the others' files
 _BACKGROUND = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -52,7 +52,7 @@ def save(
     if step < 0:
         raise ValueError(f"checkpoint.save: step={step} must be at least 0")
     final = Path(folder) / f"step-{step:08d}"
-    aside = final.with_name(f"{final.name}.tmp-{token or os.getpid()}")
+    aside = final.with_name(f"{final.name}.tmp-{token or unique()}")
     try:
         entries = _write(aside, trees, rank, ranks)
         if rank == 0:

@@ -24,7 +24,7 @@ from moviegen.storage.files import aside, inside, refused, regular, sync
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 # What an export consists of, and the temporary files that a killed one left.
-_OURS = r"\.?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.\d+\.tmp)?"
+_OURS = r"\.?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.[\da-f-]+\.tmp)?"
 _NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
 _NAMES |= {f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES = {short: name for name, short in _NAMES.items()}
@@ -65,7 +65,7 @@ def write_shards(
             weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             with aside(folder / INDEX, durable=True) as temporary:
-                temporary.write_text(json.dumps(index, indent=1) + "\n")
+                temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
             names.append(INDEX)
         for other in folder.iterdir():
             if re.fullmatch(_OURS, other.name) and other.name not in names:

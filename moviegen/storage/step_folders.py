@@ -16,7 +16,7 @@ import numpy as np
 
 from moviegen.errors import DataError
 from moviegen.storage import arraystore, schema
-from moviegen.storage.files import inside, regular, sync
+from moviegen.storage.files import inside, regular, sync, unique
 
 MANIFEST, FORMAT = "manifest.json", 1
 _COMMITTED = r"step-(\d{8,})(\.old)?"
@@ -61,7 +61,7 @@ def commit(aside: Path, final: Path) -> None:
 def discard(path: Path) -> None:
     """Removes a checkpoint."""
     # A kill in the middle of rmtree must not leave half a checkpoint under a committed name.
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    aside = path.with_name(f"{path.name}.tmp-{unique()}")
     os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
