@@ -89,7 +89,9 @@ def run(
     """
     plan = prepare(config, job, workdir, mesh, stage, ranks())
     with contextlib.ExitStack() as stack:
-        if rank() == 0 and os.environ.get("MS_ROLE") != "MS_SCHED":
+        if rank():  # first, or a run that is refused would have the ranks of the other end
+            lock.joined(plan.record("lock"))
+        elif os.environ.get("MS_ROLE") != "MS_SCHED":
             stack.enter_context(plan.owned())
         if ranks() > 1:
             stack.enter_context(heartbeat.beating(plan.record("ranks"), plan.config.train.rank_timeout))

@@ -34,13 +34,11 @@ def held(path: Path) -> Iterator[int | None]:
             yield None
             return
         if locked is False or (owner and not (locked and here) and not _gone(path)):
-            whose = "process {process} on {host}, since {since}".format(**owner) if owner else "one that has just begun"
-            raise ConfigError(
-                f"{path.parent} belongs to another run ({path.name}): {whose}; wait for it, end it, or take another --workdir"
-            )
-        since = datetime.now().isoformat(sep=" ", timespec="seconds")
+            raise _refusal(path, owner)
+        own = {"host": socket.gethostname(), "process": os.getpid(), "ranks": _meeting_place()}
+        own["since"] = datetime.now().isoformat(sep=" ", timespec="seconds")
         with files.naming(path):
-            _write(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}))
+            _write(descriptor, json.dumps(own))
         done = threading.Event()
         threading.Thread(target=_beat, args=(path, done), daemon=True).start()
         try:
@@ -50,6 +48,27 @@ def held(path: Path) -> Iterator[int | None]:
             _write(descriptor, "")  # not removed: who has it open by now would lock a file that nobody sees
     finally:
         os.close(descriptor)
+
+
+def joined(path: Path) -> None:
+    """For ranks other than 0: returns when rank 0 of this run, or the parent, holds the lock; ConfigError if it never does."""
+    deadline = time.monotonic() + SILENCE + 60
+    while (owner := _owner(path)).get("ranks") != _meeting_place() and owner.get("process") != os.getppid():
+        if time.monotonic() > deadline:
+            raise _refusal(path, owner)
+        time.sleep(0.2)
+
+
+def _meeting_place() -> str:
+    """Where the ranks of this run meet, which tells them from those of another run."""
+    return f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
+
+
+def _refusal(path: Path, owner: dict) -> ConfigError:
+    whose = "process {process} on {host}, since {since}".format(**owner) if owner else "one that has just begun"
+    return ConfigError(
+        f"{path.parent} belongs to another run ({path.name}): {whose}; wait for it, end it, or take another --workdir"
+    )
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -67,7 +86,7 @@ def _owner(path: Path) -> dict:
     """What the owner has written, {} where there is none."""
     try:
         return {"host": "?", "process": "?", "since": "?", **json.loads(path.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 

@@ -98,3 +98,18 @@ def test_a_damaged_lock_is_nobodys(path):
     with lock.held(path):
         pass
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_other_ranks_go_on_when_their_own_first_rank_holds_it(path, monkeypatch):
+    monkeypatch.setattr(lock, "SILENCE", -59.7)
+    monkeypatch.setenv("MS_SCHED_HOST", "10.0.0.1")
+    monkeypatch.setenv("MS_SCHED_PORT", "8118")
+    with pytest.raises(ConfigError, match="one that has just begun"):
+        lock.joined(path)
+    with lock.held(path):
+        lock.joined(path)
+        monkeypatch.setenv("MS_SCHED_PORT", "8119")  # those of a second run
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+            lock.joined(path)
+        monkeypatch.setattr(os, "getppid", os.getpid)  # those of a launcher that holds it
+        lock.joined(path)
