@@ -184,7 +184,7 @@ def test_no_workdir_without_a_name(config, calls):
 def test_a_second_rank_notes_nothing(config, calls, tmp_path, monkeypatch):
     monkeypatch.setattr(runner.meshes, "setup", lambda axes: runner.ONE)
     monkeypatch.setattr(runner.lock, "joined", lambda path: None)
-    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT", "MS_RECEIVE_MSG_TIMEOUT"):
+    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):
         monkeypatch.setenv(name, "1")
     config.train = ConfigDict({"rank_timeout": 60.0})
     for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "1"}.items():

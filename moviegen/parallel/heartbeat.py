@@ -32,9 +32,9 @@ def beating(folder: Path, timeout: float) -> Iterator[None]:
 
     What is raised within ends the other ranks in the same way. To be entered before MindSpore's communication is set up.
     """
-    # What MindSpore and HCCL do by themselves comes later: it names nobody. They count in whole seconds. The last is how
-    # long a collective on CPU waits for a rank that comes late.
-    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT", "MS_RECEIVE_MSG_TIMEOUT"):
+    # What MindSpore and HCCL do by themselves comes later: it names nobody. They count in whole seconds, and it is how
+    # long a collective waits for a rank that comes late, on CPU and on Ascend.
+    for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):
         os.environ.setdefault(name, f"{timeout + GRACE:.0f}")
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # no rank: it holds the interpreter's lock, and ends by MS_NODE_TIMEOUT
         yield

@@ -61,7 +61,8 @@ def joined(path: Path) -> None:
 
 def _meeting_place() -> str:
     """Where the ranks of this run meet, which tells them from those of another run."""
-    return f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
+    place = f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
+    return place.replace("0.0.0.0", "127.0.0.1")  # two names of this machine
 
 
 def _refusal(path: Path, owner: dict) -> ConfigError:

@@ -68,8 +68,8 @@ def test_two_groups_of_msrun_as_on_two_machines(tmp_path):
     overrides = TINY | {"data.tae_weights": str(tmp_path / "tae.safetensors")}
     cfg = configs.apply_overrides(configs.load(EXPERIMENT), {key: str(value) for key, value in overrides.items()})
     safetensors_io.write(tae.init(cfg.tae, 0), tmp_path / "tae.safetensors")
-    port = launcher._place(4)["MS_SCHED_PORT"]
-    groups = []
+    with launcher._port() as port:
+        groups = []
     # msrun starts the scheduler where it finds the address to be its own: 0.0.0.0 leads here, but is nobody's.
     for node, address in enumerate(("127.0.0.1", "0.0.0.0")):
         command = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=4", "--local_worker_num=2"]

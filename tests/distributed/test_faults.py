@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from moviegen.parallel import launcher
 
 SCRIPT = str(Path(__file__).with_name("check_faults.py"))
@@ -28,12 +30,13 @@ def test_the_launcher_ends_the_others_and_says_who_was_killed(tmp_path, capsys):
 
 def test_without_a_launcher_the_others_end_by_themselves(tmp_path):
     """As on another machine, where no process is the dead rank's parent."""
-    logs, place = tmp_path / "ranks", launcher._place(2)
+    logs, processes = tmp_path / "ranks", {}
     logs.mkdir()
-    names = (launcher.SCHEDULER, 0, 1)
-    processes = {name: launcher._start([SCRIPT, str(tmp_path), "5"], logs, name, place) for name in names}
     try:
-        kill_a_rank(tmp_path, 1)
+        with launcher._port() as port:
+            for name in (launcher.SCHEDULER, 0, 1):
+                processes[name] = launcher._start([SCRIPT, str(tmp_path), "5"], logs, name, launcher._place(2, port))
+            kill_a_rank(tmp_path, 1)
         assert processes[0].wait(timeout=300) == 1
         said = (logs / "worker_0.log").read_text()
         assert "the run is over: rank 1 has not been heard of for 5 s (train.rank_timeout)" in said
@@ -41,3 +44,13 @@ def test_without_a_launcher_the_others_end_by_themselves(tmp_path):
         for process in processes.values():
             process.kill()
             process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", ["0", "1"])
+@pytest.mark.parametrize(("how", "code"), [("wait", 0), ("barrier", 1)])
+def test_a_rank_that_comes_late_is_waited_for_but_not_by_a_collective(tmp_path, monkeypatch, how, code, late):
+    """MindSpore's own limit is 30 s on CPU, that of HCCL some minutes; here it is 5 s."""
+    monkeypatch.setenv("MS_NODE_TIMEOUT", "5")
+    script = str(Path(__file__).with_name("check_late.py"))
+    assert launcher.run([script, str(tmp_path), "12", how, late], 2, tmp_path) == code
