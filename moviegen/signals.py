@@ -9,6 +9,7 @@ import time
 from types import FrameType
 
 GRACE = 10.0  # seconds to end after a second signal
+ECHO = 5.0  # seconds; Slurm signals every process, and the launcher of ranks passes its own signal on: that is one
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,12 +48,14 @@ def _compiles(frame: FrameType | None) -> bool:
 
 
 def _hear(heard: set[signal.Signals], main: int) -> None:
-    before = False
+    first = 0.0
     while True:
         signum = signal.sigwait(heard)
+        if first and "MS_ROLE" in os.environ and time.monotonic() - first < ECHO:
+            continue
         _thread.interrupt_main(signum)
         signal.pthread_kill(main, signal.SIGURG)  # wakes it where it waits: what is set for `signum` is called then
-        if before:
+        if first:
             time.sleep(GRACE)
             os._exit(128 + signum)
-        before = True
+        first = time.monotonic()

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from moviegen.parallel import launcher
 from moviegen.storage.writers import read_metrics
 
 ROOT = Path(launch.__file__).parent
+WORKERS = ("worker_0.log", "worker_1.log")
 EXPERIMENT = """
 from ml_collections import ConfigDict
 def get_config(tiny=False):
@@ -88,6 +88,15 @@ def start(*args, **more):
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", **more
     )
+
+
+def start_ranks(fail):
+    """Starts two ranks in `w`; returns the launcher and the numbers of their processes, once both work."""
+    process, ranks = start("--config=e.py", f"--config.fail={fail}", "--workdir=w", "--workers=2"), Path("w/ranks")
+    while not all(log.is_file() and "running" in log.read_text() for log in map(ranks.joinpath, WORKERS)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, [int((ranks / f"alive_{rank}").read_text().split()[1]) for rank in (0, 1)]
 
 
 def finish(process):
@@ -205,36 +214,33 @@ def test_a_signal_while_python_still_imports(here, signum, code):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("twice", [False, True, "each process"])
 def test_ranks_get_the_signal_and_time_to_stop(here, signum, code, twice):
-    process = start("--config=e.py", "--config.fail=tidy", "--workdir=w", "--workers=2")
-    while "running" not in process.stdout.readline():
-        pass
-    while "running" not in (here / "w/ranks/worker_1.log").read_text():
-        time.sleep(0.05)
+    process, ranks = start_ranks("tidy")
     refused, _, said = finish(start("--config=e.py", "--workdir=w", "--workers=2"))
     assert refused == 2 and f"w belongs to another run (lock): process {process.pid} on " in said
+    if twice == "each process":  # as Slurm does
+        twice = False
+        for pid in ranks:
+            os.kill(pid, signum)
     for _ in range(1 + twice):
         process.send_signal(signum)
         time.sleep(0.3)
-    found, out, err = finish(process)
+    found, _, err = finish(process)
     assert found == code and f"stopped by {signum.name}: to go on, run python {ROOT}/launch.py" in err
     assert "Traceback" not in err
-    logs = [(here / f"w/ranks/worker_{rank}.log").read_text() for rank in (0, 1)]
+    logs = [(here / "w/ranks" / log).read_text() for log in WORKERS]
     assert ["tidied up" in log for log in logs] == [not twice, not twice], logs
     assert (here / "w/lock").read_text() == ""
 
 
 def test_ranks_keep_the_lock_of_a_launcher_that_is_killed(here):
-    process = start("--config=e.py", "--config.fail=sleep", "--workdir=w", "--workers=2")
-    while "running" not in process.stdout.readline():
-        pass
-    rank = [int(re.search(r"process (\d+)", (here / f"w/ranks/alive_{i}").read_text())[1]) for i in (0, 1)]
+    process, ranks = start_ranks("sleep")
     process.kill()
     process.communicate()
     code, _, err = finish(start("--config=e.py", "--workdir=w"))
     assert code == 2 and "belongs to another run" in err
-    for pid in rank:
+    for pid in ranks:
         os.kill(pid, signal.SIGKILL)
     for _ in range(100):
         if finish(start("--config=e.py", "--workdir=w"))[0] == 0:
