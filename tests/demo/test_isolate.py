@@ -20,9 +20,13 @@ def crash(): raise ValueError("a bug")
 def stop(): raise Stopped(15)
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 def grow(): return len(bytearray(b"x" * 300_000_000))
+def fill(): raise OSError(28, "No space left on device", "a.mp4")
 def wait(path):
     open(path, "w").write(str(os.getpid()))
-    time.sleep(600)
+    try:
+        time.sleep(600)
+    finally:
+        open(path, "w").write("tidied up")
 """
 # As a person may write it: no main guard, and what it prints is printed once.
 SCRIPT = """
@@ -53,6 +57,11 @@ def test_peak_memory_is_the_childs(functions):
 def test_a_persons_error_comes_as_itself(functions):
     with pytest.raises(DataError, match="^clip.mp4: damaged$"):
         isolate.call("functions:refuse")
+
+
+def test_a_full_disk_comes_as_itself(functions):
+    with pytest.raises(OSError, match="No space left on device: 'a.mp4'"):
+        isolate.call("functions:fill")
 
 
 def test_a_bug_shows_its_traceback(functions, capfd):
@@ -88,6 +97,18 @@ def test_the_child_ends_with_its_parent(functions, by):
     parent.send_signal(by)
     parent.wait()
     wait_for(lambda: not alive(child))
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_the_child_is_asked_to_stop_where_its_parent_is(functions, by):
+    note = functions / "pid"
+    script = "from moviegen import signals; from moviegen.demo import isolate; signals.listen(); "
+    script += f"isolate.call('functions:wait', {str(note)!r})"
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment(functions), stderr=subprocess.DEVNULL)
+    wait_for(lambda: note.is_file() and note.read_text())
+    parent.send_signal(by)
+    parent.wait()
+    assert note.read_text() == "tidied up"
 
 
 def environment(*folders):

@@ -1,3 +1,5 @@
+import socket
+
 from moviegen.parallel import launcher
 
 OWN = "[WARNING] DISTRIBUTED(25598,7f4492232b80,python):2026-11-22-23:35:02.697.274 [a.cc:485] Connect] text\n"
@@ -19,3 +21,13 @@ def test_the_rank_to_blame_said_so_or_was_killed():
     assert launcher._first({0: 1, 1: -9}, None) == 1
     assert launcher._first({0: 1, 1: -9}, {"rank": 2, "why": "failed"}) == 1
     assert launcher._first({"scheduler": 1}, None) == "scheduler"
+
+
+def test_a_port_is_held_until_the_scheduler_listens_there():
+    with launcher._port() as first, launcher._port() as second, socket.socket() as scheduler:
+        assert first != second
+        scheduler.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as MindSpore's does
+        scheduler.bind(("127.0.0.1", first))
+        scheduler.listen()
+        with socket.create_connection(("127.0.0.1", first)):
+            scheduler.accept()[0].close()
