@@ -61,7 +61,7 @@ def _encode(run: Run, files: encoders.Files, texts: list[str], writer: Writer) -
 
     sync.first_rank_alone(world, check_or_write, run.workdir / "ranks" / f"encode_text_{name}.done")
     there = store.contains(store.open_store(folder), texts)
-    sync.barrier(world)  # no rank writes before all have seen the same
+    sync.wait(world)  # no rank writes before all have seen the same
     missing = [text for text, known in zip(texts, there, strict=True) if not known]
     tokens, cut = tokenizers.cut(files.tokenizer.encode(missing), budget)
     order = sorted(range(len(missing)), key=lambda i: len(tokens[i]))  # like with like: little padding, few graphs

@@ -38,7 +38,7 @@ def first_rank_alone(world: Group, do: Callable[[], None], marker: Path) -> None
     # For a file in a shared folder: a collective gives up on a rank that comes late.
     if world.rank == 0:
         marker.unlink(missing_ok=True)  # of an earlier run
-    barrier(world)
+    wait(world)
     if world.rank == 0:
         do()
         if world.size > 1:

@@ -66,6 +66,7 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     if world.rank == 0:
         step_folders.clean(folder)
     start, state, notes = resume(config, folder, task)
+    sync.wait(world)  # each rank reads its own slices: a shared disk is not as fast for all
     writer, progress = run.open_writer(name, resume_step=start), Progress(name, steps, world.rank)
     if world.rank == 0:
         print(parameter_table(task.layout.shapes, run.workdir), flush=True)
