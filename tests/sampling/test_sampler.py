@@ -72,7 +72,7 @@ def trained_with_others(config, tmp_path, **others):
 def test_what_the_weights_were_not_trained_with_is_said(seen, config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sampler.tae_weights, "digest", lambda path: "0123")
     Sampler(Run(config, tmp_path))
-    assert "checkpoints does not say what its weights were trained with" in capsys.readouterr().out
+    assert "step-00000007 does not say what its weights were trained with" in capsys.readouterr().out
     Sampler(trained_with_others(config, tmp_path))
     assert capsys.readouterr().out == ""
     others = {"tae_weights": "abcd", "text": {"encoders": {"ul2": {"weights": "ef01"}}}}
@@ -95,20 +95,20 @@ def test_weights_that_would_compute_something_else_are_refused(
     monkeypatch.setattr(sampler.tae_weights, "digest", lambda path: "0123")
     run = trained_with_others(config, tmp_path)
     config[section][key] = value
-    with pytest.raises(ConfigError, match=rf"checkpoints were trained with other settings \({section}.{key}: "):
+    with pytest.raises(ConfigError, match=rf"step-00000008 were trained with other settings \({section}.{key}: "):
         Sampler(run)
 
 
 def test_a_checkpoint_without_statistics_is_named(seen, config, requests, tmp_path):
     checkpoint.save(tmp_path / "checkpoints", 8, {"ema": {"w": np.ones(1, np.float32)}}, {})
-    with pytest.raises(DataError, match="checkpoints: latent_shift is None, expected 2 finite numbers"):
+    with pytest.raises(DataError, match="step-00000008: latent_shift is None, expected 2 finite numbers"):
         Sampler(Run(config, tmp_path))
 
 
 def test_statistics_that_are_no_numbers_are_named(seen, config, requests, tmp_path):
     meta = {"latent_shift": [0.5, float("nan")], "latent_scale": [2.0, 4.0]}
     checkpoint.save(tmp_path / "checkpoints", 8, {"ema": {"w": np.ones(1, np.float32)}}, meta)
-    with pytest.raises(DataError, match=r"checkpoints: latent_shift is \[0.5, nan\], expected 2 finite numbers"):
+    with pytest.raises(DataError, match=r"step-00000008: latent_shift is \[0.5, nan\], expected 2 finite numbers"):
         list(Sampler(Run(config, tmp_path)).sample(requests))
     assert not seen
 
