@@ -100,6 +100,8 @@ def _ended() -> int:
     except SystemExit as ended:
         return ended.code
     except Exception as error:
+        if signals.asked:
+            return 128 + signals.asked[0]
         told = files.told(error) if isinstance(error, OSError) else None
         if told is None:
             traceback.print_exc()

@@ -43,6 +43,11 @@ def run(given):
         print("ü")
     if config.fail == "native":  # as a compiler, which lets no handler of Python's run
         ctypes.CDLL(None).sleep(60)
+    if config.fail == "wrapped":  # as a native module whose import is interrupted
+        try:
+            time.sleep(60)
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
     if config.fail in ("sleep", "tidy"):
         try:
             time.sleep(60)
@@ -187,11 +192,11 @@ def test_sweep_from_the_command_line(here):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("fail", ["sleep", "tidy", "native"])
+@pytest.mark.parametrize("fail", ["sleep", "tidy", "native", "wrapped"])
 def test_a_signal_says_how_to_continue(here, signum, code, fail):
     process = start("--config=e.py", f"--config.fail={fail}", "--workdir=w")
     assert process.stdout.readline() == "running None\n"
-    for _ in range(1 if fail == "sleep" else 2):
+    for _ in range(2 if fail in ("tidy", "native") else 1):
         process.send_signal(signum)
         time.sleep(0.2)
     found, _, err = finish(process)
