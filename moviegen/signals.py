@@ -11,9 +11,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 10.0  # seconds to end after a second SIGINT
-ECHO = (
-    5.0  # seconds; Slurm sends SIGTERM to every process, and the launcher passes its own on to the ranks: that is one
-)
+ECHO = 5.0  # seconds; Slurm sends SIGTERM to every process, and the launcher passes its own on: that is one
 asked: list[int] = []  # signals by which this process ends: native code may turn the exception into another
 
 

@@ -77,6 +77,16 @@ def test_a_point_that_a_stage_hides_starts_nothing(tmp_path, plan, monkeypatch):
         sweep.run(str(tmp_path / "s.py"), plan._replace(config=config), str(tmp_path / "out"), ["missing.py"])
 
 
+def test_what_another_job_left_in_a_runs_folder_changes_nothing_and_a_damaged_result_is_none(go, tmp_path):
+    where = tmp_path / "out/optim.learning_rate=0.2"
+    assert go([0.2]) == 0
+    for name in ("config", "result"):
+        (where / f"sample.{name}.json").write_text('{"job": "sample", "seed": 9}')
+    assert go([0.2]) == 0 and (where / "calls").read_text() == "x"
+    (where / "result.json").write_bytes(bytes(40))
+    assert go([0.2]) == 0 and (where / "calls").read_text() == "xx"
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

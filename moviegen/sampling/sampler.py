@@ -158,7 +158,7 @@ def _move_away(folder: Path, index: dict) -> None:
     places = (folder / f"earlier-{number}" for number in itertools.count(1))
     place = next(place for place in places if not (place / INDEX).exists())
     place.mkdir(exist_ok=True)
-    stems = {Path(sample["file"]).stem for sample in index["samples"]}
+    stems = {Path(sample["file"]).stem for sample in index.get("samples", ())}
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.stem in stems and file.suffix in (".mp4", ".png"):
             os.replace(file, place / file.name)
