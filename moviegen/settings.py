@@ -254,7 +254,7 @@ NEEDS = {
     "fetch_text_encoder": "text",
     "evaluate": "evaluate tae data.height data.width",
     "export": "export model",
-    "import_weights": "import_weights model tae",
+    "import_weights": "import_weights model tae data.source data.num_frames",
     "convert": "convert",
     "demo": "stages sample model tae data optim train ema",
 }

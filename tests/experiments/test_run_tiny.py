@@ -39,6 +39,7 @@ ELSEWHERE = {
     "data.text_folders.*": "text/*.py",
     "data.empty_text.*": "text/*.py",
     "data.max_bad_fraction": "data/*.py",
+    "data.allow_outside": "data/captions.py",
     "data.synthetic_fraction": "data/crops.py",  # of source="clips"
     "data.stride": "data/crops.py",  # these three of source="csv"
     "data.resize": "data/crops.py",
@@ -55,7 +56,7 @@ OPTIONAL = {
     "train_tae": "data.* train.recompute_levels train.linear_start optim.accumulate loss.*",
     "sample": "data.* model.* tae.*",
     "export": "",
-    "import_weights": "",
+    "import_weights": "data.fps text.*",
 }
 PACKAGE = Path(moviegen.__file__).parent
 

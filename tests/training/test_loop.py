@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from moviegen import signals
 from moviegen.errors import ConfigError, DataError, Stopped
 from moviegen.nn import backend
 from moviegen.parallel.mesh import ONE
@@ -251,10 +252,10 @@ class Signalled(Stub):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_after_its_step_which_is_saved(tmp_path, capfd, signum, code):
     ended = train(tmp_path / "whole", Stub())
-    before = [signal.getsignal(each) for each in stop.SIGNALS]
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
     with pytest.raises(Stopped) as stopped:
         train(tmp_path / "cut", Signalled(signum, 4))
-    assert stopped.value.code == code and [signal.getsignal(each) for each in stop.SIGNALS] == before
+    assert stopped.value.code == code and [signal.getsignal(each) for each in signals.SIGNALS] == before
     folder = tmp_path / "cut" / "checkpoints"
     assert checkpoint.latest(folder) == 5
     said = capfd.readouterr()
@@ -276,10 +277,13 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
         raise Ended(code)
 
     monkeypatch.setattr(stop.os, "_exit", end)
-    before = [signal.getsignal(each) for each in stop.SIGNALS]
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
     with pytest.raises(Ended, match="130"):
         train(tmp_path, Signalled(signal.SIGTERM, 1, lambda: comes(signal.SIGINT)))
-    assert [signal.getsignal(each) for each in stop.SIGNALS] == before
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == before
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")  # to a rank the scheduler and the launcher both send it
+    with pytest.raises(Stopped):
+        train(tmp_path, Signalled(signal.SIGTERM, 1, lambda: comes(signal.SIGTERM)))
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
