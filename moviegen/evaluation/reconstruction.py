@@ -9,6 +9,9 @@ from moviegen.data import clips, synthetic, video
 from moviegen.evaluation import metrics
 from moviegen.models import lpips
 from moviegen.models.tae import tiles as tae_tiles
+from moviegen.nn import backend
+from moviegen.parallel import collectives
+from moviegen.parallel.mesh import ALONE, Group
 
 
 def roundtrip(params: Any, cfg: Any, clip: np.ndarray) -> np.ndarray:
@@ -31,14 +34,24 @@ def heldout(size: tuple[int, int], real_frames: int, synthetic_frames: int) -> d
     return {"real": lambda: clips.heldout_clip(real_frames, size)} | made
 
 
-def evaluate(params: Any, cfg: Any, validation: dict[str, np.ndarray], perceptual: Any = None) -> dict[str, float]:
-    """Mean PSNR and SSIM, and LPIPS given its parameters, of the real clip and of the synthetic ones."""
-    found: dict[str, list[float]] = {}
-    for name, clip in validation.items():
-        kind = name.rstrip("0123456789")
-        for key, value in measure(clip, roundtrip(params, cfg, clip), perceptual).items():
-            found.setdefault(f"{kind}_{key}", []).append(value)
-    return {key: float(np.mean(values)) for key, values in found.items()}
+def evaluate(
+    params: Any, cfg: Any, validation: dict[str, np.ndarray], perceptual: Any = None, world: Group = ALONE
+) -> dict[str, float]:
+    """Mean PSNR and SSIM, and LPIPS given its parameters, of the real clip and of the synthetic ones.
+
+    The ranks of `world`, which all call it, share the clips.
+    """
+    kinds = [name.rstrip("0123456789") for name in validation]
+    keys = ["psnr", "ssim"] + (["lpips"] if perceptual is not None else [])
+    sums = {f"{kind}_{key}": 0.0 for kind in kinds for key in keys}
+    for number, (kind, clip) in enumerate(zip(kinds, validation.values(), strict=True)):
+        if number % world.size == world.rank:
+            for key, value in measure(clip, roundtrip(params, cfg, clip), perceptual).items():
+                sums[f"{kind}_{key}"] += value
+    if world.size > 1:
+        totals = collectives.all_reduce(world)(backend.tensor(np.float32([*sums.values()]))).asnumpy()
+        sums = dict(zip(sums, totals.tolist(), strict=True))
+    return {key: total / kinds.count(key.rpartition("_")[0]) for key, total in sums.items()}
 
 
 def measure(clip: np.ndarray, made: np.ndarray, perceptual: Any = None) -> dict[str, float]:

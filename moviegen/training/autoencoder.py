@@ -68,9 +68,8 @@ def make(run: Run) -> loop.Task:
         return layout.whole({path: ema[path] for path in tae_shapes.shapes(config.tae)})
 
     def validate(ema, step, writer):
-        # By every rank: MindSpore's collectives on CPU wait 30 s for a rank that does it alone, and no longer.
         weights = weights_of(ema)
-        metrics = reconstruction.evaluate(weights, config.tae, heldout(), perceptual)
+        metrics = reconstruction.evaluate(weights, config.tae, heldout(), perceptual, mesh.world)
         if mesh.world.rank == 0:
             listed = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
             print(f"{name} {step}/{config.train.steps}: {listed}", flush=True)

@@ -38,7 +38,7 @@ def experiment(steps: int, zero_stage: int, every_loss: bool, parts: int):
 
 def main(folder: str, steps: str, *wanted: str) -> None:
     whole = reconstruction.validation_clips
-    reconstruction.validation_clips = lambda config: {k: v[:8, :16, :16] for k, v in list(whole(config).items())[:1]}
+    reconstruction.validation_clips = lambda config: {k: v[:8, :16, :16] for k, v in list(whole(config).items())[:3]}
     if meshes.ranks() > 1:
         meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     for name in wanted:
