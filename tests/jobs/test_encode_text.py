@@ -81,7 +81,8 @@ def test_rates_are_those_of_the_latents_or_of_the_files(config, tmp_path, capsys
     """What is shown, by the cache, is told; without data.fps the rest is looked up in the files, once each."""
     video.write_mp4(tmp_path / "a.mp4", np.zeros((2, 16, 16, 3), np.uint8), 30000 / 1001)
     writer = latent_cache.ShardWriter(tmp_path / "latents", "float32", 0)
-    writer.add("b.mp4", *np.ones((2, 16, 1, 2, 2), np.float32), "video", 12.0)
+    latents = np.random.default_rng(0).random((2, 16, 1, 2, 2), np.float32)
+    writer.add("b.mp4", *latents, "video", fps=12.0)
     writer.flush()
     (tmp_path / "train.csv").write_text("video,caption\na.mp4,a dog\nb.mp4,a dog\nc.mp4,a dog\n")
     config.data.update(
