@@ -27,9 +27,9 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from moviegen import config as configs, describe, runner, signals, sweep
+from moviegen import config as configs, describe, runner, sweep
 from moviegen.errors import ConfigError, Stopped
-from moviegen.parallel import launcher
+from moviegen.parallel import launcher, signals
 from moviegen.storage import files
 
 FLAGS = flags.FLAGS

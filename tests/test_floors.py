@@ -12,8 +12,8 @@ import moviegen
 ROOT = Path(moviegen.__file__).parent
 # From the ground up; rooms of one line are side by side and do not see each other.
 FLOORS = [
-    ("errors", "signals", "streams", "settings"),
-    ("config", "flow"),
+    ("errors", "streams", "settings"),
+    ("config",),
     ("nn", "describe"),
     ("storage",),
     ("parallel",),

@@ -29,7 +29,7 @@ SITE = """
 import ctypes, os, signal, sys, time, types
 import moviegen.parallel.mesh as meshes
 import moviegen.runner as runner
-import moviegen.signals as signals
+import moviegen.parallel.signals as signals
 from moviegen.errors import DataError
 
 signals.GRACE = 0.5

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from experiments import common
-from moviegen import config as configs, flow, runner, settings
+from moviegen import config as configs, runner, settings
 from moviegen.errors import ConfigError
+from moviegen.models import flow
 
 FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if p.name != "common.py")
 ONE = {"data": 1, "zero": 1, "sp": 1}

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen import flow, streams
+from moviegen import streams
 from moviegen.data import sources, table
 from moviegen.data.order import Order, Place
 from moviegen.errors import ConfigError
+from moviegen.models import flow
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.storage import files
 from moviegen.streams import Stream

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from moviegen import signals
 from moviegen.errors import ConfigError, Stopped
+from moviegen.parallel import signals
 
 
 def call(function: str, *args: Any) -> tuple[Any, float]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moviegen.parallel import heartbeat
-from moviegen.signals import SIGNALS
+from moviegen.parallel.signals import SIGNALS
 
 SCHEDULER = "scheduler"
 # Seconds. MindSpore's scheduler often aborts when the first ranks leave, a moment before the last ones do.

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import flow, streams
+from moviegen import streams
+from moviegen.models import flow
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
 from moviegen.parallel import collectives

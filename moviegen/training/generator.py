@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from moviegen import flow
 from moviegen.data import pipeline, trained_with
+from moviegen.models import flow
 from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.nn import backend

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from moviegen import signals
+from moviegen.parallel import signals
 
 
 @contextlib.contextmanager

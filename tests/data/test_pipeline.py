@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen import flow
 from moviegen.data import pipeline, sources
 from moviegen.data.order import Order
 from moviegen.errors import ConfigError
+from moviegen.models import flow
 from moviegen.models.text import toy as toy_text
 from moviegen.parallel.mesh import Group
 from tests.data import made_up

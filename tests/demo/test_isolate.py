@@ -102,7 +102,7 @@ def test_the_child_ends_with_its_parent(functions, by):
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_the_child_is_asked_to_stop_where_its_parent_is(functions, by):
     note = functions / "pid"
-    script = "from moviegen import signals; from moviegen.demo import isolate; signals.listen(); "
+    script = "from moviegen.parallel import signals; from moviegen.demo import isolate; signals.listen(); "
     script += f"isolate.call('functions:wait', {str(note)!r})"
     parent = subprocess.Popen([sys.executable, "-c", script], env=environment(functions), stderr=subprocess.DEVNULL)
     wait_for(lambda: note.is_file() and note.read_text())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moviegen import flow
+from moviegen.models import flow
 from moviegen.parallel.mesh import ONE, Group, Mesh
 from moviegen.sampling import generate as generation
 from moviegen.sampling.assignment import assign

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen import flow
 from moviegen.data import pipeline, sources
 from moviegen.errors import ConfigError, DataError
+from moviegen.models import flow
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.nn import backend
 from moviegen.parallel.mesh import ONE, Group

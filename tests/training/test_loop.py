@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen import signals
 from moviegen.errors import ConfigError, DataError, Stopped
 from moviegen.nn import backend
+from moviegen.parallel import signals
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint

@@ -6,8 +6,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import ops
 
-from moviegen import flow
 from moviegen.errors import ConfigError
+from moviegen.models import flow
 from moviegen.models.transformer import model, stages
 from moviegen.models.transformer.model import Params, Text
 from moviegen.nn import backend, layerwise, tree

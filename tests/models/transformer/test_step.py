@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from moviegen import flow
+from moviegen.models import flow
 from moviegen.models.transformer import model as transformer, stages
 from moviegen.models.transformer.shapes import SequenceShard
 from moviegen.models.transformer.step import loss_and_grads

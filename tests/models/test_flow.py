@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from moviegen import flow
 from moviegen.errors import ConfigError
+from moviegen.models import flow
 
 # Knots of the 50-step schedule worked out by hand from the four conditions that fix its parabola.
 KNOTS = {
