@@ -235,14 +235,6 @@ def test_what_is_not_finite_is_never_committed(tmp_path):
 comes = _thread.interrupt_main
 
 
-@pytest.fixture
-def listening():
-    """What is started in the background, as pytest may be, ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 class Signalled(Stub):
     """A signal comes within a step; `after` is what is done then."""
 
@@ -258,7 +250,7 @@ class Signalled(Stub):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_after_its_step_which_is_saved(tmp_path, capfd, listening, signum, code):
+def test_a_signal_ends_the_run_after_its_step_which_is_saved(tmp_path, capfd, signum, code):
     ended = train(tmp_path / "whole", Stub())
     before = [signal.getsignal(each) for each in signals.SIGNALS]
     with pytest.raises(Stopped) as stopped:
@@ -277,7 +269,7 @@ def test_a_signal_ends_the_run_after_its_step_which_is_saved(tmp_path, capfd, li
         np.testing.assert_array_equal(found[tree]["w"], values["w"], err_msg=tree)
 
 
-def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, listening):
+def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
     class Ended(Exception):
         pass
 
