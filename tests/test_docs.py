@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     p.name: p.read_text(encoding="utf-8") for p in (ROOT / "README.md", ROOT / "BUILD.md", *ROOT.glob("docs/*.md"))
 }
-FLAGS = {"config", "job", "stage", "mesh", "workdir", "workers", "sweep"}
+FLAGS = {"config", "show", "job", "stage", "mesh", "workdir", "workers", "sweep"}
 SECTIONS = "data|text|optim|train|ema|loss|sample|evaluate|convert|export|import_weights"  # whose names no metric has
 
 
@@ -53,7 +53,7 @@ def test_a_command_fits_its_experiment(page, words, monkeypatch):
     """Those of checkpoints.md are run too, below; the others train, sample, or need weights that do not ship."""
     monkeypatch.chdir(ROOT)
     words, overrides = configs.split_overrides(words)
-    flags = dict(word.removeprefix("--").split("=", 1) for word in words)
+    flags = {word.removeprefix("--").partition("=")[0]: word.partition("=")[2] for word in words}
     assert set(flags) <= FLAGS
     config = configs.apply_overrides(configs.load(flags["config"]), overrides)
     given = (flags.get(name) for name in ("job", "workdir", "mesh", "stage"))
