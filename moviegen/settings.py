@@ -99,7 +99,8 @@ RULES: dict[str, Rule] = {
     "model.text_norm": one_of("layer", "rms"),
     "model.weight_std": number(0),
     "model.position_std": number(0),
-    "model.compute_dtype": one_of("float32", "bfloat16", "bfloat16_simulated"),
+    # The last two are for a CPU, to see bfloat16's rounding and to rehearse its types; there is no loss scaling.
+    "model.compute_dtype": one_of("float32", "bfloat16", "bfloat16_simulated", "float16"),
     "tae.base_channels": whole(1),
     "tae.channel_multipliers": several(whole(1), 4),
     "tae.num_res_blocks": whole(1),

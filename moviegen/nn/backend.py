@@ -27,7 +27,9 @@ if not glob.glob("/dev/davinci[0-9]*"):
 
 import mindspore as ms
 
-COMPUTE_DTYPES = ("float32", "bfloat16", "bfloat16_simulated")
+# "float16" rehearses "bfloat16" where a device cannot multiply it: the same casts, so that types that do not fit each other
+# fail here first. It is no way to train, since small gradients vanish and nothing scales the loss.
+COMPUTE_DTYPES = ("float32", "bfloat16", "bfloat16_simulated", "float16")
 
 
 @functools.cache
@@ -68,7 +70,7 @@ def check_compute_dtype(dtype: str) -> str:
     if dtype == "bfloat16" and device() == "CPU":
         raise ConfigError(
             "compute_dtype is 'bfloat16', which MindSpore's CPU kernels cannot multiply: "
-            "use 'float32', or 'bfloat16_simulated' to see bfloat16's rounding on CPU"
+            "use 'float32', 'bfloat16_simulated' to see bfloat16's rounding on CPU, or 'float16' to rehearse its types"
         )
     return dtype
 

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from moviegen.nn import backend
+from moviegen.nn import backend, dtypes
 
 ON_ASCEND = backend.device() == "Ascend"
 _matmul = ops.MatMul()
@@ -18,6 +18,7 @@ _matmul_bt = ops.MatMul(transpose_b=True)
 _bmm = ops.BatchMatMul()
 _bmm_bt = ops.BatchMatMul(transpose_b=True)
 _bmm_at = ops.BatchMatMul(transpose_a=True)
+_STORED = {name: getattr(ms, dtypes.stored(name)) for name in backend.COMPUTE_DTYPES}
 _softmax = ops.Softmax(-1)  # the primitive: a bprop cannot call functions that branch in python, as ops.softmax does
 # Scores of one query chunk: small enough to leave the 4 GB of a long sequence's budget to q, k, v and the output.
 _SCORE_BYTES = 1 << 28
@@ -25,11 +26,9 @@ _SCORE_BYTES = 1 << 28
 
 def to_compute(x: ms.Tensor, dtype: str) -> ms.Tensor:
     """x as a matrix product's operand in the compute dtype ("bfloat16_simulated": rounded, but stored in float32)."""
-    if dtype == "bfloat16":
-        return ops.cast(x, ms.bfloat16)
     if dtype == "bfloat16_simulated":
-        return ops.cast(ops.cast(x, ms.bfloat16), ms.float32)
-    return x
+        x = ops.cast(x, ms.bfloat16)
+    return ops.cast(x, _STORED[dtype])
 
 
 def linear(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor | None = None, dtype: str = "float32") -> ms.Tensor:
@@ -196,7 +195,7 @@ def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None =
     """
     b, h, n, d = q.shape
     m = k.shape[2]
-    if ON_ASCEND and q.dtype == ms.bfloat16:  # the fused kernel has no float32
+    if ON_ASCEND and q.dtype != ms.float32:  # which the fused kernel does not take
         mask = None if bias is None else ops.tile(ops.cast(bias < 0, ms.uint8), (1, 1, n, 1))  # 1 = leave out
         return ops.flash_attention_score(q, k, v, h, attn_mask=mask, scalar_value=d**-0.5, input_layout="BNSD")
     q = q * (d**-0.5)  # scaling q is n*d work, scaling the scores n*m

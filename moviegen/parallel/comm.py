@@ -22,7 +22,7 @@ class Comm(NamedTuple):
     sequence: Group = ALONE  # ranks that share each sequence of tokens
     batches: int = 1  # pieces that the global batch is in; every loss is a mean over all of them
     sharded: bool = False  # whether the parameters that a model is given are shards (ZeRO stage 3)
-    all_gather: Callable[[Mapping[str, Any]], Tree] = dict  # some of the parameters as given -> whole tensors
+    all_gather: Callable[[Mapping[str, Any]], Tree] = dict  # some of the parameters as given -> whole, to compute with
     reducer: Callable[[], Callable[..., Tree]] = _kept  # -> reduce(grads, last=False) of one step, see zero.reducer
     all_reduce: Callable[[Any], Any] = collectives.identity  # the sum of a tensor over all ranks
 
@@ -30,14 +30,12 @@ class Comm(NamedTuple):
 LOCAL = Comm()
 
 
-def make(mesh: Mesh, zero_stage: int, shapes: Mapping[str, Shape], dtype: str = "float32") -> Comm:
-    """The exchanges on `mesh` of a model with parameters of these whole shapes and products in `dtype`."""
-    if mesh.world.size == 1:
-        return LOCAL
+def make(mesh: Mesh, zero_stage: int, shapes: Mapping[str, Shape], dtypes: Mapping[str, str] = {}) -> Comm:
+    """The exchanges on `mesh` of a model with parameters of these whole shapes, computed with in `dtypes` (or float32)."""
     group = mesh.shard if zero_stage == 3 else ALONE
 
     def all_gather(params: Mapping[str, Any]) -> Tree:
-        return zero.whole(group, params, {path: shapes[path] for path in params}, dtype)
+        return zero.whole(group, params, {path: shapes[path] for path in params}, dtypes)
 
     def all_reduce(x: ms.Tensor) -> ms.Tensor:
         return collectives.all_reduce(mesh.world)(x)

@@ -86,17 +86,24 @@ def _by_bucket(exchange: Callable, group: Group, tensors: Tree) -> dict[str, ms.
     return found
 
 
-def whole(group: Group, shards: Tree, shapes: Mapping[str, Shape], dtype: str = "float32") -> dict[str, ms.Tensor]:
-    """All-gather of shards: the whole tensors, of `shapes`, on every rank; matrices in bfloat16 if that is the `dtype`."""
+def whole(
+    group: Group, shards: Tree, shapes: Mapping[str, Shape], dtypes: Mapping[str, str] = {}
+) -> dict[str, ms.Tensor]:
+    """All-gather of shards: the whole tensors, of `shapes`, on every rank, in `dtypes` (float32 where they name none)."""
+    kinds = {path: dtypes.get(path, "float32") for path in shards}
+    own = {path: _cast(x, getattr(ms, kinds[path])) for path, x in shards.items()}
     if group.size == 1:
-        return dict(shards)
-    lower = {path for path in shards if dtype == "bfloat16" and _is_matrix(path, shapes[path])}
+        return own
     found = {}
-    for kind, paths in ((ms.bfloat16, lower), (ms.float32, shards.keys() - lower)):
-        for bucket in buckets((path, tuple(shapes[path])) for path in sorted(paths)):
-            own, whole_shapes = zip(*((shards[path].astype(kind), tuple(shapes[path])) for path in bucket), strict=True)
-            found.update(zip(bucket, _all_gather(group, own, whole_shapes), strict=True))
+    for kind in sorted(set(kinds.values())):
+        for bucket in buckets((path, tuple(shapes[path])) for path in sorted(kinds) if kinds[path] == kind):
+            pieces, whole_shapes = (tuple(map(table.get, bucket)) for table in (own, shapes))
+            found.update(zip(bucket, _all_gather(group, pieces, whole_shapes), strict=True))
     return found
+
+
+def _cast(x: ms.Tensor, dtype: Any) -> ms.Tensor:
+    return x if x.dtype == dtype else x.astype(dtype)  # which would copy it
 
 
 def by_layer(params: Tree, all_gather: Callable[[Tree], dict], num_layers: int, back: bool = False) -> Callable:
@@ -125,10 +132,6 @@ def prefetch(fn: Callable[[Any], Any], items: Iterable[Any], asynchronous: bool 
     return next_result
 
 
-def _is_matrix(path: str, shape: Shape) -> bool:
-    return len(shape) > 1 and "modulation" not in path and not path.startswith("position/")
-
-
 def own(grads: Tree, shard: Group) -> dict[str, ms.Tensor]:
     """This rank's shards of whole tensors."""
     size = shard.size
@@ -145,7 +148,7 @@ def reducer(mesh: Mesh, stage: int) -> Callable[..., dict[str, ms.Tensor]]:
 
     def reduce(grads, last=False):
         # In float32: a sum of many in bfloat16 loses the small ones.
-        waiting.update({path: g.astype(ms.float32) for path, g in grads.items()})
+        waiting.update({path: _cast(g, ms.float32) for path, g in grads.items()})
         if not last and sum(g.size for g in waiting.values()) < BUCKET:
             return {}
         done = dict(waiting)

@@ -16,6 +16,7 @@ from moviegen.data import trained_with, video
 from moviegen.errors import ConfigError
 from moviegen.models.tae import model as tae, tiles as tae_tiles, weights as tae_weights
 from moviegen.models.transformer import model as transformer
+from moviegen.models.transformer.shapes import parameter_dtypes
 from moviegen.nn import backend
 from moviegen.parallel import comm, sync
 from moviegen.parallel.comm import Comm
@@ -110,7 +111,7 @@ class Sampler:
         params, meta = states.load_ema(self.folder, states.Layout(shapes, mesh, zero_stage))
         if mesh.world.rank == 0:
             print(f"sample: weights of step {meta['step']} in {self.folder.parent}", flush=True)
-        exchange = comm.make(mesh, zero_stage, shapes, config.model.get("compute_dtype", "float32"))
+        exchange = comm.make(mesh, zero_stage, shapes, parameter_dtypes(config.model))
         statistics = tae_weights.latent_statistics(meta, config.tae.latent_channels, self.folder)
         return params, exchange, ConfigDict(statistics)
 

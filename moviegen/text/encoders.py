@@ -10,7 +10,8 @@ import numpy as np
 from moviegen.convert import huggingface
 from moviegen.errors import ConfigError
 from moviegen.models.text import clip, t5
-from moviegen.nn import backend
+from moviegen.models.text.shapes import FLOAT32
+from moviegen.nn import backend, dtypes
 from moviegen.parallel import comm, sharding
 from moviegen.parallel.mesh import ONE, Mesh
 from moviegen.storage import arraystore, fingerprint, safetensors_io
@@ -94,7 +95,8 @@ def load(files: Files, dtype: str, mesh: Mesh = ONE, zero_stage: int = 0) -> Enc
     is_clip = KINDS[files.name] == "clip"
     params = (huggingface.clip_text if is_clip else huggingface.t5)(files.arrays, files.cfg, dtype, place)
     shapes = (clip if is_clip else t5).shapes(files.cfg)
-    return Encoder(is_clip, files.cfg, params, comm.make(mesh, zero_stage, shapes, files.cfg.compute_dtype))
+    kinds = dtypes.by_path(shapes, files.cfg.compute_dtype, FLOAT32)
+    return Encoder(is_clip, files.cfg, params, comm.make(mesh, zero_stage, shapes, kinds))
 
 
 def embed(encoder: Encoder, tokens: Sequence[list[int]], dtype: str = "float32") -> list[np.ndarray]:

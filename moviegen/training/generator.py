@@ -11,6 +11,7 @@ from moviegen.data import pipeline, trained_with
 from moviegen.models import flow
 from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer, step as transformer_step
+from moviegen.models.transformer.shapes import parameter_dtypes
 from moviegen.nn import backend
 from moviegen.parallel import comm
 from moviegen.parallel.mesh import Group, Mesh
@@ -36,7 +37,7 @@ def make(run: Run) -> loop.Task:
     config, mesh, stage = run.config, run.mesh, run.config.train.zero_stage
     shapes = transformer.shapes(config.model)
     layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer, bool(config.ema.decay))
-    exchange = comm.make(mesh, stage, shapes, config.model.get("compute_dtype", "float32"))
+    exchange = comm.make(mesh, stage, shapes, parameter_dtypes(config.model))
     data = pipeline.open_data(config, run.workdir, mesh.world)
     made_with = trained_with.describe(config, data.autoencoder)
     name, noted_rows = run.stage or "train", run.workdir / "rows.json"

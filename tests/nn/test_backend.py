@@ -64,13 +64,14 @@ def test_moved_arrays_are_in_memory_once():
 def test_compute_dtypes():
     assert backend.check_compute_dtype("float32") == "float32"
     assert backend.check_compute_dtype("bfloat16_simulated") == "bfloat16_simulated"
-    with pytest.raises(ConfigError, match="compute_dtype is 'float16', expected one of float32, bfloat16"):
-        backend.check_compute_dtype("float16")
+    assert backend.check_compute_dtype("float16") == "float16"
+    with pytest.raises(ConfigError, match="compute_dtype is 'float64', expected one of float32, bfloat16"):
+        backend.check_compute_dtype("float64")
 
 
 @pytest.mark.skipif(backend.device() != "CPU", reason="Ascend multiplies bfloat16")
 def test_bfloat16_is_refused_on_cpu_with_the_way_out():
-    with pytest.raises(ConfigError, match="'bfloat16'.*'bfloat16_simulated'"):
+    with pytest.raises(ConfigError, match="'bfloat16'.*'bfloat16_simulated'.*'float16'"):
         backend.check_compute_dtype("bfloat16")
 
 

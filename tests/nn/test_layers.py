@@ -177,6 +177,7 @@ def test_compute_dtypes_of_operands():
     x = ms.Tensor([1.0, 1 + 2**-10])
     assert layers.to_compute(x, "float32") is x
     assert layers.to_compute(x, "bfloat16").dtype == ms.bfloat16
+    assert layers.to_compute(x, "float16").dtype == ms.float16
     simulated = layers.to_compute(x, "bfloat16_simulated")
     assert simulated.dtype == ms.float32
     np.testing.assert_array_equal(simulated.asnumpy(), [1, 1])

@@ -6,6 +6,7 @@ from moviegen.errors import ConfigError
 from moviegen.nn import tree
 
 T5_ACTIVATIONS = ("gelu", "silu")  # of the gate; gelu in its tanh form
+FLOAT32 = r"(^|/)norm(/|$)|/b$|^position/|^distance$"  # parameters that are float32 whatever the compute dtype
 CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
 
 

@@ -74,7 +74,6 @@ def check_tokens(
 
 def linear(x: ms.Tensor, w: ms.Tensor, dtype: str, b: ms.Tensor | None = None) -> ms.Tensor:
     """x (..., in) times a weight (out, in), stored in whatever precision, plus b (out,), in float32."""
-    w = ops.cast(w, ms.bfloat16 if dtype == "bfloat16" else ms.float32)
     return ops.cast(layers.linear(x, w, b, dtype), ms.float32)
 
 

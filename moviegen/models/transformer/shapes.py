@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen.errors import ConfigError
-from moviegen.nn import tree
+from moviegen.nn import dtypes, tree
 from moviegen.parallel.mesh import ALONE, Group
 
 ENCODERS = ("ul2", "metaclip", "byt5")  # order of their tokens in the context
 AXES = ("t", "h", "w")
 TIME_WIDTH = 256
+# Parameters that are float32 whatever the compute dtype: gathered, computed with and exported so.
+FLOAT32 = r"^(position|time)/|(^|/)(modulation|norm|norm_bias)$"
 
 
 def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
@@ -36,6 +38,11 @@ def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
         block |= {"mlp/gate": (cfg.ffn_size, d), "mlp/up": (cfg.ffn_size, d), "mlp/down": (d, cfg.ffn_size)}
         table |= tree.join({f"blocks/{i}": block})
     return table | {"final/modulation": (2, d), "final/norm": (d,), "final/proj": (patch, d)}
+
+
+def parameter_dtypes(cfg: Any) -> dict[str, str]:
+    """The dtype in which each parameter is computed with."""
+    return dtypes.by_path(shapes(cfg), cfg.get("compute_dtype", "float32"), FLOAT32)
 
 
 def encoders(cfg: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from moviegen.nn.layerwise import Fn
 from moviegen.parallel import collectives
 from moviegen.parallel.comm import Comm
 
-MASKED = -1e9  # finite, so that a sample whose text is wholly masked gives numbers
+MASKED = -3e4  # finite, in float16 too, so that a sample whose text is wholly masked gives numbers
 
 
 class Stages(NamedTuple):

@@ -1,8 +1,10 @@
+import re
+
 import numpy as np
 import pytest
 
 from moviegen.errors import ConfigError
-from moviegen.models.transformer.shapes import SequenceShard, shapes
+from moviegen.models.transformer.shapes import SequenceShard, parameter_dtypes, shapes
 from moviegen.parallel.mesh import Group
 from tests.models.transformer.tiny_transformer import config
 
@@ -20,6 +22,16 @@ from tests.models.transformer.tiny_transformer import config
 def test_impossible_configs_are_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         shapes(config(**overrides))
+
+
+def test_matrices_of_products_in_the_compute_dtype_are_the_only_ones_in_it():
+    """The time embedding and modulation are multiplied in float32."""
+    lower = r"(patch|final/proj|text/\w+/proj|blocks/\d/(attn|cross)/[qkvo]|blocks/\d/mlp/(gate|up|down))"
+    for dtype in ("bfloat16", "float16"):
+        for path, kind in parameter_dtypes(config(compute_dtype=dtype)).items():
+            assert kind == (dtype if re.fullmatch(lower, path) else "float32"), path
+    assert set(parameter_dtypes(config(compute_dtype="bfloat16_simulated")).values()) == {"float32"}
+    assert set(parameter_dtypes(config()).values()) == {"float32"}
 
 
 def test_an_encoder_of_width_0_has_no_parameters():

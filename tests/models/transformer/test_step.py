@@ -6,9 +6,11 @@ import pytest
 
 from moviegen.models import flow
 from moviegen.models.transformer import model as transformer, stages
-from moviegen.models.transformer.shapes import SequenceShard
+from moviegen.models.transformer.shapes import SequenceShard, parameter_dtypes
 from moviegen.models.transformer.step import loss_and_grads
-from moviegen.nn import tree
+from moviegen.nn import backend, tree
+from moviegen.parallel import comm
+from moviegen.parallel.mesh import ONE
 from tests.models.transformer.tiny_transformer import (
     LENGTHS,
     config,
@@ -138,15 +140,25 @@ def test_wholly_masked_text_gives_numbers_and_is_not_seen():
     assert np.isfinite(float(loss)) and all(np.isfinite(g.asnumpy()).all() for g in grads.values())
 
 
-def test_simulated_bfloat16_is_close_and_not_the_same():
-    cfg = config(compute_dtype="bfloat16_simulated")
-    params, (latents, t, text) = random_params(cfg), inputs()
+@pytest.mark.parametrize(
+    ("dtype", "given"), [("bfloat16_simulated", "float32"), ("float16", "float32"), ("float16", "cast")]
+)
+def test_lower_precision_is_close_and_not_the_same(dtype, given):
+    """Products cast what they take, or find it cast already, as a training gives it."""
+    cfg = config(compute_dtype=dtype)
+    params, (latents, t, text) = backend.to_tensors(random_params(cfg)), inputs()
+    exchange = comm.make(ONE, 3, transformer.shapes(cfg), parameter_dtypes(cfg)) if given == "cast" else comm.LOCAL
     exact = transformer.apply(params, config(), latents, t, text).asnumpy()
-    rounded = transformer.apply(params, cfg, latents, t, text).asnumpy()
-    assert 1e-4 < abs(rounded - exact).mean() / abs(exact).mean() < 3e-2
+    rounded = transformer.apply(params, cfg, latents, t, text, exchange).asnumpy()
+    assert rounded.dtype == np.float32
+    assert 1e-5 < abs(rounded - exact).mean() / abs(exact).mean() < 3e-2
     noise = np.zeros_like(latents)
-    _, grads = loss_and_grads(params, cfg, latents, noise, t, text)
-    _, expected = loss_and_grads(params, config(), latents, noise, t, text)
+    loss, grads = loss_and_grads(params, cfg, latents, noise, t, text, exchange)
+    exact_loss, expected = loss_and_grads(params, config(), latents, noise, t, text)
+    assert loss.dtype == ms.float32 and float(loss) == pytest.approx(float(exact_loss), rel=1e-2)
+    assert grads.keys() == expected.keys()
     for path, value in expected.items():
-        ours, value = grads[path].asnumpy().ravel(), value.asnumpy().ravel()
+        assert given != "cast" or grads[path].dtype == ms.float32, path
+        ours, value = grads[path].asnumpy().ravel().astype(np.float32), value.asnumpy().ravel()
+        assert abs(value).max() > 0, path
         assert ours @ value > 0.98 * np.linalg.norm(ours) * np.linalg.norm(value), path
