@@ -1,6 +1,6 @@
 """Run as several ranks, or alone: trains the same few steps on every mesh named, each into a folder of its name.
 
-check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 ...    # mesh / ZeRO stage
+check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 sp=2/3/float16 ...    # mesh / ZeRO stage [/ compute dtype]
 """
 
 import sys
@@ -49,12 +49,13 @@ def main(folder: str, steps: str, *wanted: str) -> None:
     folder = Path(folder)
     world = meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     for name in wanted:
-        text, stage = name.split("/")
+        text, stage, *dtype = name.split("/")
         sizes = dict(item.split("=") for item in text.split(","))
         axes = {axis: int(sizes.get(axis, 1)) for axis in meshes.AXES}
         size = axes["data"] * axes["zero"] * axes["sp"]
         config = experiment(folder, int(steps))
         config.train.zero_stage = int(stage)
+        config.model.compute_dtype = dtype[0] if dtype else "float32"
         config.optim.accumulate = config.train.batch_size // (axes["data"] * axes["zero"] * MICRO_BATCH)
 
         def work(size=size, axes=axes, config=config, name=name):

@@ -1,6 +1,6 @@
 """Run as several ranks: samples the same prompts on every mesh named, each into a folder of its name.
 
-check_sampling.py FOLDER data=1 data=2 sp=2 ...
+check_sampling.py FOLDER data=1 data=2 sp=2 sp=2/float16 ...    # mesh [/ compute dtype]
 """
 
 import sys
@@ -59,10 +59,12 @@ def main(folder: str, *wanted: str) -> None:
     world = meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     sync.first_rank_alone(world.world, lambda: prepare(config), folder / "prepared")
     for name in wanted:
-        axes = meshes.parse(name, 1)
+        text, *dtype = name.split("/")
+        config.model.compute_dtype = dtype[0] if dtype else "float32"
+        axes = meshes.parse(text, 1)
         size = int(np.prod(list(axes.values())))
         mesh = meshes.make(axes, range(size)) if size > 1 else meshes.ONE
-        into = folder / (name if size > 1 else f"{name}-by-{meshes.rank()}")
+        into = folder / (name.replace("/", "-") if size > 1 else f"{name}-by-{meshes.rank()}")
         into.mkdir(exist_ok=True)  # the other ranks make it too
         requests = [Request(prompt, index) for index, prompt in enumerate(config.sample.prompts)]
         for request, pieces in Sampler(Run(config, into, mesh)).sample(requests):

@@ -8,7 +8,14 @@ from moviegen.storage.writers import read_metrics
 from tests.distributed import ranks
 
 TWO = ("data=2/0", "zero=2/1", "zero=2/2", "zero=2/3", "sp=2/3")
+HALF = ("zero=2/1/float16", "zero=2/2/float16", "zero=2/3/float16", "sp=2/3/float16")
 FOUR = ("zero=2,sp=2/3", "data=2,sp=2/3")
+
+
+def losses(folder, name):
+    keys = "train/video_loss", "train/heldout_loss"
+    lines = read_metrics(folder / name.replace("/", "-"))
+    return [line[key] for line in lines for key in keys if key in line]
 
 
 def compare(folder, names):
@@ -38,7 +45,14 @@ def compare(folder, names):
                 )
 
 
-@pytest.mark.parametrize(("count", "names"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
-def test_every_mesh_trains_as_one_rank_does(tmp_path, count, names):
-    ranks.run("check_meshes.py", count, tmp_path, str(tmp_path), "5", "data=1/0", *names)
+@pytest.mark.parametrize(
+    ("count", "names", "half"), [(2, TWO, HALF), pytest.param(4, FOUR, (), marks=pytest.mark.slow)]
+)
+def test_every_mesh_trains_as_one_rank_does(tmp_path, count, names, half):
+    """Also with what a card would be given where it computes in bfloat16, in float16: the types fit, at every stage."""
+    ranks.run("check_meshes.py", count, tmp_path, str(tmp_path), "5", "data=1/0", *names, *half)
     compare(tmp_path, names)
+    for name in half:
+        found, exact = losses(tmp_path, name), losses(tmp_path, "data=1/0")
+        assert found != exact
+        np.testing.assert_allclose(found, exact, rtol=1e-2, err_msg=name)

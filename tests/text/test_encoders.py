@@ -45,6 +45,16 @@ def test_half_the_memory_in_bfloat16(config):
     assert rough.dtype.name == "bfloat16" and 0 < abs(rough.astype(np.float32) - exact).max() < 0.1
 
 
+@pytest.mark.parametrize("name", encoders.KINDS)
+def test_float16_rehearses_the_types_of_a_card(config, name):
+    files = encoders.look(config, name)
+    tokens = files.tokenizer.encode(["a dog", "open"])
+    exact = np.concatenate(encoders.embed(encoders.load(files, "float32"), tokens))
+    files.cfg.compute_dtype = "float16"
+    found = np.concatenate(encoders.embed(encoders.load(files, "float16"), tokens))
+    assert found.dtype == np.float32 and 1e-5 < abs(found - exact).mean() / abs(exact).mean() < 1e-2
+
+
 def test_metaclip_takes_its_budget_of_tokens(config):
     """Its table has 30 rows."""
     files = encoders.look(config, "metaclip")

@@ -91,6 +91,22 @@ def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path):
     assert lines == [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(workdir)]
 
 
+def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path):
+    def losses(name, dtype, *ends):
+        for steps in ends:
+            config = settings(steps=steps, checkpoint_every=5, validate_every=5)
+            config.model.compute_dtype = dtype
+            generator.train(Run(config, tmp_path / name))
+        keys = "train/video_loss", "train/heldout_loss"
+        return [line[key] for line in read_metrics(tmp_path / name) for key in keys if key in line]
+
+    exact, found = losses("exact", "float32", 10), losses("whole", "float16", 10)
+    assert len(exact) == 12 and found != exact
+    np.testing.assert_allclose(found, exact, rtol=1e-2)
+    assert losses("parts", "float16", 5, 10) == found
+    same_everywhere(final(tmp_path / "parts")[0], final(tmp_path / "whole")[0])
+
+
 def test_what_a_run_leaves(unbroken):
     workdir, metrics = unbroken
     trees, meta = final(workdir)
