@@ -1,4 +1,7 @@
-"""Run as several ranks: every collective and its gradient against numpy, on groups of 2 and more, eager and compiled."""
+"""Run as several ranks: every collective and its gradient against numpy, on groups of 2 and more, eager and compiled.
+
+On all ranks also as Ascend has them, in float16: what AllReduce can do stands in for the primitives.
+"""
 
 import functools
 import sys
@@ -71,6 +74,38 @@ def read_by_first(group, tree):
     return {path: ms.Tensor(array) for path, array in tree.items()}
 
 
+def take_ascends_branch(group):
+    """Collectives made from now on call Ascend's primitives, of which each has a stand-in for this group."""
+    gather, scatter = collectives.all_gather(group), collectives.reduce_scatter(group)
+    ops.AllGather = lambda name: {group.name: gather}[name]
+    ops.ReduceScatter = lambda op, name: {(ops.ReduceOp.SUM, group.name): scatter}[op, name]
+    exchange = collectives._Exchange
+    ops.AlltoAll = lambda count, *axes: {(group.size, group.name): exchange(group, *axes[:2])}[count, axes[2]]
+    collectives._Exchange = None
+    collectives.ON_ASCEND = True
+    for made in (collectives.all_gather, collectives.reduce_scatter, collectives.all_to_all):
+        made.cache_clear()
+
+
+def check(group, dtype, atol):
+    size = group.size
+    for name, (collective, expected, transposed) in cases(group).items():
+        xs = [value(rank) for rank in range(size)]
+        outs = expected(xs)
+        douts = [value(100 + rank, out.shape) for rank, out in enumerate(outs)]
+
+        x, d = ms.Tensor(xs[group.rank], dtype), ms.Tensor(douts[group.rank], dtype)
+        for wrap in (lambda f: f, ms.jit):
+            both = wrap(ms.value_and_grad(weighed(collective), has_aux=True))
+            for _ in range(2):  # a compiled gradient may be right once and wrong from then on
+                (_, out), grad = both(x, d)
+                assert out.dtype == grad.dtype == dtype, name
+                np.testing.assert_allclose(out.asnumpy(), outs[group.rank], atol=atol, err_msg=name)
+                np.testing.assert_allclose(
+                    grad.asnumpy(), transposed(douts)[group.rank], atol=atol, err_msg=f"gradient of {name}"
+                )
+
+
 def main() -> None:
     mesh.setup({"data": mesh.ranks(), "zero": 1, "sp": 1})
     for size in range(2, mesh.ranks() + 1):
@@ -78,26 +113,15 @@ def main() -> None:
             continue
         group = mesh.make({"data": size, "zero": 1, "sp": 1}, range(size)).world
         assert group.size == size and group.rank == mesh.rank()
-        for name, (collective, expected, transposed) in cases(group).items():
-            xs = [value(rank) for rank in range(size)]
-            outs = expected(xs)
-            douts = [value(100 + rank, out.shape) for rank, out in enumerate(outs)]
-
-            x, d = ms.Tensor(xs[group.rank]), ms.Tensor(douts[group.rank])
-            for wrap in (lambda f: f, ms.jit):
-                both = wrap(ms.value_and_grad(weighed(collective), has_aux=True))
-                for _ in range(2):  # a compiled gradient may be right once and wrong from then on
-                    (_, out), grad = both(x, d)
-                    np.testing.assert_allclose(out.asnumpy(), outs[group.rank], atol=1e-5, err_msg=name)
-                    np.testing.assert_allclose(
-                        grad.asnumpy(), transposed(douts)[group.rank], atol=1e-5, err_msg=f"gradient of {name}"
-                    )
+        check(group, ms.float32, 1e-5)
         tree = {"a": value(0), "b": value(1, (3,)), "c": value(2, ())}
         shapes = {path: array.shape for path, array in reversed(tree.items())}
         found = sync.from_first(group, functools.partial(read_by_first, group, tree), shapes)
         for path, array in tree.items():
             np.testing.assert_array_equal(found[path].asnumpy(), array)
         assert sync.agree(7 + mesh.rank(), group) == 7
+    take_ascends_branch(group)
+    check(group, ms.float16, 2e-2)
     print("collectives ok", flush=True)
 
 
