@@ -14,14 +14,10 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def stored(dtype: str) -> str:
-    """Returns the dtype of tensors that products in this compute dtype take."""
-    return "float32" if dtype == "bfloat16_simulated" else dtype
-
-
 def by_path(paths: Iterable[str], dtype: str, float32: str) -> dict[str, str]:
     """Returns the dtype of each parameter of a model that computes in `dtype`; `float32` matches paths that stay so."""
-    return {path: "float32" if re.search(float32, path) else stored(dtype) for path in paths}
+    stored = "float32" if dtype == "bfloat16_simulated" else dtype
+    return {path: "float32" if re.search(float32, path) else stored for path in paths}
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:

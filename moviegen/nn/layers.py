@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from moviegen.nn import backend, dtypes
+from moviegen.nn import backend
 
 ON_ASCEND = backend.device() == "Ascend"
 _matmul = ops.MatMul()
@@ -18,7 +18,6 @@ _matmul_bt = ops.MatMul(transpose_b=True)
 _bmm = ops.BatchMatMul()
 _bmm_bt = ops.BatchMatMul(transpose_b=True)
 _bmm_at = ops.BatchMatMul(transpose_a=True)
-_STORED = {name: getattr(ms, dtypes.stored(name)) for name in backend.COMPUTE_DTYPES}
 _softmax = ops.Softmax(-1)  # the primitive: a bprop cannot call functions that branch in python, as ops.softmax does
 # Scores of one query chunk: small enough to leave the 4 GB of a long sequence's budget to q, k, v and the output.
 _SCORE_BYTES = 1 << 28
@@ -26,9 +25,11 @@ _SCORE_BYTES = 1 << 28
 
 def to_compute(x: ms.Tensor, dtype: str) -> ms.Tensor:
     """x as a matrix product's operand in the compute dtype ("bfloat16_simulated": rounded, but stored in float32)."""
+    if dtype == "float32":
+        return x  # not cast: a parameter that is gathered in another dtype than it is computed with must not go unseen
     if dtype == "bfloat16_simulated":
-        x = ops.cast(x, ms.bfloat16)
-    return ops.cast(x, _STORED[dtype])
+        return ops.cast(ops.cast(x, ms.bfloat16), ms.float32)
+    return ops.cast(x, ms.float16 if dtype == "float16" else ms.bfloat16)
 
 
 def linear(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor | None = None, dtype: str = "float32") -> ms.Tensor:

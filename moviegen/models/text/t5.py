@@ -74,6 +74,7 @@ def check_tokens(
 
 def linear(x: ms.Tensor, w: ms.Tensor, dtype: str, b: ms.Tensor | None = None) -> ms.Tensor:
     """x (..., in) times a weight (out, in), stored in whatever precision, plus b (out,), in float32."""
+    w = ops.cast(w, ms.float32) if dtype == "float32" else w
     return ops.cast(layers.linear(x, w, b, dtype), ms.float32)
 
 

@@ -162,3 +162,12 @@ def test_lower_precision_is_close_and_not_the_same(dtype, given):
         ours, value = grads[path].asnumpy().ravel().astype(np.float32), value.asnumpy().ravel()
         assert abs(value).max() > 0, path
         assert ours @ value > 0.98 * np.linalg.norm(ours) * np.linalg.norm(value), path
+
+
+def test_types_that_do_not_fit_break_in_float16():
+    """As they would on a card in bfloat16: a time embedding that is gathered so and multiplied in float32."""
+    cfg = config(compute_dtype="float16")
+    kinds = parameter_dtypes(cfg) | {"time/in": "float16"}
+    exchange = comm.make(ONE, 3, transformer.shapes(cfg), kinds)
+    with pytest.raises(TypeError, match="type of 'x2' should be same as 'x1'"):
+        loss_and_grads(random_params(cfg), cfg, *inputs()[:1], np.zeros((2, 3, 2, 4, 6)), *inputs()[1:], exchange)
