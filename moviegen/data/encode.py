@@ -1,6 +1,5 @@
 """Videos and images into the latent cache, those of one shape together."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 from moviegen.data import files, latent_cache, video
 from moviegen.errors import DataError
 from moviegen.models.tae import tiles as tae_tiles, weights as tae_weights
+from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.storage import fingerprint
 from moviegen.storage.files import read_json, write_json
@@ -92,19 +92,15 @@ def encode(
     return {"encoded": encoded, "kept": kept, "bad": len(bad.reasons)}
 
 
-def total(found: dict[str, int], folder: Path, run: int, world: Group) -> dict[str, int]:
-    """The sum of what all ranks `found`, on the first rank; through files of `folder` with the number of this `run`.
-
-    Not by a collective: it would give up on a rank that needs an hour more.
-    """
+def total(found: dict[str, int], folder: Path, world: Group) -> dict[str, int]:
+    """The sum of what all ranks `found`, on the first rank, through files of `folder`."""
     if world.size == 1:
         return found
-    left = [folder / f"encode_video_{run}_{rank}.json" for rank in range(world.size)]
+    left = [folder / f"encode_video_{rank}.json" for rank in range(world.size)]
     write_json(found, left[world.rank])
+    sync.wait(world)  # one rank may need an hour more than another
     if world.rank:
         return found
-    while not all(path.is_file() for path in left):
-        time.sleep(0.5)
     counts = [read_json(path) for path in left]
     for path in left:
         path.unlink()

@@ -1,14 +1,12 @@
 """Encodes videos once, so that training the generator reads latents and never runs the autoencoder."""
 
 import functools
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moviegen.data import captions, encode, files, rates, video
-from moviegen.parallel import sync
 from moviegen.runner import Run
 
 
@@ -24,7 +22,6 @@ def run(run: Run) -> dict[str, float]:
     data = run.config.data
     shown: dict[str, float] = {}
     world = run.mesh.world
-    number = sync.agree(random.getrandbits(24), world)  # now, while no rank is far behind another
     items = [
         encode.Item(
             file.name,
@@ -37,7 +34,7 @@ def run(run: Run) -> dict[str, float]:
     ]
     folder, of = Path(data.latent_folder), data.csv or data.video_folder
     found = encode.encode(items, run.config, folder, of, world=world, rates=shown)
-    found = encode.total(found, run.workdir / "ranks", number, world)
+    found = encode.total(found, run.workdir / "ranks", world)
     if world.rank == 0:
         counts = "{encoded} encoded, {kept} there before, {bad} bad".format(**found)
         print(f"encode_video: {counts}; latents in {folder}", flush=True)
