@@ -7,12 +7,11 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.auto_generate import SiLU, SiLUGrad
 
-from moviegen.nn import backend
+from moviegen.nn import kernels
 
 # Primitives: a Cell's bprop cannot call functions that branch in python, as ops.tile and ops.sum do.
 _matmul, _batch_matmul, _tile, _sum = ops.MatMul(), ops.BatchMatMul(), ops.Tile(), ops.ReduceSum()
 _silu, _silu_grad = SiLU(), SiLUGrad()
-ON_ASCEND = backend.device() == "Ascend"
 _batch_norm = ops.BatchNorm(False, 1e-12, 0.1, "NCHW")
 
 
@@ -29,7 +28,7 @@ def _row_products(x, y, rows):
 def _affine(x, gain, offset):
     """x (b c ...) * gain (b * c,) + offset (b * c,), in one pass."""
     rows = gain.shape[0]
-    if ON_ASCEND:
+    if kernels.ON_ASCEND:
         return ops.reshape(ops.reshape(x, (rows, -1)) * gain[:, None] + offset[:, None], x.shape)
     # An inference BatchNorm: a broadcasting product on CPU keeps index tables of four times its result as long as its graph.
     zero, one = ops.zeros((rows,), ms.float32), ops.ones((rows,), ms.float32)

@@ -10,9 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from moviegen.nn import backend
+from moviegen.nn import kernels
 
-ON_ASCEND = backend.device() == "Ascend"
 _matmul = ops.MatMul()
 _matmul_bt = ops.MatMul(transpose_b=True)
 _bmm = ops.BatchMatMul()
@@ -71,7 +70,7 @@ _rms_norm = _RmsNorm()
 def rms_norm(x: ms.Tensor, scale: ms.Tensor, eps: float) -> ms.Tensor:
     """x / rms(x) * scale over the last axis, in float32."""
     x = ops.cast(x, ms.float32)
-    if ON_ASCEND:
+    if kernels.ON_ASCEND:
         return ops.rms_norm(x, scale, eps)[0]
     return _rms_norm(x, scale, eps)[0]
 
@@ -100,7 +99,7 @@ def group_norm(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, groups: int, eps
 def swiglu(x: ms.Tensor, gate: ms.Tensor, up: ms.Tensor, down: ms.Tensor, dtype: str = "float32") -> ms.Tensor:
     """down(silu(gate x) * (up x))."""
     y = linear(x, gate, None, dtype)
-    if ON_ASCEND:
+    if kernels.ON_ASCEND:
         return linear(ops.swiglu(ops.concat((y, linear(x, up, None, dtype)), -1), -1), down, None, dtype)
     # silu written out: the gradient of ops.silu is the slower kernel.
     return linear(y * ops.sigmoid(y) * linear(x, up, None, dtype), down, None, dtype)
@@ -196,7 +195,7 @@ def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None =
     """
     b, h, n, d = q.shape
     m = k.shape[2]
-    if ON_ASCEND and q.dtype != ms.float32:  # which the fused kernel does not take
+    if kernels.ON_ASCEND and q.dtype != ms.float32:  # which the fused kernel does not take
         mask = None if bias is None else ops.tile(ops.cast(bias < 0, ms.uint8), (1, 1, n, 1))  # 1 = leave out
         return ops.flash_attention_score(q, k, v, h, attn_mask=mask, scalar_value=d**-0.5, input_layout="BNSD")
     q = q * (d**-0.5)  # scaling q is n*d work, scaling the scores n*m

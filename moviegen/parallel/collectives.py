@@ -10,10 +10,9 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import nn, ops
 
-from moviegen.nn import backend
+from moviegen.nn import kernels
 from moviegen.parallel.mesh import Group
 
-ON_ASCEND = backend.device() == "Ascend"
 Collective = Callable[[ms.Tensor], ms.Tensor]
 
 
@@ -34,7 +33,7 @@ def all_gather(group: Group, axis: int = 0) -> Collective:
     if group.size == 1:
         return identity
     before, after = group.rank, group.size - 1 - group.rank
-    if ON_ASCEND:
+    if kernels.ON_ASCEND:
         native = ops.AllGather(group.name)
 
         def gather(x):
@@ -58,7 +57,7 @@ def reduce_scatter(group: Group, axis: int = 0) -> Collective:
     if group.size == 1:
         return identity
     size, rank = group.size, group.rank
-    if ON_ASCEND:
+    if kernels.ON_ASCEND:
         native = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
 
         def scatter(x):
@@ -80,7 +79,7 @@ def all_to_all(group: Group, split: int, concat: int) -> Collective:
     """Cuts x along axis `split` into a piece for every rank; joins the pieces received along `concat`."""
     if group.size == 1:
         return identity
-    if ON_ASCEND:
+    if kernels.ON_ASCEND:
         return ops.AlltoAll(group.size, split, concat, group.name)
     return _Exchange(group, split, concat)
 

@@ -8,7 +8,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import ops
 
-from moviegen.nn import tree
+from moviegen.nn import kernels, tree
 from moviegen.parallel import collectives
 from moviegen.parallel.mesh import Group, Mesh
 from moviegen.parallel.sharding import Shape, axis, shard_shape
@@ -120,7 +120,7 @@ def by_layer(params: Tree, all_gather: Callable[[Tree], dict], num_layers: int, 
     return prefetch(gather, layers)
 
 
-def prefetch(fn: Callable[[Any], Any], items: Iterable[Any], asynchronous: bool = collectives.ON_ASCEND) -> Callable:
+def prefetch(fn: Callable[[Any], Any], items: Iterable[Any], asynchronous: bool = kernels.ON_ASCEND) -> Callable:
     """next_result() -> fn(the next item). An asynchronous device is given one more, to exchange while it computes."""
     waiting, left = deque(), deque(items)
 

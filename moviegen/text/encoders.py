@@ -11,7 +11,7 @@ from moviegen.convert import huggingface
 from moviegen.errors import ConfigError
 from moviegen.models.text import clip, t5
 from moviegen.models.text.shapes import FLOAT32
-from moviegen.nn import backend, dtypes
+from moviegen.nn import backend, dtypes, kernels
 from moviegen.parallel import comm, sharding
 from moviegen.parallel.mesh import ONE, Mesh
 from moviegen.storage import arraystore, fingerprint, safetensors_io
@@ -64,7 +64,7 @@ def look(config: Any, name: str) -> Files:
         )
     if kind == "clip":
         cfg.positions = max(cfg.positions, config.text.budgets[name])
-    cfg.compute_dtype = dtype if backend.device() == "Ascend" else "float32"
+    cfg.compute_dtype = dtype if kernels.ON_ASCEND else "float32"
     return Files(name, folder, tokenizer, cfg, safetensors_io.lazy(folder)[0])
 
 

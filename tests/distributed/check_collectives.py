@@ -13,6 +13,7 @@ import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import ops  # noqa: E402
 
+from moviegen.nn import kernels
 from moviegen.parallel import collectives, mesh, sync  # noqa: E402
 
 
@@ -82,7 +83,7 @@ def take_ascends_branch(group):
     exchange = collectives._Exchange
     ops.AlltoAll = lambda count, *axes: {(group.size, group.name): exchange(group, *axes[:2])}[count, axes[2]]
     collectives._Exchange = None
-    collectives.ON_ASCEND = True
+    kernels.ON_ASCEND = True
     for made in (collectives.all_gather, collectives.reduce_scatter, collectives.all_to_all):
         made.cache_clear()
 

@@ -15,7 +15,7 @@ from mindspore import ops
 
 from moviegen.errors import ConfigError
 from moviegen.models.text.shapes import t5 as shapes
-from moviegen.nn import backend, layers, layerwise, tree
+from moviegen.nn import backend, kernels, layers, layerwise, tree
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 
@@ -109,7 +109,7 @@ def make_prologue(num_heads):
 def lookup(table: ms.Tensor, ids: ms.Tensor) -> ms.Tensor:
     """Rows of a stored table, float32."""
     rows = ops.reshape(ids, (-1,))
-    if layers.ON_ASCEND:
+    if kernels.ON_ASCEND:
         return ops.cast(ops.gather(table, rows, 0), ms.float32)
     return ops.gather(ops.cast(table, ms.float32), rows, 0)  # the CPU kernel has no bfloat16
 

@@ -1,0 +1,9 @@
+"""Operations with one form for the CPU and one for Ascend; no other file asks for the device.
+
+A form of Ascend's has never run, for want of a card: it is compiled on a CPU as a card would be given it.
+"""
+
+from moviegen.nn import backend
+
+# Read where an operation is called or compiled, never at import, so that `--job=audit_ascend` can set it on a CPU.
+ON_ASCEND = backend.device() == "Ascend"
