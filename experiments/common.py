@@ -116,6 +116,18 @@ def tae_evaluation(**overrides: Any) -> dict:
     )
 
 
+def runtime() -> dict:
+    """What Ascend's libraries are told; on a CPU nothing of it has an effect. Environment variables go first."""
+    return dict(
+        jit_level="O0",  # MindSpore's default: a library kernel for each operation. "O1" fuses some; the seed's table has it
+        deterministic=True,  # or a resumed run is not the same run: gradients of attention and HCCL's sums vary
+        conv_allow_hf32=False,  # MindSpore's default is True: convolutions in float32 would lose 13 of 23 bits in silence
+        hccl_buffer_mb=200,  # Huawei's default; each communicator takes two
+        # Ranks that compile at different speed meet late; Huawei's default is 120 s.
+        hccl_connect_timeout=1800,
+    )
+
+
 def _is_paper(compat: str) -> bool:
     if compat not in ("paper", "seed"):
         raise ConfigError(f"compat is {compat!r}, expected 'paper' or 'seed'")
@@ -278,6 +290,7 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
             # --job=export: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
             export=dict(checkpoint="", weights="ema", dtype="float32", shard_bytes=5_000_000_000),
             convert=dict(kind="transformer", source="", target=""),  # --job=convert: the seed's weights; docs/models.md
+            runtime=runtime(),
             import_weights=dict(path=""),  # --job=import_weights: a safetensors file, or a folder with an index
         )
     )

@@ -51,6 +51,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
             evaluate=common.tae_evaluation(),
             # --job=convert: kind tae or lpips, naming moviegen, seed or diffusers; docs/tae.md has the commands.
             convert=dict(kind="tae", source="", heads="", target="", naming="moviegen"),
+            runtime=common.runtime(),
             ema=dict(decay=0.0),
             train=dict(
                 steps=100_000,  # seed: 2000 passes over whatever set there is

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from moviegen import config as configs, settings
 from moviegen.errors import ConfigError, Stopped
+from moviegen.nn import runtime
 from moviegen.parallel import heartbeat, mesh as meshes, rules
 from moviegen.parallel.mesh import ONE, Mesh, rank, ranks
 from moviegen.storage import files, lock
@@ -95,6 +96,7 @@ def run(
             stack.enter_context(plan.owned())
         if ranks() > 1:
             stack.enter_context(heartbeat.beating(plan.record("ranks"), plan.config.train.rank_timeout))
+        runtime.tell(plan.config)  # before the ranks meet
         mesh = meshes.setup(plan.axes)
         if rank() == 0:
             _note_config(plan)

@@ -217,6 +217,11 @@ RULES: dict[str, Rule] = {
     "convert.target": text,
     "convert.naming": one_of("moviegen", "seed", "diffusers"),
     "import_weights.path": text,
+    "runtime.jit_level": one_of("O0", "O1"),
+    "runtime.deterministic": flag,
+    "runtime.conv_allow_hf32": flag,
+    "runtime.hccl_buffer_mb": whole(1),
+    "runtime.hccl_connect_timeout": whole(120, 7200),  # HCCL's own range, in seconds
 }
 
 # What a job needs beyond that of a key.

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import glob
 import os
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moviegen.errors import ConfigError
-from moviegen.nn import dtypes
+from moviegen.nn import dtypes, runtime
 
 if int(np.__version__.split(".")[0]) >= 2:
     # MindSpore 2.10 is compiled against numpy 1.x: with numpy 2 an `a * a` inside a gradient raises SystemError.
@@ -22,7 +21,7 @@ if int(np.__version__.split(".")[0]) >= 2:
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # Without a card the runtime's launch queues only take cores from the kernels they feed: their threads spin while they
 # wait. A training step of the demo's autoencoder on two cores: 1.45 s with them, 0.65 s without (both settings).
-if not glob.glob("/dev/davinci[0-9]*"):
+if not runtime.cards():
     os.environ.setdefault("MS_DEV_RUNTIME_CONF", "pipeline:false,graph_pipeline:false")
 
 import mindspore as ms

@@ -48,15 +48,16 @@ ELSEWHERE = {
     "convert.*": "jobs/convert.py",
     "loss.lpips_weights": "training/autoencoder.py",  # these two where the weight is not 0
     "loss.adversarial.*": "models/tae/shapes.py training/autoencoder.py",
+    "runtime.*": "nn/runtime.py",  # on a card
     "evaluate.*": "evaluation/*.py",  # tests/jobs/test_evaluate.py runs it
 }
 # What a job reads besides what `settings.NEEDS` says that it must find.
 OPTIONAL = {
-    "train": "optim.plateau.* data.text_drop_each.* data.fps data.latent_dtype data.num_samples model.* train.*",
-    "train_tae": "data.* train.recompute_levels train.linear_start optim.accumulate loss.*",
-    "sample": "data.* model.* tae.*",
-    "export": "",
-    "import_weights": "data.fps text.*",
+    "train": "runtime.* optim.plateau.* data.text_drop_each.* data.fps data.latent_dtype data.num_samples model.* train.*",
+    "train_tae": "runtime.* data.* train.recompute_levels train.linear_start optim.accumulate loss.*",
+    "sample": "runtime.* data.* model.* tae.*",
+    "export": "runtime.*",
+    "import_weights": "runtime.* data.fps text.*",
 }
 PACKAGE = Path(moviegen.__file__).parent
 
