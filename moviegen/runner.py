@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 JOBS = Path(__file__).parent / "jobs"
 WITH_STAGES = ("demo",)
+# Jobs that look at what the experiment's own job would do: by themselves, for a mesh of ranks that need not exist.
+ANY_MESH = ("audit_ascend", "plan")
 # Jobs of which every rank would do all of the work.
-ONE_RANK = ("convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights")
+ONE_RANK = (*ANY_MESH, "convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights")
 
 
 class Run(NamedTuple):
@@ -97,7 +99,7 @@ def run(
         if ranks() > 1:
             stack.enter_context(heartbeat.beating(plan.record("ranks"), plan.config.train.rank_timeout))
         runtime.tell(plan.config)  # before the ranks meet
-        mesh = meshes.setup(plan.axes)
+        mesh = Mesh(**plan.axes) if plan.job in ANY_MESH else meshes.setup(plan.axes)
         if rank() == 0:
             _note_config(plan)
             for note in rules.notes(plan.axes, plan.config, plan.job):
@@ -141,7 +143,10 @@ def prepare(
     if not workdir and not config.get("name"):
         raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")
     axes = meshes.parse(mesh, ranks)
-    check(config, job, axes, ranks)
+    if job in ANY_MESH:
+        check(config, config.get("job"), axes, math.prod(axes.values()))
+    else:
+        check(config, job, axes, ranks)
     return Plan(config, job, Path(workdir or f"runs/{config.name}"), axes, stage or None)
 
 

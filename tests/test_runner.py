@@ -1,3 +1,4 @@
+import functools
 import importlib
 import inspect
 import json
@@ -204,3 +205,16 @@ def test_jobs_are_the_files_of_the_folder(tmp_path, monkeypatch):
 def test_every_job_is_a_function_of_a_run(job):
     function = importlib.import_module(f"moviegen.jobs.{job}").run
     assert list(inspect.signature(function).parameters) == ["run"] and function.__doc__
+
+
+def test_a_job_of_any_mesh_is_given_one_of_ranks_that_do_not_exist(calls, tmp_path, monkeypatch):
+    meshes = []
+    monkeypatch.setattr(runner, "ANY_MESH", ("fake",))
+    monkeypatch.setattr(runner, "WITH_STAGES", ())
+    monkeypatch.setattr(runner.meshes, "setup", lambda axes: pytest.fail("no rank is joined"))
+    monkeypatch.setattr(sys.modules["moviegen.jobs.fake"], "run", lambda run: meshes.append(run.mesh) or {})
+    run = functools.partial(runner.run, "experiments/1b_stage2.py", "fake", tmp_path)
+    run(mesh="zero=2,sp=4")
+    assert [(m.data, m.zero, m.sp, m.world.size) for m in meshes] == [(1, 2, 4, 1)]
+    with pytest.raises(ConfigError, match="model.num_heads = 16"):  # its training's rules hold
+        run(mesh="sp=3")
