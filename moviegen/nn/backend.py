@@ -75,14 +75,19 @@ def check_compute_dtype(dtype: str) -> str:
 
 
 def tensor(x: Any) -> ms.Tensor:
-    """A MindSpore tensor from a tensor, an array or a number; float64 becomes float32."""
-    device()
+    """A MindSpore tensor from a tensor, an array or a number; float64 becomes float32.
+
+    All arrays become tensors here, and live on the device from then on: a graph copies an input that is in host memory to
+    the card at every call.
+    """
+    place = device()
     if isinstance(x, ms.Tensor):
         return x
     x = np.asarray(x)
     if x.dtype == np.float64:
         x = x.astype(np.float32)
-    return ms.Tensor(np.asarray(x, order="C"))  # ascontiguousarray would make a scalar a vector
+    x = ms.Tensor(np.asarray(x, order="C"))  # ascontiguousarray would make a scalar a vector
+    return x if place == "CPU" else x.to(place)
 
 
 def to_tensors(params: Mapping[str, Any]) -> dict[str, ms.Tensor]:

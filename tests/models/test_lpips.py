@@ -94,9 +94,11 @@ def test_without_weights_one_is_told_where_they_are_and_how_to_go_on(tmp_path):
         lpips.load(str(tmp_path / "small.safetensors"), "a.b", "--c=0")
 
 
-def test_a_file_is_read_back(full, tmp_path):
+def test_a_file_is_read_back_and_moved_to_the_card_once(full, tmp_path, card):
     safetensors_io.write(full[1], tmp_path / "vgg.safetensors")
-    for path, value in lpips.load(str(tmp_path / "vgg.safetensors"), "", "").items():
+    found = lpips.load(str(tmp_path / "vgg.safetensors"), "", "")
+    assert sorted(map(id, card)) == sorted(map(id, found.values()))
+    for path, value in found.items():
         np.testing.assert_array_equal(value.asnumpy(), full[1][path].asnumpy())
 
 

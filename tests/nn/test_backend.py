@@ -32,6 +32,12 @@ def test_a_tensor_stays_the_same_object():
     assert backend.tensor(x) is x
 
 
+def test_an_array_is_moved_to_the_card_once(card):
+    x = backend.tensor(np.ones(3))
+    assert card == [x] and backend.tensor(x) is x and backend.to_tensors({"a": x})["a"] is x and len(card) == 1
+    assert list(map(id, backend.moved({"a": np.ones(2), "b": np.zeros(1)}).values())) == list(map(id, card[1:]))
+
+
 def test_views_keep_their_order():
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.testing.assert_array_equal(backend.tensor(x.T).asnumpy(), x.T)

@@ -55,6 +55,17 @@ def test_float16_rehearses_the_types_of_a_card(config, name):
     assert found.dtype == np.float32 and 1e-5 < abs(found - exact).mean() / abs(exact).mean() < 1e-2
 
 
+@pytest.mark.parametrize("name", encoders.KINDS)
+def test_weights_are_moved_to_the_card_once(config, card, name):
+    files = encoders.look(config, name)
+    encoder = encoders.load(files, "float32")
+    assert sorted(map(id, card)) == sorted(map(id, encoder.params.values()))
+    for _ in range(2):
+        before = len(card)
+        encoders.embed(encoder, files.tokenizer.encode(["a dog", "open"]))
+        assert not {id(x) for x in encoder.params.values()} & {id(x) for x in card[before:]}
+
+
 def test_metaclip_takes_its_budget_of_tokens(config):
     """Its table has 30 rows."""
     files = encoders.look(config, "metaclip")

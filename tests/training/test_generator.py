@@ -123,6 +123,18 @@ def test_what_a_run_leaves(unbroken):
         assert not np.array_equal(value, trees["ema"][path]), path
 
 
+def test_all_that_graphs_are_given_is_on_the_card(unbroken, tmp_path, card):
+    """Of a run that begins, validates and goes on; and its state is moved there once."""
+    for steps in (2, 3):
+        card.clear()
+        generator.train(Run(settings(steps=steps, validate_every=1), tmp_path))
+        weights = transformer.shapes(settings().model)
+        sizes = [tuple(x.shape) for x in card]
+        for shape in map(tuple, weights.values()):  # weights, average and two moments
+            same = sum(tuple(other) == shape for other in weights.values())
+            assert len(shape) == 1 or sizes.count(shape) == 4 * same, shape
+
+
 def test_a_finished_run_is_not_run_again(unbroken, tmp_path, monkeypatch):
     workdir, _ = unbroken
     before = final(workdir)

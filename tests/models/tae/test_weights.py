@@ -14,6 +14,11 @@ def test_shipped_weights_are_found_by_their_name():
     assert path.name == "tiny_tae.safetensors" and weights.load(path, CFG)
 
 
+def test_weights_are_moved_to_the_card_once(card):
+    found = weights.load(weights.find("package:tiny_tae", ""), CFG)
+    assert sorted(map(id, card)) == sorted(map(id, found.values()))
+
+
 @pytest.mark.parametrize("name", ["", "nowhere.safetensors", "package:nothing"])
 def test_a_name_of_nothing_names_the_key(name):
     with pytest.raises(ConfigError, match=f"evaluate.weights is '{name}'"):
