@@ -107,11 +107,11 @@ class Sampler:
     def _generator(self) -> tuple[dict[str, Any], Comm, ConfigDict]:
         """EMA weights, what computing with them exchanges on the mesh, and the statistics of the latents they make."""
         config, mesh, zero_stage = self.run.config, self.run.mesh, self.run.config.train.zero_stage
-        shapes = transformer.shapes(config.model)
-        params, meta = states.load_ema(self.folder, states.Layout(shapes, mesh, zero_stage))
+        shapes, kinds = transformer.shapes(config.model), parameter_dtypes(config.model)
+        params, meta = states.load_ema(self.folder, states.Layout(shapes, mesh, zero_stage, dtypes=kinds))
         if mesh.world.rank == 0:
             print(f"sample: weights of step {meta['step']} in {self.folder.parent}", flush=True)
-        exchange = comm.make(mesh, zero_stage, shapes, parameter_dtypes(config.model))
+        exchange = comm.make(mesh, zero_stage, shapes, kinds)
         statistics = tae_weights.latent_statistics(meta, config.tae.latent_channels, self.folder)
         return params, exchange, ConfigDict(statistics)
 

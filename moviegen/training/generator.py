@@ -36,8 +36,9 @@ def make(run: Run) -> loop.Task:
     """
     config, mesh, stage = run.config, run.mesh, run.config.train.zero_stage
     shapes = transformer.shapes(config.model)
-    layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer, bool(config.ema.decay))
-    exchange = comm.make(mesh, stage, shapes, parameter_dtypes(config.model))
+    kinds = parameter_dtypes(config.model)
+    layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer, bool(config.ema.decay), kinds)
+    exchange = comm.make(mesh, stage, shapes, kinds)
     data = pipeline.open_data(config, run.workdir, mesh.world)
     made_with = trained_with.describe(config, data.autoencoder)
     name, noted_rows = run.stage or "train", run.workdir / "rows.json"
@@ -54,7 +55,7 @@ def make(run: Run) -> loop.Task:
         return losses, {f"{kind}_loss": losses["loss"]}
 
     def validate(ema, step, writer):
-        weights = backend.to_tensors(layout.model(ema))  # once, where the average is in host memory
+        weights = layout.model(ema)
         loss = _validate(weights, config, data, exchange, mesh.batch)
         return {"heldout_loss": loss}, loss
 

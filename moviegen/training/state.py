@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ Tree = dict[str, Any]
 class Layout(NamedTuple):
     """Shapes of the whole parameters, and the mesh and ZeRO stage by which they are sharded.
 
-    With `offload` the moments and the EMA are numpy arrays, in host memory. Not `averaged`, there is no EMA.
+    With `offload` the moments and the EMA are numpy arrays, in host memory. Not `averaged`, there is no EMA. `dtypes` are
+    those that parameters are computed with in, float32 where they name none.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -32,6 +33,7 @@ class Layout(NamedTuple):
     zero_stage: int
     offload: bool = False
     averaged: bool = True
+    dtypes: Mapping[str, str] = {}
 
     @property
     def shard(self) -> Group:
@@ -43,8 +45,18 @@ class Layout(NamedTuple):
         return backend.tensor(sharding.cut(array, self.shard))
 
     def model(self, shards: Tree) -> Tree:
-        """The parameters as the model's step takes them: shards at stage 3, else all-gathered."""
-        return shards if self.zero_stage == 3 else self.whole(shards)
+        """The parameters as the model's step takes them: shards at stage 3 on several ranks, else whole and in `dtypes`.
+
+        What is whole and in its dtype already is not copied.
+        """
+        shards = backend.to_tensors(shards)
+        sharded = self.zero_stage == 3 and self.shard.size > 1
+        return shards if sharded else zero.whole(self.shard, shards, self.shapes, self.dtypes)
+
+    def pieces(self, paths: Iterable[str]) -> list[tuple[str, ...]]:
+        """Paths in groups to give to `model` one after the other, so that nothing is in memory in two dtypes at once."""
+        ordered = sorted(paths, key=lambda path: self.dtypes.get(path, "float32"))
+        return zero.buckets((path, self.shapes[path]) for path in ordered)
 
     def whole(self, shards: Tree) -> Tree:
         """All-gathers every parameter, on every rank: for models that are small beside a training step."""
@@ -56,7 +68,7 @@ class Layout(NamedTuple):
 
 
 class State(NamedTuple):
-    """Parameters as the model's step takes them; float32 master shards, their EMA (or {}), and the moments {"m", "v"}."""
+    """Parameters as `Layout.model` makes them of the master; float32 master shards, their EMA (or {}), moments {"m", "v"}."""
 
     params: Tree
     master: Tree
@@ -114,7 +126,10 @@ def load_ema(folder: Path, layout: Layout) -> tuple[Tree, dict]:
     """The EMA weights of the newest checkpoint as the model's step takes them, and the checkpoint's meta."""
     tree = checkpoint.averaged(folder)
     trees, meta = _read(folder, None, layout, f"^{tree}/")
-    return layout.model(backend.moved(trees[tree])), meta
+    shards, params = trees[tree], {}
+    for piece in layout.pieces(shards):
+        params |= layout.model({path: shards.pop(path) for path in piece})
+    return params, meta
 
 
 def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
@@ -185,9 +200,9 @@ def update(
         if state.ema:
             # An average over few steps weighs the random start too much: the decay grows to its value.
             optim.ema_update(state.ema, master, min(config.ema.decay, (1 + done) / (10 + done)))
-        if state.params is not state.master:
-            for path, value in layout.whole(master).items():
-                state.params[path].assign_value(value)
+        copies = [path for path, value in master.items() if state.params[path] is not value]
+        for piece in layout.pieces(copies):
+            state.params.update(layout.model({path: master[path] for path in piece}))
     return outcome
 
 

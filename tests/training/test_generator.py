@@ -2,6 +2,7 @@
 
 import math
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -10,7 +11,8 @@ from moviegen.data import pipeline, sources
 from moviegen.errors import ConfigError, DataError
 from moviegen.models import flow
 from moviegen.models.transformer import model as transformer, step as transformer_step
-from moviegen.nn import backend
+from moviegen.models.transformer.shapes import parameter_dtypes
+from moviegen.nn import backend, layerwise
 from moviegen.parallel.mesh import ONE, Group
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
@@ -91,7 +93,12 @@ def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path):
     assert lines == [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(workdir)]
 
 
-def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path):
+def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path, monkeypatch):
+    """Graphs are given the weights in the dtype that they are computed with in, and nobody casts them there."""
+    cast, given, astype, flat = [], {}, ms.Tensor.astype, layerwise._flat
+    monkeypatch.setattr(ms.Tensor, "astype", lambda self, kind: cast.append(kind) or astype(self, kind))
+    monkeypatch.setattr(layerwise, "_flat", lambda params, inputs: given.update(params) or flat(params, inputs))
+
     def losses(name, dtype, *ends):
         for steps in ends:
             config = settings(steps=steps, checkpoint_every=5, validate_every=5)
@@ -101,6 +108,12 @@ def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path):
         return [line[key] for line in read_metrics(tmp_path / name) for key in keys if key in line]
 
     exact, found = losses("exact", "float32", 10), losses("whole", "float16", 10)
+    model = settings().model.copy_and_resolve_references()
+    model.compute_dtype = "float16"
+    kinds = [*parameter_dtypes(model).values()]
+    assert cast.count(ms.float16) == (1 + 10 + 2) * kinds.count("float16")  # the start, updates and validations
+    assert {str(given[name].dtype) for name in ("attn/q", "mlp/down", "proj", "patch")} == {"Float16"}
+    assert {str(given[name].dtype) for name in ("attn/norm", "modulation", "time/in")} == {"Float32"}
     assert len(exact) == 12 and found != exact
     np.testing.assert_allclose(found, exact, rtol=1e-2)
     assert losses("parts", "float16", 5, 10) == found

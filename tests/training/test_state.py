@@ -155,6 +155,42 @@ def test_without_an_average_none_is_kept_saved_or_read(trained, tmp_path, offloa
             np.testing.assert_array_equal(found.master[path].asnumpy(), other.master[path].asnumpy())
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_matrices_are_cast_once_an_update_and_the_rest_is_the_masters_own(tmp_path, monkeypatch, stage):
+    """On one rank no gather casts them. What is saved are the float32 weights, and a resume casts them anew."""
+    cast, astype = [], ms.Tensor.astype
+    monkeypatch.setattr(ms.Tensor, "astype", lambda self, kind: cast.append(self.shape) or astype(self, kind))
+    layout = states.Layout(SHAPES, ONE, stage, dtypes={"blocks/0/q": "float16"})
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+
+    def check(state):
+        assert cast == [(5, 4)]
+        cast.clear()
+        own, rounded = state.master["blocks/0/q"].asnumpy(), state.params["blocks/0/q"].asnumpy()
+        assert own.dtype == np.float32 and rounded.dtype == np.float16
+        np.testing.assert_array_equal(rounded, own.astype(np.float16))
+        assert all(state.params[path] is state.master[path] for path in ("norm", "modulation"))
+
+    check(state)
+    states.update(state, backend.to_tensors(trees(1)), 0, 0.1, CONFIG, layout)
+    check(state)
+    states.save(tmp_path, 1, state, {}, CONFIG, layout).result()
+    for path, array in checkpoint.load(tmp_path)[0]["params"].items():
+        np.testing.assert_array_equal(array, state.master[path].asnumpy())
+    check(states.restore(tmp_path, 1, layout)[0])
+    loaded = states.load_ema(tmp_path, layout)[0]
+    assert cast == [(5, 4)] and {path: str(x.dtype) for path, x in loaded.items()} == {
+        "blocks/0/q": "Float16",
+        "norm": "Float32",
+        "modulation": "Float32",
+    }
+
+
+def test_in_float32_nothing_is_there_twice(trained):
+    _, state = trained
+    assert all(state.params[path] is state.master[path] for path in SHAPES)
+
+
 def test_who_takes_the_average_takes_the_weights_where_there_is_none(trained, tmp_path):
     _, state = trained
     layout = states.Layout(SHAPES | {"position/t": (2, 2)}, ONE, 3)

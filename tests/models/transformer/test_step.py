@@ -1,4 +1,7 @@
 import functools
+import os
+import subprocess
+import sys
 
 import mindspore as ms
 import numpy as np
@@ -162,6 +165,40 @@ def test_lower_precision_is_close_and_not_the_same(dtype, given):
         ours, value = grads[path].asnumpy().ravel().astype(np.float32), value.asnumpy().ravel()
         assert abs(value).max() > 0, path
         assert ours @ value > 0.98 * np.linalg.norm(ours) * np.linalg.norm(value), path
+
+
+CASTS = """
+import os, pathlib, re, sys
+import numpy as np
+from moviegen.models.transformer import shapes, stages
+from moviegen.nn import layerwise, tree
+from moviegen.parallel.comm import LOCAL
+from tests.models.transformer.tiny_transformer import config, random_params
+cfg = config(compute_dtype="float16")
+params = tree.sub(random_params(cfg), "blocks/0")
+if sys.argv[1] == "cast":
+    kinds = tree.sub(shapes.parameter_dtypes(cfg), "blocks/0")
+    params = {path: value.astype(kinds[path]) for path, value in params.items()}
+x, pos, modulation, context = (np.ones(shape, "f") for shape in ((2, 12, 16), (1, 12, 16), (2, 96), (2, 8, 16)))
+block = stages.build(cfg, (2, 3, 2, 4, 6), False, LOCAL).block
+layerwise.pull(block, params, (x, pos, modulation, context), (x,))
+graph = max((file.read_text() for file in pathlib.Path().rglob("*_validate_*.ir")), key=len)
+casts = re.findall(r"PrimFunc_Cast\\([^\\n]*\\n +: \\(<Tensor\\[\\w+\\], \\(([\\d, ]+)\\)", graph)
+print(sum(f"({shape})" in {str(value.shape) for value in params.values()} for shape in casts))
+"""
+
+
+def test_weights_that_are_cast_already_are_cast_by_no_graph(tmp_path):
+    """Nor are their gradients: a block has 11 matrices, and its way back computes it again."""
+    found = []
+    for given in ("float32", "cast"):
+        (tmp_path / given).mkdir()
+        own = dict(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=".", MS_DEV_DUMP_IR_PASSES="validate")
+        paths = os.pathsep.join(map(os.path.abspath, [".", *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+        command, env = [sys.executable, "-c", CASTS, given], os.environ | own | {"PYTHONPATH": paths}
+        ended = subprocess.run(command, cwd=tmp_path / given, env=env, capture_output=True, text=True, check=True)
+        found.append(int(ended.stdout.split()[-1]))
+    assert found == [22, 0]
 
 
 def test_types_that_do_not_fit_break_in_float16():
