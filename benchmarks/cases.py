@@ -95,6 +95,25 @@ def transformer_training_step(batch: int, grid: tuple[int, int, int], text_token
     return Work(step, arrays, json.loads(cfg.to_json()) | {"train": True})
 
 
+def sampling(batch: int, grid: tuple[int, int, int], text_tokens: int, steps: int, anew: bool, **sizes: Any) -> Work:
+    """Velocities at `steps` times, as sampling asks for them: the text's keys and values once, or `anew` at each time."""
+    from moviegen.models.transformer import model
+
+    cfg, params, inputs = _transformer(batch, grid, text_tokens, sizes)
+    latents, _, _, text = _tensors(inputs, cfg)
+
+    def step():
+        context = None if anew else model.attended(params, cfg, text, batch)
+        for at in np.linspace(0, 1, steps, dtype=np.float32):
+            t = np.full(batch, at)
+            found = (
+                model.apply(params, cfg, latents, t, text) if anew else model.velocity(params, cfg, latents, t, context)
+            )
+        return None, {"velocity": found}
+
+    return Work(step, {}, {})
+
+
 def attention(batch: int, heads: int, tokens: int, width: int) -> Work:
     """Self-attention, forward only."""
     from moviegen.nn import layers, layerwise
@@ -205,6 +224,8 @@ def _compile(layers: int) -> Case:
     return Case(about, transformer, dict(batch=1, grid=(2, 4, 4), text_tokens=8, **sizes), 3)
 
 
+_SAMPLING = dict(batch=2, grid=(2, 16, 16), text_tokens=288, steps=10, num_layers=4)
+_SAMPLING |= dict(hidden_size=256, num_heads=4, ffn_size=1024)
 _SMALL = dict(size="small", batch=1, frames=16, side=128)
 
 CASES = {
@@ -220,6 +241,13 @@ CASES = {
         dict(batch=2, grid=(2, 16, 16), text_tokens=64, hidden_size=256, num_heads=4, ffn_size=1024, num_layers=4),
         7,
     ),
+    "sampling_10": Case(
+        "10 velocities, 4 layers of width 256, 2 x 512 latent and 864 text tokens",
+        sampling,
+        _SAMPLING | dict(anew=False),
+        3,
+    ),
+    "sampling_10_anew": Case("the same, the text's keys anew at each", sampling, _SAMPLING | dict(anew=True), 3),
     "attention_14336": Case(
         "attention forward, 14 336 tokens (256 frames at 256x448), 16 heads of 96",
         attention,

@@ -37,11 +37,12 @@ def generate(
     both = scale != 1 and by.branch is None  # at scale 1 the empty prompt would count nothing
     rows = prompted + empty if both else empty if by.branch == 1 else prompted
     text = {name: (backend.tensor(values[rows]), mask[rows]) for name, (values, mask) in text.items()}
+    context = transformer.attended(params, config.model, text, len(rows), comm)
 
     def velocity(x: np.ndarray, t: float) -> np.ndarray:
         x = np.concatenate([x, x]) if both else x
         times = np.full(len(x), t, np.float32)
-        out = transformer.apply(params, config.model, x, times, text, comm)
+        out = transformer.velocity(params, config.model, x, times, context, comm)
         if by.branch is not None:
             out = collectives.all_reduce(by.mesh.replicas)(out * (1 - scale if by.branch else scale))
         out = out.asnumpy()

@@ -12,6 +12,7 @@ TAE = dict(size="tiny", base_channels=2, channel_multipliers=(1, 1, 1, 1), norm_
 SMALL = {
     cases.transformer: TRANSFORMER | dict(num_layers=1),
     cases.transformer_training_step: TRANSFORMER | dict(num_layers=1),
+    cases.sampling: TRANSFORMER | dict(num_layers=1, steps=2),
     cases.attention: dict(heads=2, tokens=16, width=4),
     cases.tae: TAE | dict(batch=1, frames=8),
     cases.tae_decode: TAE | dict(frames=8),

@@ -1,12 +1,19 @@
 """Euler steps, guidance and noise with a velocity that is known."""
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from moviegen.models import flow
+from moviegen.models.transformer import model as transformer
+from moviegen.parallel.comm import LOCAL
 from moviegen.parallel.mesh import ONE, Group, Mesh
 from moviegen.sampling import generate as generation
 from moviegen.sampling.assignment import assign
+from tests.models.transformer import tiny_transformer
 from tests.sampling import stand_ins
 from tests.sampling.stand_ins import SHAPE, answer_with
 
@@ -43,6 +50,28 @@ def test_without_guidance_the_empty_text_is_not_asked(monkeypatch, four_steps):
     four_steps.sample.guidance_scale = 1.0
     generate(four_steps, [5, 7], 1, [0, 1])
     assert set(batches) == {2} and len(batches) == four_steps.sample.steps
+
+
+def test_the_text_is_seen_once_for_all_steps():
+    """Its parameters are gathered once, all others once a step; what is made is what steps by `apply` make."""
+    config, seen = ConfigDict({"model": tiny_transformer.config(), "sample": {"guidance_scale": 3.0}}), Counter()
+    config.sample.update(schedule="linear", steps=3)
+    params, (start, _, text) = tiny_transformer.random_params(config.model), tiny_transformer.inputs(batch=3)
+
+    def all_gather(own):
+        seen.update(own.keys())
+        return dict(own)
+
+    made = generation.generate(params, config, text, start[:2], ALONE, LOCAL._replace(all_gather=all_gather))
+    assert seen == {path: 1 if re.search(r"^text/|cross/[kv]$", path) else 3 for path in params}
+    rows = [0, 1, 2, 2]
+    text = {name: (values[rows], mask[rows]) for name, (values, mask) in text.items()}
+    x = start[:2]
+    for t in flow.schedule("linear", 3)[:-1]:
+        given = np.concatenate([x, x]), np.full(4, t, np.float32)
+        found = transformer.apply(params, config.model, *given, text).asnumpy()
+        x = x + (found[2:] + 3 * (found[:2] - found[2:])) / 3
+    np.testing.assert_allclose(made, x, atol=1e-5)
 
 
 def test_two_ranks_on_the_data_axis_take_a_branch_each(monkeypatch, four_steps):

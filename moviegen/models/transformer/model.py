@@ -5,8 +5,9 @@ entering through one modulation shared by all layers plus a table per layer (pap
 `text_norm` choose between the paper's arithmetic (True, "layer") and that of the seed's checkpoints (False, "rms").
 """
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from moviegen import streams
 from moviegen.errors import ConfigError
 from moviegen.models.transformer import stages
-from moviegen.models.transformer.shapes import AXES, encoders, shapes
+from moviegen.models.transformer.shapes import AXES, TEXT, encoders, shapes
 from moviegen.nn import backend, layers, layerwise, tree
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
@@ -56,6 +57,13 @@ def interpolate_positions(params: Mapping[str, Any], cfg: Any) -> dict[str, ms.T
     return grown
 
 
+class Context(NamedTuple):
+    """What every block attends to of a batch's texts: [mask (b m 1)] or [], and keys and values (b h m d/h) by layer."""
+
+    mask: list[ms.Tensor]
+    keys: list[tuple[ms.Tensor, ms.Tensor]]
+
+
 def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> ms.Tensor:
     """Velocity (b c t h w) of latents (b c t h w) at flow times t (b,), 0 = noise.
 
@@ -63,17 +71,46 @@ def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text,
     are packed, and nothing attends to padding. The ranks of comm.sequence are given the same inputs and share the work;
     where comm.sharded, params are shards. Raises ConfigError for inputs that do not fit the config.
     """
-    params, latents, t, text, mask = check(params, cfg, latents, t, text, comm)
-    stage = stages.build(cfg, latents.shape, bool(mask), comm)
-    weights = zero.by_layer(params, comm.all_gather, cfg.num_layers)
-    x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), latents, t, *text, *mask)
-    for _ in range(cfg.num_layers):
-        x = layerwise.run(stage.block, weights(), x, pos, modulation, context, *mask[:1])
+    return velocity(params, cfg, latents, t, attended(params, cfg, text, len(latents), comm), comm)
+
+
+def attended(params: Mapping[str, Any], cfg: Any, text: Text, batch: int, comm: Comm = LOCAL) -> Context:
+    """The first half of `apply`, which neither latents nor time are in: sampling needs it once for all of its steps.
+
+    On every rank of a sequence for all tokens of the text. It holds 2 * num_layers * b * m * hidden_size numbers.
+    """
+    tree.check_paths(params, shapes(cfg))
+    embeddings, mask = _check_text(cfg, text, batch)
+    context_of, keys_of = stages.build_text(cfg, bool(mask))
+    weights = zero.by_layer(_part(params, True), comm.all_gather, cfg.num_layers)
+    context = layerwise.run(context_of, weights(), *embeddings, *mask)
+    return Context(mask[:1], [layerwise.run(keys_of, weights(), context) for _ in range(cfg.num_layers)])
+
+
+def velocity(
+    params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, context: Context, comm: Comm = LOCAL
+) -> ms.Tensor:
+    """The second half of `apply`: the velocity, given what `attended` made of the texts."""
+    params, latents, t = _check_latents(params, cfg, latents, t, comm)
+    stage = stages.build(cfg, latents.shape, bool(context.mask), comm)
+    weights = zero.by_layer(_part(params, False), comm.all_gather, cfg.num_layers)
+    x, pos, time, modulation = layerwise.run(stage.start, weights(), latents, t)
+    for keys in context.keys:
+        x = layerwise.run(stage.keyed, weights(), x, pos, modulation, *keys, *context.mask)
     return layerwise.run(stage.epilogue, weights(), x, time)
+
+
+def _part(params: Mapping[str, Any], of_text: bool) -> Params:
+    return {path: backend.tensor(x) for path, x in params.items() if bool(re.search(TEXT, path)) == of_text}
 
 
 def check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> tuple:
     """Parameters, latents, times, embeddings and masks (`_check_text`) as tensors. ConfigError for what does not fit cfg."""
+    params, latents, t = _check_latents(params, cfg, latents, t, comm)
+    return params, latents, t, *_check_text(cfg, text, latents.shape[0])
+
+
+def _check_latents(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, comm: Comm) -> tuple:
     tree.check_paths(params, shapes(cfg))
     latents, t = backend.tensor(latents), backend.tensor(t)
     if len(latents.shape) != 5 or latents.shape[1] != cfg.latent_channels:
@@ -96,8 +133,7 @@ def check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text,
                 f"position/{axis} has {rows} rows, position_lengths[{i}] is {length}: pass the parameters through "
                 "interpolate_positions"
             )
-    embeddings, mask = _check_text(cfg, text, batch)
-    return backend.to_tensors(params), latents, t, embeddings, mask
+    return backend.to_tensors(params), latents, t
 
 
 def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:

@@ -13,6 +13,7 @@ AXES = ("t", "h", "w")
 TIME_WIDTH = 256
 # Parameters that are float32 whatever the compute dtype: gathered, computed with and exported so.
 FLOAT32 = r"^(position|time)/|(^|/)(modulation|norm|norm_bias)$"
+TEXT = r"^text/|/cross/[kv]$"  # parameters that see the text alone: sampling needs them once, not at every step
 
 
 def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The three compiled stages of the transformer: prologue, one block for every layer, epilogue.
 
-Tokens are float32 between stages; matrix products run in `dtype`, norms, softmax, modulation and positions in float32.
+What sees the text alone is a stage of its own too: sampling computes it once for all steps. Tokens are float32 between
+stages; matrix products run in `dtype`, norms, softmax, modulation and positions in float32.
 """
 
 import functools
@@ -20,12 +21,14 @@ MASKED = -3e4  # finite, in float16 too, so that a sample whose text is wholly m
 
 
 class Stages(NamedTuple):
-    """The transformer's stages, and the epilogue's as a loss."""
+    """The transformer's stages, and the epilogue's as a loss; `start` and `keyed` are the first two without the text."""
 
     prologue: Fn
     block: Fn
     epilogue: Fn
     loss: Fn
+    start: Fn
+    keyed: Fn
 
 
 def build(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> Stages:
@@ -38,7 +41,16 @@ def build(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> Stages:
         make_block(cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype),
         make_epilogue(patch, shard, eps, dtype),
         make_loss(patch, shard, comm.batches, eps, dtype),
+        make_start(patch, shard, lengths, dtype),
+        make_keyed_block(cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype),
     )
+
+
+def build_text(cfg: Any, masked: bool) -> tuple[Fn, Fn]:
+    """The stages that see the text alone: its context, and a layer's keys and values."""
+    dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
+    context = make_context(encoders(cfg), cfg.text_norm, cfg.norm_eps, masked, dtype)
+    return context, make_keys(cfg.num_heads, "cross", dtype)
 
 
 def patchify(latents, patch, channels_first):
@@ -105,22 +117,30 @@ def modulate(x, shift, scale):
 
 
 @functools.lru_cache
-def make_prologue(patch, shard, lengths, encoders, text_norm, eps, masked, dtype):
-    """prologue(p, latents, t, *embeddings[, mask (b m 1)[, rows (b m)]]) -> tokens, positions, time, modulation, context.
-
-    latents (b c t h w), t (b,), embeddings (b l width) of each encoder -> this rank's tokens (b n d), positions (1 n d),
-    time (b d), modulation (b 6d), context (b m d), zero where the mask is: a token nobody may see has no value either.
-    With rows the context is those of all encoders' tokens.
-    """
-    texts = tuple(f"text/{name}" for name in encoders)
+def make_start(patch, shard, lengths, dtype):
+    """start(p, latents (b c t h w), t (b,)) -> this rank's tokens (b n d), positions (1 n d), time (b d), (b 6d) modulation."""
     take, positions = make_take(shard), make_positions(shard, lengths)
 
-    def prologue(p, latents, t, *text):
+    def start(p, latents, t):
         x = layers.linear(take(patchify(latents, patch, True)), p["patch"], None, dtype)
         pos = positions(p)
         wave = layers.timestep_embedding(1000 * (1 - t), TIME_WIDTH)  # the seed's time runs from 1000, noise, to 0
         time = layers.linear(ops.silu(layers.linear(wave, p["time/in"])), p["time/out"])
         modulation = layers.linear(ops.silu(time), p["modulation"])
+        return ops.cast(x, ms.float32), pos, time, modulation
+
+    return start
+
+
+@functools.lru_cache
+def make_context(encoders, text_norm, eps, masked, dtype):
+    """context(p, *embeddings (b l width)[, mask (b m 1)[, rows (b m)]]) -> context (b m d), the tokens of all encoders.
+
+    It is zero where the mask is: a token nobody may see has no value either. With rows it is those of all encoders' tokens.
+    """
+    texts = tuple(f"text/{name}" for name in encoders)
+
+    def context(p, *text):
         projected = []
         for i, path in enumerate(texts):
             y = layers.linear(text[i], p[path + "/proj"], None, dtype)
@@ -129,39 +149,81 @@ def make_prologue(patch, shard, lengths, encoders, text_norm, eps, masked, dtype
             else:
                 y = layers.rms_norm(y, p[path + "/norm"], eps)
             projected.append(y)
-        context = ops.concat(projected, 1)
+        found = ops.concat(projected, 1)
         if len(text) > len(encoders) + 1:
-            b, _, d = context.shape
+            b, _, d = found.shape
             rows = ops.reshape(text[len(encoders) + 1], (-1,))
-            context = ops.reshape(ops.gather(ops.reshape(context, (-1, d)), rows, 0), (b, -1, d))
+            found = ops.reshape(ops.gather(ops.reshape(found, (-1, d)), rows, 0), (b, -1, d))
         if masked:
-            context = context * ops.tile(text[len(encoders)], (1, 1, context.shape[2]))
-        return ops.cast(x, context.dtype), pos, time, modulation, context
+            found = found * ops.tile(text[len(encoders)], (1, 1, found.shape[2]))
+        return found
+
+    return context
+
+
+@functools.lru_cache
+def make_prologue(patch, shard, lengths, encoders, text_norm, eps, masked, dtype):
+    """prologue(p, latents, t, *text) -> tokens, positions, time, modulation, context: `start` and `context` in one."""
+    start, context = make_start(patch, shard, lengths, dtype), make_context(encoders, text_norm, eps, masked, dtype)
+
+    def prologue(p, latents, t, *text):
+        x, pos, time, modulation = start(p, latents, t)
+        return x, pos, time, modulation, context(p, *text)
 
     return prologue
 
 
-@functools.lru_cache
-def make_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
-    """block(p, x (b n d), positions (1 n d), modulation (b 6d), context (b m d)[, mask (b m 1)]) -> x (b n d).
-
-    x is this rank's shard of the sequence. For self-attention the ranks of a sequence exchange: all tokens of some heads
-    for some tokens of all heads, and back (Ulysses). The text is on every rank; its keys and values are not exchanged.
-    """
-    to_heads = collectives.all_to_all(shard.group, 1, 2)
-    to_tokens = collectives.all_to_all(shard.group, 2, 1)
-    padding = shard.padding
-    unseen = ms.Tensor(np.repeat(np.float32([0, MASKED]), (shard.patches, padding)).reshape(1, 1, 1, -1))
+def make_heads(num_heads):
+    """heads(x (b n d)) -> (b h n d/h)."""
 
     def heads(x):
         b, n, d = x.shape
         return ops.transpose(ops.reshape(x, (b, n, num_heads, d // num_heads)), (0, 2, 1, 3))
 
-    def attend(name, p, x, context, bias):
+    return heads
+
+
+@functools.lru_cache
+def make_keys(num_heads, name, dtype):
+    """keys(p, x (b n d)) -> keys and values (b h n d/h) of a block's attention "attn", or "cross", of the text."""
+    heads = make_heads(num_heads)
+
+    def keys(p, x):
+        k, v = layers.linear(x, p[name + "/k"], None, dtype), layers.linear(x, p[name + "/v"], None, dtype)
+        return heads(k), heads(v)
+
+    return keys
+
+
+@functools.lru_cache
+def make_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
+    """block(p, x (b n d), positions (1 n d), modulation (b 6d), context (b m d)[, mask (b m 1)]) -> x (b n d)."""
+    keys = make_keys(num_heads, "cross", dtype)
+    keyed = make_keyed_block(num_heads, shard, eps, cross_attention_norm, masked, dtype)
+
+    def block(p, x, pos, modulation, context, *mask):
+        k, v = keys(p, context)
+        return keyed(p, x, pos, modulation, k, v, *mask)
+
+    return block
+
+
+@functools.lru_cache
+def make_keyed_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
+    """keyed(p, x (b n d), positions (1 n d), modulation (b 6d), k, v (b h m d/h)[, mask (b m 1)]) -> x (b n d).
+
+    k and v are the text's. x is this rank's shard of the sequence. For self-attention the ranks of a sequence exchange: all
+    tokens of some heads for some tokens of all heads, and back (Ulysses). The text is on every rank, and not exchanged.
+    """
+    to_heads = collectives.all_to_all(shard.group, 1, 2)
+    to_tokens = collectives.all_to_all(shard.group, 2, 1)
+    padding = shard.padding
+    unseen = ms.Tensor(np.repeat(np.float32([0, MASKED]), (shard.patches, padding)).reshape(1, 1, 1, -1))
+    heads, own_keys = make_heads(num_heads), make_keys(num_heads, "attn", dtype)
+
+    def attend(name, p, x, k, v, bias):
         own = name == "attn"
         q = heads(layers.linear(x, p[name + "/q"], None, dtype))
-        k = heads(layers.linear(context, p[name + "/k"], None, dtype))
-        v = heads(layers.linear(context, p[name + "/v"], None, dtype))
         if own:
             q, k, v = to_heads(q), to_heads(k), to_heads(v)
         y = layers.attention(q, k, v, bias)
@@ -169,21 +231,22 @@ def make_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
             y = to_tokens(y)
         return layers.linear(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), x.shape), p[name + "/o"], None, dtype)
 
-    def block(p, x, pos, modulation, context, *mask):
+    def keyed(p, x, pos, modulation, k, v, *mask):
         b, n, d = x.shape
         m = ops.reshape(modulation, (b, 6, d)) + p["modulation"]
         after_end = ops.tile(unseen, (b, 1, 1, 1)) if padding else None
         bias = (1 - ops.reshape(mask[0], (b, 1, 1, -1))) * MASKED if masked else None
         x = x + ops.tile(pos, (b, 1, 1))
         y = modulate(layers.rms_norm(x, p["attn/norm"], eps), m[:, 0:1], m[:, 1:2])
-        x = x + layers.repeat_rows(m[:, 2:3], n) * attend("attn", p, y, y, after_end)
+        own_k, own_v = own_keys(p, y)
+        x = x + layers.repeat_rows(m[:, 2:3], n) * attend("attn", p, y, own_k, own_v, after_end)
         y = layers.rms_norm(x, p["cross/norm"], eps) if cross_attention_norm else x
-        x = x + attend("cross", p, y, context, bias)
+        x = x + attend("cross", p, y, k, v, bias)
         y = modulate(layers.rms_norm(x, p["mlp/norm"], eps), m[:, 3:4], m[:, 4:5])
         y = layers.swiglu(y, p["mlp/gate"], p["mlp/up"], p["mlp/down"], dtype)
         return x + layers.repeat_rows(m[:, 5:6], n) * y
 
-    return block
+    return keyed
 
 
 def project_out(p, x, time, eps, dtype):
