@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moviegen.errors import DataError
-from moviegen.nn import dtypes
+from moviegen.nn.dtypes import numpy_dtype, to_numpy
 from moviegen.storage import arraystore, files
 
 # The disk is what saturates; this also bounds the host copies of an accelerator's arrays that are alive at once.
@@ -40,13 +40,16 @@ def write(folder: Path, trees: Mapping[str, Tree], entries: Mapping[str, dict]) 
 
 
 def read(
-    path: Path, trees: Mapping[str, Mapping[str, dict]], dtype: str | None = None, where: Any = None
+    path: Path, trees: Mapping[str, Mapping[str, dict]], dtypes: Mapping[str, str] = {}, where: Any = None
 ) -> dict[str, dict]:
-    """Reads {tree: {name: array}}, of each array the slice `where(shape)` (None: all). ValueError names a damaged one."""
+    """Reads {tree: {name: array}}, of each array the slice `where(shape)` (None: all). ValueError names a damaged one.
+
+    Floating-point arrays are cast to the dtypes that are given by name, each as soon as it is read.
+    """
 
     def one(tree: str, name: str, entry: dict) -> np.ndarray:
         own = where(tuple(entry["shape"])) if where else None
-        return arraystore.cast(_read(path, f"{tree}/{name}", entry, own), dtype)
+        return arraystore.cast(_read(path, f"{tree}/{name}", entry, own), dtypes.get(name))
 
     return _each(trees, one)
 
@@ -60,7 +63,7 @@ def lazy(path: Path, trees: Mapping[str, Mapping[str, dict]]) -> dict[str, dict[
     """Returns {tree: {name: array that is read when it is needed}}."""
 
     def one(name: str, entry: dict) -> arraystore.Lazy:
-        dtype = dtypes.numpy_dtype(entry["dtype"])
+        dtype = numpy_dtype(entry["dtype"])
         return arraystore.Lazy(tuple(entry["shape"]), dtype, functools.partial(_read, path, name, entry))
 
     return {tree: {n: one(f"{tree}/{n}", entry) for n, entry in entries.items()} for tree, entries in trees.items()}
@@ -75,7 +78,7 @@ def _each(trees: Mapping[str, Tree], work: Callable[[str, str, Any], Any]) -> di
 
 
 def _part(folder: Path, name: str, value: Any) -> tuple[Path, arraystore.Part]:
-    part = value if isinstance(value, arraystore.Part) else arraystore.whole(dtypes.to_numpy(name, value))
+    part = value if isinstance(value, arraystore.Part) else arraystore.whole(to_numpy(name, value))
     return folder / arraystore.folder_name(name), part
 
 

@@ -123,13 +123,10 @@ def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
 
 
 def load_ema(folder: Path, layout: Layout) -> tuple[Tree, dict]:
-    """The EMA weights of the newest checkpoint as the model's step takes them, and the checkpoint's meta."""
+    """The EMA weights of the newest checkpoint as the model computes with them, and the checkpoint's meta."""
     tree = checkpoint.averaged(folder)
-    trees, meta = _read(folder, None, layout, f"^{tree}/")
-    shards, params = trees[tree], {}
-    for piece in layout.pieces(shards):
-        params |= layout.model({path: shards.pop(path) for path in piece})
-    return params, meta
+    trees, meta = _read(folder, None, layout, f"^{tree}/", layout.dtypes)
+    return layout.model(backend.moved(trees[tree])), meta
 
 
 def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
@@ -143,7 +140,7 @@ def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> S
     return fresh(own | {path: layout.place(path, table) for path, table in tables.items()}, layout)
 
 
-def _read(folder, step, layout, select=""):
+def _read(folder, step, layout, select="", kinds: Mapping[str, str] = {}):
     """This rank's shards of what `select` matches. DataError, before any is read, where another model was saved."""
     for tree, arrays in checkpoint.lazy(folder, step)[0].items():
         all_found = {path: array.shape for path, array in arrays.items()}
@@ -157,7 +154,7 @@ def _read(folder, step, layout, select=""):
                 f"{folder}: its {tree} is not of this model config: {', '.join(wrong[:5])} ({len(wrong)} differ; "
                 f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
             )
-    trees, meta = checkpoint.load(folder, step, select, where=lambda shape: sharding.bounds(shape, layout.shard))
+    trees, meta = checkpoint.load(folder, step, select, kinds, lambda shape: sharding.bounds(shape, layout.shard))
     for tree, values in trees.items():  # one by one, so that no tree is in memory twice
         trees[tree] = {path: sharding.pad(values.pop(path), layout.shapes[path], layout.shard) for path in list(values)}
     return trees, meta

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from moviegen.models import flow
 from moviegen.models.transformer import model as transformer
-from moviegen.parallel.comm import LOCAL
 from moviegen.parallel.mesh import ONE, Group, Mesh
 from moviegen.sampling import generate as generation
 from moviegen.sampling.assignment import assign
@@ -52,17 +51,18 @@ def test_without_guidance_the_empty_text_is_not_asked(monkeypatch, four_steps):
     assert set(batches) == {2} and len(batches) == four_steps.sample.steps
 
 
-def test_the_text_is_seen_once_for_all_steps():
+def test_the_text_is_seen_once_for_all_steps(monkeypatch):
     """Its parameters are gathered once, all others once a step; what is made is what steps by `apply` make."""
     config, seen = ConfigDict({"model": tiny_transformer.config(), "sample": {"guidance_scale": 3.0}}), Counter()
     config.sample.update(schedule="linear", steps=3)
     params, (start, _, text) = tiny_transformer.random_params(config.model), tiny_transformer.inputs(batch=3)
 
-    def all_gather(own):
+    def by_layer(own, *args, real=transformer.zero.by_layer):
         seen.update(own.keys())
-        return dict(own)
+        return real(own, *args)
 
-    made = generation.generate(params, config, text, start[:2], ALONE, LOCAL._replace(all_gather=all_gather))
+    monkeypatch.setattr(transformer.zero, "by_layer", by_layer)
+    made = generation.generate(params, config, text, start[:2], ALONE)
     assert seen == {path: 1 if re.search(r"^text/|cross/[kv]$", path) else 3 for path in params}
     rows = [0, 1, 2, 2]
     text = {name: (values[rows], mask[rows]) for name, (values, mask) in text.items()}

@@ -1,7 +1,9 @@
 """What is sampled for which request, whatever the batch; what is loaded, and when."""
 
+import re
 import weakref
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from moviegen.sampling import sampler
 from moviegen.sampling.sampler import Request, Sampler, write
 from moviegen.storage import checkpoint
 from moviegen.streams import Stream
+from tests.models.transformer import tiny_transformer
 from tests.sampling import stand_ins
 from tests.sampling.stand_ins import MEANS, SHAPE
 
@@ -52,6 +55,24 @@ def test_a_sampler_loads_once_for_any_number_of_requests(seen, config, requests,
     assert sorted(loaded) == ["load", "load_ema"]
     np.testing.assert_array_equal([seen[3], seen[4], seen[6]], [seen[2], seen[0], seen[1]])
     assert list(one.sample([])) == []
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_weights_are_held_as_they_are_computed_with(tmp_path, monkeypatch, zero_stage):
+    """Matrices in the compute dtype, the rest in float32."""
+    config = stand_ins.config()
+    config.model = tiny_transformer.config(compute_dtype="float16", latent_channels=2)
+    config.train.zero_stage = zero_stage
+    monkeypatch.setattr(sampler.tae_weights, "configured", lambda config: "weights")
+    params = tiny_transformer.random_params(config.model)
+    meta = {"latent_shift": [0.0] * 2, "latent_scale": [1.0] * 2}
+    checkpoint.save(tmp_path / "checkpoints", 1, {"ema": params}, meta)
+    held, exchange, _ = Sampler(Run(config, tmp_path))._generator
+    for path, value in held.items():
+        exact = re.search("^position|^time|modulation$|norm$|norm_bias$", path)
+        assert value.dtype == (ms.float32 if exact else ms.float16), path
+        np.testing.assert_array_equal(value.asnumpy(), params[path].astype(value.asnumpy().dtype))
+    assert all(value is held[path] for path, value in exchange.all_gather(held).items())
 
 
 def test_latents_are_scaled_back_by_the_checkpoints_statistics(seen, config, requests, tmp_path):

@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 
@@ -23,10 +25,30 @@ def test_round_trip(tmp_path):
 
 def test_only_what_is_asked_for_is_read(tmp_path):
     entries = stored(tmp_path)
-    found = treestore.read(
-        tmp_path, {"params": {"a": entries["params"]["a"]}}, "float16", lambda shape: (slice(1, 2),) * 2
-    )
+    wanted = {"params": {"a": entries["params"]["a"]}}
+    found = treestore.read(tmp_path, wanted, {"a": "float16"}, lambda shape: (slice(1, 2),) * 2)
     assert found["params"]["a"].dtype == np.float16 and found["params"]["a"].tolist() == [[4.0]]
+
+
+def test_what_is_cast_is_not_in_memory_twice(tmp_path, monkeypatch):
+    """As many arrays are there as they were saved as are read at the same time, no more."""
+    names = [str(i) for i in range(40)]
+    trees = {"ema": {name: np.full(3, int(name), np.float32) for name in names}}
+    entries = treestore.create(tmp_path, trees)
+    for tree, name, files in treestore.write(tmp_path, trees, entries):
+        entries[tree][name]["files"] |= files
+    read, alive = [], []
+
+    def reading(*args, real=treestore._read):
+        array = real(*args)
+        read.append(weakref.ref(array))
+        alive.append(sum(each() is not None for each in read))
+        return array
+
+    monkeypatch.setattr(treestore, "_read", reading)
+    found = treestore.read(tmp_path, entries, dict.fromkeys(names, "float16"))["ema"]
+    assert max(alive) <= treestore.WORKERS < len(read) == 40
+    assert all(found[name].dtype == np.float16 and (found[name] == int(name)).all() for name in names)
 
 
 def test_a_damaged_array_is_named(tmp_path):
