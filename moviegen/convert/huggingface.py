@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from moviegen.convert.names import by_layers
 from moviegen.errors import ConfigError
 from moviegen.models.text import clip as clip_model, t5 as t5_model
+from moviegen.models.text.shapes import FLOAT32
 from moviegen.nn import backend, dtypes
 from moviegen.nn.tree import match
 from moviegen.storage import arraystore
@@ -126,9 +127,10 @@ def clip_text_names(arrays: Mapping[str, Any], cfg: Any) -> dict[str, str]:
 
 
 def t5(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place: Place | None = None) -> dict:
-    """Returns the parameters of a T5 encoder from arrays by name, stored in `dtype`. Raises ConfigError as `t5_names` does.
+    """Returns the parameters of a T5 encoder from arrays by name; matrices are stored in `dtype`, the rest is float32.
 
-    `place(path, array)` makes a tensor of each array before the next is read, so that a rank can keep only its shard.
+    `place(path, array)` makes a tensor of each array before the next is read, so that a rank can keep only its shard. Raises
+    ConfigError as `t5_names` does.
     """
     return _read(arrays, t5_names(arrays, cfg), dtype, place, {})
 
@@ -140,10 +142,10 @@ def clip_text(arrays: Mapping[str, Any], cfg: Any, dtype: str = "float32", place
 
 
 def _read(arrays: Mapping, names: dict[str, str], dtype: str, place: Place | None, changes: Mapping) -> dict:
-    params = {}
+    params, kinds = {}, dtypes.by_path(names, dtype, FLOAT32)
     for path, name in names.items():
         array = dtypes.to_numpy(name, np.asarray(arrays[name]))
-        array = arraystore.cast(changes[path](array) if path in changes else array, dtype)
+        array = arraystore.cast(changes[path](array) if path in changes else array, kinds[path])
         params[path] = place(path, array) if place else backend.tensor(array)
     return params
 

@@ -7,3 +7,8 @@ from moviegen.nn import backend
 
 # Read where an operation is called or compiled, never at import, so that `--job=audit_ascend` can set it on a CPU.
 ON_ASCEND = backend.device() == "Ascend"
+
+
+def product_dtype(stored: str) -> str:
+    """The dtype in which weights that are stored in one are multiplied: a CPU has no products in bfloat16."""
+    return "float32" if stored == "bfloat16" and not ON_ASCEND else stored

@@ -18,6 +18,7 @@ from moviegen.storage import arraystore, fingerprint, safetensors_io
 from moviegen.text import tokenizers
 
 KINDS = {"ul2": "t5", "metaclip": "clip", "byt5": "byt5"}  # encoder -> kind of its tokenizer
+DTYPES = ("float32", "bfloat16", "float16")  # the last rehearses bfloat16's types on a CPU
 LENGTH_STEP = 32  # texts are padded to a multiple: every length is a graph of its own
 _SPARE_ROWS = 256  # by which an embedding table may be longer than its vocabulary: tables are rounded up
 
@@ -49,8 +50,8 @@ def look(config: Any, name: str) -> Files:
         raise ConfigError(
             f"text.encoders.{name} is {named!r}, which is not a folder: --job=fetch_text_encoder fills one"
         )
-    if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"text.dtype is {dtype!r}, expected float32 or bfloat16")
+    if dtype not in DTYPES:
+        raise ConfigError(f"text.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     kind, cfg = KINDS[name], read_config(folder, name)
     tokenizer = tokenizers.open_tokenizer(kind, folder)
     if not tokenizer.size <= cfg.vocab_size <= tokenizer.size + _SPARE_ROWS:
@@ -64,7 +65,7 @@ def look(config: Any, name: str) -> Files:
         )
     if kind == "clip":
         cfg.positions = max(cfg.positions, config.text.budgets[name])
-    cfg.compute_dtype = dtype if kernels.ON_ASCEND else "float32"
+    cfg.compute_dtype = kernels.product_dtype(dtype)
     return Files(name, folder, tokenizer, cfg, safetensors_io.lazy(folder)[0])
 
 
@@ -86,7 +87,7 @@ def digest(files: Files) -> str:
 
 
 def load(files: Files, dtype: str, mesh: Mesh = ONE, zero_stage: int = 0) -> Encoder:
-    """Weights stored in `dtype`; on a mesh at stage 3 every rank keeps its shard of each tensor alone."""
+    """Matrices stored in `dtype`, the rest in float32; on a mesh at stage 3 every rank keeps its shard of each tensor alone."""
     sharded = zero_stage == 3 and mesh.shard.size > 1
 
     def place(path, array):
