@@ -34,6 +34,7 @@ LONG = (  # longest first
     "test_docs.py",
     "benchmarks/test_cases.py",
     "jobs/test_encode_video.py",
+    "jobs/test_rehearsal.py",
 )
 
 

@@ -12,6 +12,7 @@ import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
 from moviegen.models.tae import model as tae
+from moviegen.models.text import toy
 from moviegen.models.transformer import model as transformer  # noqa: E402
 from moviegen.nn import backend
 from moviegen.parallel import (
@@ -23,6 +24,12 @@ from moviegen.sampling.sampler import Request, Sampler  # noqa: E402
 from moviegen.storage import checkpoint, safetensors_io  # noqa: E402
 
 FRAMES = 48  # 6 latent frames: two tiles
+# 9, 55 and 60 tokens of the three encoders: the longest texts of each make 92, so that they are packed into 64.
+PROMPTS = (
+    "a red circle",
+    "a blue square that moves slowly to the left and then up and then down and to the right until nobody can see it any more",
+    'a sign that says "no parking on any day of the week"',
+)
 
 
 def experiment(folder: Path):
@@ -34,17 +41,19 @@ def experiment(folder: Path):
         num_heads=4,
         ffn_size=36,
         position_lengths=(6, 1, 1),
-        text_dims=dict(ul2=8),
+        text_dims=dict(ul2=8, metaclip=8, byt5=8),
     )
     config.tae = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=2)
     config.sample.update(num_frames=FRAMES, height=16, width=16, steps=2, guidance_scale=3.0, batch_size=2)
-    config.sample.update(checkpoint=str(folder / "start"), prompts=("a red circle", "a blue square", "a green cross"))
+    config.sample.update(checkpoint=str(folder / "start"), prompts=PROMPTS)
     config.data.tae_weights = str(folder / "tae.safetensors")
     return config
 
 
 def prepare(config) -> None:
     """Random weights; the output projection is not zero, or every velocity would be."""
+    embeddings = toy.encode(PROMPTS, config.model.text_dims)
+    assert [x.shape[1] for x in transformer._check_text(config.model, embeddings, len(PROMPTS))[1]] == [64, 64]
     rng = np.random.default_rng(0)
     weights = backend.to_numpy(transformer.init(config.model, 0))
     weights["final/proj"] = rng.standard_normal(weights["final/proj"].shape).astype(np.float32)

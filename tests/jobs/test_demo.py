@@ -13,8 +13,11 @@ from moviegen.storage import safetensors_io
 
 
 @pytest.mark.slow
-def test_the_whole_demo_at_its_shortest(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_whole_demo_at_its_shortest(tmp_path, monkeypatch, dtype):
     config = configs.load("experiments/tiny.py:quick")
+    computed = [key for key in configs.flat(config) if key.endswith("compute_dtype")]
+    config = configs.apply_overrides(config, dict.fromkeys(computed, dtype))
     monkeypatch.chdir(tmp_path)  # MindSpore leaves folders where it runs
     weights = tmp_path / "tae.safetensors"
     safetensors_io.write(backend.to_numpy(tae.init(config.tae, 0)), weights)
