@@ -1,6 +1,7 @@
 """For all tests."""
 
 import signal
+import sys
 
 import pytest
 
@@ -43,3 +44,23 @@ def card(monkeypatch):
     monkeypatch.setattr(ms.Tensor, "to", to)
     monkeypatch.setattr(layerwise, "_flat", checked)
     return moved
+
+
+@pytest.fixture
+def ascend_forms(monkeypatch):
+    """Every operation is compiled in its form for Ascend; what is compiled already is let go, before and after."""
+    from moviegen.nn import kernels
+
+    _forget_compiled()
+    monkeypatch.setattr(kernels, "ON_ASCEND", True)
+    yield
+    _forget_compiled()
+
+
+def _forget_compiled():
+    rooms = ("moviegen.nn.", "moviegen.models.", "moviegen.parallel.collectives")
+    for name, module in list(sys.modules.items()):
+        if name.startswith(rooms) and name != "moviegen.nn.backend":
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from moviegen.nn import layers, layerwise
+from moviegen.nn import composed, layers, layerwise
 from tests.numeric import assert_close, slopes
 
 
@@ -34,8 +34,8 @@ def numpy_swiglu(x, gate, up, down):
     return (y * sigmoid(y) * (x @ up.T)) @ down.T
 
 
-def numpy_attention(q, k, v, bias=0.0):
-    scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1]) + bias
+def numpy_attention(q, k, v, seen=1):
+    scores = np.where(seen, q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1]), -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True) @ v
 
@@ -84,11 +84,12 @@ CASES = {
     ),
     "swiglu": (layers.swiglu, numpy_swiglu, dict(x=(2, 3, 4), gate=(6, 4), up=(6, 4), down=(5, 6))),
     "attention": (layers.attention, numpy_attention, dict(q=(2, 2, 5, 4), k=(2, 2, 3, 4), v=(2, 2, 3, 4))),
-    "attention with bias": (
+    "attention with a mask": (
         layers.attention,
         numpy_attention,
-        dict(q=(2, 2, 5, 4), k=(2, 2, 3, 4), v=(2, 2, 3, 4), bias=(2, 1, 1, 3)),
+        dict(q=(2, 2, 5, 4), k=(2, 2, 3, 4), v=(2, 2, 3, 4), seen=(2, 1, 1, 3)),
     ),
+    "square_sum": (layers.square_sum, lambda x: (x**2).sum(), dict(x=(2, 3, 4))),
 }
 
 
@@ -101,7 +102,8 @@ def positional(layer):
 
 def arrays(shapes, seed=0):
     rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return {name: np.float32(x > -0.5) if name == "seen" else x for name, x in drawn.items()}
 
 
 def compare(layer, reference, given, checked=None, tolerance=1e-4):
@@ -119,24 +121,23 @@ def compare(layer, reference, given, checked=None, tolerance=1e-4):
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradients(case):
     layer, reference, shapes = CASES[case]
-    # A bias of attention is a mask, which nothing differentiates.
-    compare(layer, reference, arrays(shapes), 3 if case == "attention with bias" else None)
+    compare(layer, reference, arrays(shapes), 3 if case == "attention with a mask" else None)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("rows", [2, 4], ids=["chunks of 2", "4 and 1"])
 def test_attention_in_chunks_is_the_same(monkeypatch, rows, masked):
-    monkeypatch.setattr(layers, "_SCORE_BYTES", rows * 4 * 2 * 2 * 3)
-    names = ("q", "k", "v", "bias") if masked else ("q", "k", "v")
-    given = {name: arrays(CASES["attention with bias"][2])[name] for name in names}
+    monkeypatch.setattr(composed, "_SCORE_BYTES", rows * 4 * 2 * 2 * 3)
+    names = ("q", "k", "v", "seen") if masked else ("q", "k", "v")
+    given = {name: arrays(CASES["attention with a mask"][2])[name] for name in names}
     compare(layers.attention, numpy_attention, given, 3)
 
 
 def test_a_mask_hides_keys_wholly():
     given = arrays(CASES["attention"][2])
-    bias = np.zeros((2, 1, 1, 3), np.float32)
-    bias[0, ..., 2] = -1e9
-    out = layers.attention(*map(ms.Tensor, given.values()), ms.Tensor(bias)).asnumpy()
+    seen = np.ones((2, 1, 1, 3), np.float32)
+    seen[0, ..., 2] = 0
+    out = layers.attention(*map(ms.Tensor, given.values()), ms.Tensor(seen)).asnumpy()
     trimmed = numpy_attention(given["q"][:1], given["k"][:1, :, :2], given["v"][:1, :, :2])
     np.testing.assert_allclose(out[:1], trimmed, atol=1e-5)
     np.testing.assert_allclose(out[1:], numpy_attention(*(a[1:] for a in given.values())), atol=1e-5)
@@ -146,6 +147,21 @@ def test_attention_of_large_scores_stays_finite():
     given = {name: 100 * value for name, value in arrays(CASES["attention"][2]).items()}
     out = layers.attention(*map(ms.Tensor, given.values())).asnumpy()
     assert_close(out, numpy_attention(*given.values()))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("start, stop", [(0, 6), (0, 4), (3, 6), (1, 3)])
+def test_a_cut_is_a_slice_and_so_is_its_gradient(start, stop, dtype):
+    def cut(p, x):
+        return layers.cut(x, start, stop, 1)
+
+    x = arrays(dict(x=(2, 6, 3)))["x"].astype(dtype)
+    out, pullback = layerwise.vjp(cut, {}, x)
+    np.testing.assert_array_equal(out.asnumpy(), x[:, start:stop])
+    _, (found,) = pullback(x[:, start:stop])
+    expected = np.zeros_like(x)
+    expected[:, start:stop] = x[:, start:stop]
+    np.testing.assert_array_equal(found.asnumpy(), expected)
 
 
 def test_norms_of_constant_rows():

@@ -10,8 +10,8 @@ from mindspore import ops
 
 from moviegen.errors import ConfigError
 from moviegen.models.text.shapes import clip as shapes
-from moviegen.models.text.t5 import MASKED, attend, check_tokens, linear, lookup
-from moviegen.nn import backend, layers, layerwise
+from moviegen.models.text.t5 import MASKED, attend, check_tokens, linear
+from moviegen.nn import backend, kernels, layers, layerwise
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 
@@ -62,11 +62,12 @@ def make_prologue(num_heads):
 
     def prologue(p, ids, mask):
         b, n = ids.shape
-        position = ops.expand_dims(ops.cast(p["position/token"], ms.float32)[:n], 0)
-        x = ops.reshape(lookup(p["embedding"], ids), (b, n, -1)) + ops.tile(position, (b, 1, 1))
+        position = ops.expand_dims(layers.cut(ops.cast(p["position/token"], ms.float32), 0, n, 0), 0)
+        x = ops.reshape(kernels.lookup(p["embedding"], ops.reshape(ids, (-1,))), (b, n, -1))
+        x = x + kernels.repeated(position, (b, 1, 1))
         later = ms.Tensor(np.triu(np.full((1, 1, n, n), MASKED, np.float32), 1))
         unseen = ops.reshape((1 - mask) * MASKED, (b, 1, 1, n))
-        return x, ops.tile(later, (b, num_heads, 1, 1)) + ops.tile(unseen, (1, num_heads, n, 1))
+        return x, kernels.repeated(later, (b, num_heads, 1, 1)) + kernels.repeated(unseen, (1, num_heads, n, 1))
 
     return prologue
 
@@ -84,10 +85,7 @@ def make_block(num_heads, activation, eps, dtype):
         y = attend(q, affine(y, p, "attn/k"), affine(y, p, "attn/v"), bias, num_heads, dtype)
         x = x + affine(y, p, "attn/o")
         y = affine(norm(x, p["mlp/norm/scale"], p["mlp/norm/bias"], eps), p, "mlp/up")
-        if activation == "quick_gelu":
-            y = y * ops.sigmoid(1.702 * y)
-        else:
-            y = 0.5 * y * (1 + ops.erf(y * 0.7071067811865476))
+        y = y * ops.sigmoid(1.702 * y) if activation == "quick_gelu" else kernels.gelu(y)
         return x + affine(y, p, "mlp/down")
 
     return block
@@ -103,7 +101,7 @@ def make_epilogue(eps, dtype):
 
     def epilogue(p, x, ends):
         x = norm(x, p["norm/scale"], p["norm/bias"], eps)
-        pooled = ops.gather(ops.reshape(x, (-1, x.shape[2])), ends, 0)
+        pooled = kernels.lookup(ops.reshape(x, (-1, x.shape[2])), ends)
         return x, linear(pooled, p["projection"], dtype)
 
     return epilogue

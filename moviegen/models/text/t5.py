@@ -97,21 +97,13 @@ def make_prologue(num_heads):
 
     def prologue(p, ids, mask, buckets):
         b, n = ids.shape
-        x = ops.reshape(lookup(p["embedding"], ids), (b, n, -1))
-        distance = ops.reshape(lookup(p["distance"], buckets), (n, n, num_heads))
+        x = ops.reshape(kernels.lookup(p["embedding"], ops.reshape(ids, (-1,))), (b, n, -1))
+        distance = ops.reshape(kernels.lookup(p["distance"], ops.reshape(buckets, (-1,))), (n, n, num_heads))
         distance = ops.expand_dims(ops.transpose(distance, (2, 0, 1)), 0)
         unseen = ops.reshape((1 - mask) * MASKED, (b, 1, 1, n))
-        return x, ops.tile(distance, (b, 1, 1, 1)) + ops.tile(unseen, (1, num_heads, n, 1))
+        return x, kernels.repeated(distance, (b, 1, 1, 1)) + kernels.repeated(unseen, (1, num_heads, n, 1))
 
     return prologue
-
-
-def lookup(table: ms.Tensor, ids: ms.Tensor) -> ms.Tensor:
-    """Rows of a stored table, float32."""
-    rows = ops.reshape(ids, (-1,))
-    if kernels.ON_ASCEND:
-        return ops.cast(ops.gather(table, rows, 0), ms.float32)
-    return ops.gather(ops.cast(table, ms.float32), rows, 0)  # the CPU kernel has no bfloat16
 
 
 @functools.lru_cache
@@ -124,11 +116,7 @@ def make_block(num_heads, activation, eps, dtype):
         x = x + linear(attend(q, k, v, bias, num_heads, dtype), p["attn/o"], dtype)
         y = layers.rms_norm(x, ops.cast(p["mlp/norm"], ms.float32), eps)
         gate = linear(y, p["mlp/gate"], dtype)
-        if activation == "gelu":
-            # 1 + tanh(z) = 2 sigmoid(2 z): the CPU kernel of gelu takes ten times torch's time.
-            gate = gate * ops.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
-        else:
-            gate = gate * ops.sigmoid(gate)
+        gate = kernels.gelu_tanh(gate) if activation == "gelu" else kernels.silu(gate)
         return x + linear(gate * linear(y, p["mlp/up"], dtype), p["mlp/down"], dtype)
 
     return block

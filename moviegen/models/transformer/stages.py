@@ -12,12 +12,10 @@ import numpy as np
 from mindspore import ops
 
 from moviegen.models.transformer.shapes import TIME_WIDTH, SequenceShard, encoders
-from moviegen.nn import backend, layers
+from moviegen.nn import backend, kernels, layers
 from moviegen.nn.layerwise import Fn
 from moviegen.parallel import collectives
 from moviegen.parallel.comm import Comm
-
-MASKED = -3e4  # finite, in float16 too, so that a sample whose text is wholly masked gives numbers
 
 
 class Stages(NamedTuple):
@@ -82,7 +80,7 @@ def make_take(shard):
     def take(tokens):
         if padding:
             tokens = ops.concat((tokens, ops.zeros((tokens.shape[0], padding, tokens.shape[2]), tokens.dtype)), 1)
-        return tokens[:, start:stop]
+        return layers.cut(tokens, start, stop, 1)
 
     return take
 
@@ -113,7 +111,7 @@ def make_positions(shard, lengths):
 def modulate(x, shift, scale):
     """x (b n d) * (1 + scale (b 1 d)) + shift (b 1 d)."""
     n = x.shape[1]
-    return x * layers.repeat_rows(1 + scale, n) + layers.repeat_rows(shift, n)
+    return x * kernels.repeated_rows(1 + scale, n) + kernels.repeated_rows(shift, n)
 
 
 @functools.lru_cache
@@ -153,9 +151,9 @@ def make_context(encoders, text_norm, eps, masked, dtype):
         if len(text) > len(encoders) + 1:
             b, _, d = found.shape
             rows = ops.reshape(text[len(encoders) + 1], (-1,))
-            found = ops.reshape(ops.gather(ops.reshape(found, (-1, d)), rows, 0), (b, -1, d))
+            found = ops.reshape(kernels.lookup(ops.reshape(found, (-1, d)), rows), (b, -1, d))
         if masked:
-            found = found * ops.tile(text[len(encoders)], (1, 1, found.shape[2]))
+            found = found * kernels.repeated(text[len(encoders)], (1, 1, found.shape[2]))
         return found
 
     return context
@@ -217,34 +215,32 @@ def make_keyed_block(num_heads, shard, eps, cross_attention_norm, masked, dtype)
     """
     to_heads = collectives.all_to_all(shard.group, 1, 2)
     to_tokens = collectives.all_to_all(shard.group, 2, 1)
-    padding = shard.padding
-    unseen = ms.Tensor(np.repeat(np.float32([0, MASKED]), (shard.patches, padding)).reshape(1, 1, 1, -1))
-    heads, own_keys = make_heads(num_heads), make_keys(num_heads, "attn", dtype)
+    patches, heads, own_keys = shard.patches, make_heads(num_heads), make_keys(num_heads, "attn", dtype)
 
-    def attend(name, p, x, k, v, bias):
+    def attend(name, p, x, k, v, seen=None):
         own = name == "attn"
         q = heads(layers.linear(x, p[name + "/q"], None, dtype))
         if own:
             q, k, v = to_heads(q), to_heads(k), to_heads(v)
-        y = layers.attention(q, k, v, bias)
+            k, v = layers.cut(k, 0, patches, 2), layers.cut(v, 0, patches, 2)  # nobody attends to padding
+        y = layers.attention(q, k, v, seen)
         if own:
             y = to_tokens(y)
         return layers.linear(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), x.shape), p[name + "/o"], None, dtype)
 
     def keyed(p, x, pos, modulation, k, v, *mask):
         b, n, d = x.shape
-        m = ops.reshape(modulation, (b, 6, d)) + p["modulation"]
-        after_end = ops.tile(unseen, (b, 1, 1, 1)) if padding else None
-        bias = (1 - ops.reshape(mask[0], (b, 1, 1, -1))) * MASKED if masked else None
-        x = x + ops.tile(pos, (b, 1, 1))
-        y = modulate(layers.rms_norm(x, p["attn/norm"], eps), m[:, 0:1], m[:, 1:2])
+        m = layers.pieces(ops.reshape(modulation, (b, 6, d)) + p["modulation"], 6, 1)
+        seen = ops.reshape(mask[0], (b, 1, 1, -1)) if masked else None
+        x = x + kernels.repeated(pos, (b, 1, 1))
+        y = modulate(layers.rms_norm(x, p["attn/norm"], eps), m[0], m[1])
         own_k, own_v = own_keys(p, y)
-        x = x + layers.repeat_rows(m[:, 2:3], n) * attend("attn", p, y, own_k, own_v, after_end)
+        x = x + kernels.repeated_rows(m[2], n) * attend("attn", p, y, own_k, own_v)
         y = layers.rms_norm(x, p["cross/norm"], eps) if cross_attention_norm else x
-        x = x + attend("cross", p, y, k, v, bias)
-        y = modulate(layers.rms_norm(x, p["mlp/norm"], eps), m[:, 3:4], m[:, 4:5])
+        x = x + attend("cross", p, y, k, v, seen)
+        y = modulate(layers.rms_norm(x, p["mlp/norm"], eps), m[3], m[4])
         y = layers.swiglu(y, p["mlp/gate"], p["mlp/up"], p["mlp/down"], dtype)
-        return x + layers.repeat_rows(m[:, 5:6], n) * y
+        return x + kernels.repeated_rows(m[5], n) * y
 
     return keyed
 
@@ -252,8 +248,8 @@ def make_keyed_block(num_heads, shard, eps, cross_attention_norm, masked, dtype)
 def project_out(p, x, time, eps, dtype):
     """tokens (b n d), time (b d) -> velocity of every patch in float32, (b n p0*p1*p2*c)."""
     b, _, d = x.shape
-    m = ops.reshape(time, (b, 1, d)) + p["modulation"]
-    y = modulate(layers.rms_norm(x, p["norm"], eps), m[:, 0:1], m[:, 1:2])
+    shift, scale = layers.pieces(ops.reshape(time, (b, 1, d)) + p["modulation"], 2, 1)
+    y = modulate(layers.rms_norm(x, p["norm"], eps), shift, scale)
     return ops.cast(layers.linear(y, p["proj"], None, dtype), x.dtype)
 
 
@@ -263,7 +259,7 @@ def make_epilogue(patch, shard, eps, dtype):
     gather, patches, grid = collectives.all_gather(shard.group, 1), shard.patches, shard.grid
 
     def epilogue(p, x, time):
-        return unpatchify(gather(project_out(p, x, time, eps, dtype))[:, :patches], patch, grid)
+        return unpatchify(layers.cut(gather(project_out(p, x, time, eps, dtype)), 0, patches, 1), patch, grid)
 
     return epilogue
 
