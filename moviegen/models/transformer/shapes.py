@@ -1,5 +1,6 @@
 """What the transformer's config alone says: the shapes of its parameters and how its sequences are split over ranks."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +79,24 @@ class SequenceShard(NamedTuple):
     def indices(self) -> np.ndarray:
         """Index in the sequence of each of this rank's tokens; those from `patches` on are padding."""
         return np.arange(self.tokens) + self.group.rank * self.tokens
+
+    def boxes(self) -> list[tuple[tuple[int, int], ...]]:
+        """This rank's patches as boxes of the grid, ((t0, t1), (h0, h1), (w0, w1)), one behind the other; at most five."""
+        _, height, width = self.grid
+        at = min(self.group.rank * self.tokens, self.patches)
+        stop = min(at + self.tokens, self.patches)
+        found = []
+        while at < stop:
+            left, (t, h, w) = stop - at, map(int, np.unravel_index(at, self.grid))
+            if w or left < width:  # a piece of a row
+                box = (t, t + 1), (h, h + 1), (w, w + min(width - w, left))
+            elif h or left < height * width:  # whole rows of a frame
+                box = (t, t + 1), (h, h + min(height - h, left // width)), (0, width)
+            else:
+                box = (t, t + left // (height * width)), (0, height), (0, width)
+            found.append(box)
+            at += math.prod(b - a for a, b in box)
+        return found
 
 
 def _check(cfg: Any) -> None:

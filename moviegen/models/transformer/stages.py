@@ -32,14 +32,14 @@ class Stages(NamedTuple):
 def build(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> Stages:
     """The stages for latents of `shape` (b c t h w), with text that is `masked` or not."""
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
-    eps, patch, lengths = cfg.norm_eps, tuple(cfg.patch_size), tuple(cfg.position_lengths)
+    eps, patch = cfg.norm_eps, tuple(cfg.patch_size)
     shard = SequenceShard(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), comm.sequence)
     return Stages(
-        make_prologue(patch, shard, lengths, encoders(cfg), cfg.text_norm, eps, masked, dtype),
+        make_prologue(patch, shard, encoders(cfg), cfg.text_norm, eps, masked, dtype),
         make_block(cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype),
         make_epilogue(patch, shard, eps, dtype),
         make_loss(patch, shard, comm.batches, eps, dtype),
-        make_start(patch, shard, lengths, dtype),
+        make_start(patch, shard, dtype),
         make_keyed_block(cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype),
     )
 
@@ -86,24 +86,21 @@ def make_take(shard):
 
 
 @functools.lru_cache
-def make_positions(shard, lengths):
+def make_positions(shard):
     """positions(p): learned position of each of this rank's tokens, (1 m d), the sum of a row of each axis's table."""
-    nt, nh, nw = shard.grid
-    index, alone = shard.indices(), shard.group.size == 1
-    inside = (index < shard.patches)[:, None]
-    rows = [
-        ms.Tensor(((at[:, None] == np.arange(length)) & inside).astype(np.float32))
-        for at, length in zip((index // (nh * nw), index // nw % nh, index % nw), lengths, strict=True)
-    ]
+    boxes = shard.boxes()
+    padding = int((shard.indices() >= shard.patches).sum())
 
     def positions(p):
-        if alone:
-            t = ops.expand_dims(ops.expand_dims(p["position/t"][:nt], 1), 1)
-            h = ops.expand_dims(p["position/h"][:nh], 1)
-            return ops.reshape(t + (h + p["position/w"][:nw]), (1, nt * nh * nw, -1))
-        # Rows are picked by products with zeros and ones: the positions of all tokens never exist at once.
-        found = ops.matmul(rows[0], p["position/t"]) + ops.matmul(rows[1], p["position/h"])
-        return ops.expand_dims(found + ops.matmul(rows[2], p["position/w"]), 0)
+        t, h, w = p["position/t"], p["position/h"], p["position/w"]
+        found = []
+        for (t0, t1), (h0, h1), (w0, w1) in boxes:
+            frames = ops.reshape(layers.cut(t, t0, t1, 0), (t1 - t0, 1, 1, -1))
+            frame = ops.reshape(layers.cut(h, h0, h1, 0), (h1 - h0, 1, -1)) + layers.cut(w, w0, w1, 0)
+            found.append(ops.reshape(frames + frame, (1, (t1 - t0) * (h1 - h0) * (w1 - w0), -1)))
+        if padding:
+            found.append(ops.zeros((1, padding, t.shape[1]), t.dtype))
+        return ops.concat(found, 1) if len(found) > 1 else found[0]
 
     return positions
 
@@ -115,9 +112,9 @@ def modulate(x, shift, scale):
 
 
 @functools.lru_cache
-def make_start(patch, shard, lengths, dtype):
+def make_start(patch, shard, dtype):
     """start(p, latents (b c t h w), t (b,)) -> this rank's tokens (b n d), positions (1 n d), time (b d), (b 6d) modulation."""
-    take, positions = make_take(shard), make_positions(shard, lengths)
+    take, positions = make_take(shard), make_positions(shard)
 
     def start(p, latents, t):
         x = layers.linear(take(patchify(latents, patch, True)), p["patch"], None, dtype)
@@ -160,9 +157,9 @@ def make_context(encoders, text_norm, eps, masked, dtype):
 
 
 @functools.lru_cache
-def make_prologue(patch, shard, lengths, encoders, text_norm, eps, masked, dtype):
+def make_prologue(patch, shard, encoders, text_norm, eps, masked, dtype):
     """prologue(p, latents, t, *text) -> tokens, positions, time, modulation, context: `start` and `context` in one."""
-    start, context = make_start(patch, shard, lengths, dtype), make_context(encoders, text_norm, eps, masked, dtype)
+    start, context = make_start(patch, shard, dtype), make_context(encoders, text_norm, eps, masked, dtype)
 
     def prologue(p, latents, t, *text):
         x, pos, time, modulation = start(p, latents, t)
@@ -279,6 +276,6 @@ def make_loss(patch, shard, batches, eps, dtype):
         if padding:
             error = error * real
         count = batches * wanted.shape[0] * patches * wanted.shape[2]
-        return ops.sum(ops.square(error)) / count
+        return layers.square_sum(error) / count
 
     return loss

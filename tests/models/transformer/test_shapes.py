@@ -43,3 +43,14 @@ def test_the_shards_of_a_sequence_are_equal_and_in_order():
     found = [SequenceShard((2, 3, 4), Group("", 5, rank)) for rank in range(5)]
     assert {(shard.patches, shard.tokens, shard.padding) for shard in found} == {(24, 5, 1)}
     np.testing.assert_array_equal(np.concatenate([shard.indices() for shard in found]), np.arange(25))
+
+
+@pytest.mark.parametrize("grid, size", [((2, 3, 4), 1), ((2, 3, 4), 2), ((3, 3, 4), 5), ((3, 5, 2), 4), ((1, 2, 2), 3)])
+def test_a_shard_is_a_few_boxes_of_the_grid_in_order(grid, size):
+    index = np.arange(np.prod(grid)).reshape(grid)
+    for rank in range(size):
+        shard = SequenceShard(grid, Group("", size, rank))
+        found = [index[tuple(slice(*edges) for edges in box)].ravel() for box in shard.boxes()]
+        own = shard.indices()
+        np.testing.assert_array_equal(np.concatenate([[], *found]), own[own < shard.patches])
+        assert len(found) <= 5

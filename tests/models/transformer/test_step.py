@@ -59,8 +59,8 @@ def whole_loss(cfg, grid, masked):
     """The loss as one function of positional tensors for MindSpore's own autodiff, with no help of layerwise.py."""
     paths = tuple(transformer.shapes(cfg))
     encoders, patch = ("ul2", "metaclip", "byt5"), tuple(cfg.patch_size)
-    part, lengths = SequenceShard(grid), tuple(cfg.position_lengths)
-    prologue = stages.make_prologue(patch, part, lengths, encoders, cfg.text_norm, cfg.norm_eps, masked, "float32")
+    part = SequenceShard(grid)
+    prologue = stages.make_prologue(patch, part, encoders, cfg.text_norm, cfg.norm_eps, masked, "float32")
     block = stages.make_block(cfg.num_heads, part, cfg.norm_eps, cfg.cross_attention_norm, masked, "float32")
     loss = stages.make_loss(patch, part, 1, cfg.norm_eps, "float32")
 
