@@ -84,6 +84,19 @@ def test_no_files_import_each_other():
     assert not left, f"circles among {', '.join(left)}"
 
 
+def asks_for_the_device(path: Path) -> bool:
+    """Whether a file reads the flag; `--job=audit_ascend` may set it."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    flags = [node for node in nodes if "ON_ASCEND" in (getattr(node, "id", ""), getattr(node, "attr", ""))]
+    return any(isinstance(flag.ctx, ast.Load) for flag in flags)
+
+
+def test_operations_have_their_two_forms_in_one_file():
+    """Where else the device matters, `kernels.form` is asked."""
+    left = {"nn.group_norm", "parallel.zero", "text.encoders"}
+    assert {name for name, path in FILES.items() if asks_for_the_device(path)} <= {"nn.kernels"} | left
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if room(name) not in WITH_MINDSPORE])
 def test_mindspore_is_imported_in_its_rooms_alone(name):
     assert not any(found.split(".")[0] == "mindspore" for found in IMPORTED[name])

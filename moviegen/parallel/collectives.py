@@ -27,60 +27,78 @@ def all_reduce(group: Group) -> Collective:
     return identity if group.size == 1 else ops.AllReduce(ops.ReduceOp.SUM, group.name)
 
 
-@functools.cache
 def all_gather(group: Group, axis: int = 0) -> Collective:
     """Every rank's x side by side along `axis`, in order of rank, on every rank. All have one shape."""
-    if group.size == 1:
-        return identity
-    before, after = group.rank, group.size - 1 - group.rank
-    if kernels.ON_ASCEND:
-        native = ops.AllGather(group.name)
+    return identity if group.size == 1 else kernels.form(_summed_gather, _native_gather)(group, axis)
 
-        def gather(x):
-            if axis == 0:
-                return native(x)
-            return ops.concat(ops.unstack(native(ops.expand_dims(x, 0)), 0), axis)
 
-        return gather
-    reduce = all_reduce(group)
+@functools.cache
+def _native_gather(group, axis):
+    native = ops.AllGather(group.name)
 
-    def place_and_sum(x):
+    def gather(x):
+        if axis == 0:
+            return native(x)
+        shape, order = x.shape, tuple(range(1, axis + 1)) + (0,) + tuple(range(axis + 1, len(x.shape) + 1))
+        found = ops.transpose(ops.reshape(native(x), (group.size,) + shape), order)  # ranks before the axis
+        return ops.reshape(found, shape[:axis] + (-1,) + shape[axis + 1 :])
+
+    return gather
+
+
+@functools.cache
+def _summed_gather(group, axis):
+    reduce, before, after = all_reduce(group), group.rank, group.size - 1 - group.rank
+
+    def gather(x):
         empty = ops.zeros_like(x)
         return reduce(ops.concat((empty,) * before + (x,) + (empty,) * after, axis))
 
-    return place_and_sum
+    return gather
 
 
-@functools.cache
 def reduce_scatter(group: Group, axis: int = 0) -> Collective:
     """This rank's piece, of group.size equal ones along `axis`, of the sum over the group of x."""
-    if group.size == 1:
-        return identity
-    size, rank = group.size, group.rank
-    if kernels.ON_ASCEND:
-        native = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
-
-        def scatter(x):
-            if axis == 0:
-                return native(x)
-            return native(ops.stack(ops.split(x, x.shape[axis] // size, axis), 0))[0]
-
-        return scatter
-    reduce = all_reduce(group)
-
-    def sum_and_take(x):
-        return ops.split(reduce(x), x.shape[axis] // size, axis)[rank]
-
-    return sum_and_take
+    return identity if group.size == 1 else kernels.form(_summed_scatter, _native_scatter)(group, axis)
 
 
 @functools.cache
+def _native_scatter(group, axis):
+    native = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
+
+    def scatter(x):
+        if axis == 0:
+            return native(x)
+        shape, order = x.shape, (axis,) + tuple(range(axis)) + tuple(range(axis + 1, len(x.shape) + 1))
+        piece = shape[:axis] + (shape[axis] // group.size,) + shape[axis + 1 :]
+        by_rank = ops.transpose(ops.reshape(x, shape[:axis] + (group.size,) + piece[axis:]), order)
+        return ops.reshape(native(ops.reshape(by_rank, (group.size * piece[0],) + piece[1:])), piece)
+
+    return scatter
+
+
+@functools.cache
+def _summed_scatter(group, axis):
+    reduce = all_reduce(group)
+
+    def scatter(x):
+        return ops.split(reduce(x), x.shape[axis] // group.size, axis)[group.rank]
+
+    return scatter
+
+
 def all_to_all(group: Group, split: int, concat: int) -> Collective:
     """Cuts x along axis `split` into a piece for every rank; joins the pieces received along `concat`."""
-    if group.size == 1:
-        return identity
-    if kernels.ON_ASCEND:
-        return ops.AlltoAll(group.size, split, concat, group.name)
+    return identity if group.size == 1 else kernels.form(_exchange, _native_exchange)(group, split, concat)
+
+
+@functools.cache
+def _native_exchange(group, split, concat):
+    return ops.AlltoAll(group.size, split, concat, group.name)
+
+
+@functools.cache
+def _exchange(group, split, concat):
     return _Exchange(group, split, concat)
 
 
