@@ -1,8 +1,7 @@
-"""2.5-D convolution: a 2-D one on every frame, then a 1-D one over time, on video (b c t h w).
+"""The CPU's form of the convolutions in kernels.py, whose docstrings say what each computes.
 
-The shapes are chosen for MindSpore's CPU kernels. A convolution's gradients lay out the patches of one picture in memory,
-which its compiled graph keeps: so pictures are small. They are cut and put together by unstack and stack, since a compiled
-`transpose` keeps twice its size.
+A convolution's gradients lay out the patches of one picture in memory, which its compiled graph keeps: so pictures are
+small. They are cut and put together by unstack and stack, since a compiled `transpose` keeps twice its size.
 """
 
 import math
@@ -14,7 +13,6 @@ _LARGE = 2**20  # values of a clip from which cutting it for the temporal convol
 
 
 def spatial_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
-    """2-D convolution of every frame of x (b c t h w) with w (out, in, k, k), k 1 or 3, zero padded to the same size."""
     n, c, t, height, width = x.shape
     if w.shape[2] == 1:
         y = ops.conv2d(ops.reshape(x, (n, c, t * height, width)), w, b, 1, "valid")
@@ -23,7 +21,6 @@ def spatial_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
 
 
 def halving_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
-    """3x3 convolution of every frame with stride 2; zeros at right and bottom alone, as the image VAE pads: even h -> h/2."""
     t = x.shape[2]
     x = to_pictures(x, 2)
     m, c, height, width = x.shape
@@ -33,7 +30,6 @@ def halving_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
 
 
 def doubling_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
-    """`spatial_conv` of every frame of x with its pixels repeated in 2x2 squares, w (out, in, 3, 3): h -> 2h."""
     # As one transposed convolution: what falls on equal pixels is added in the kernel, 4 products for each of 9.
     t = x.shape[2]
     x = to_pictures(x, 2)
@@ -52,7 +48,6 @@ def _of_repeated(w: ms.Tensor, axis: int) -> ms.Tensor:
 
 
 def temporal_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor, stride: int = 1) -> ms.Tensor:
-    """Per-pixel 1-D convolution over time of x (b c t h w) with w (out, in, k), k 1 or 3; end frames are repeated."""
     pictures, parts = _over_time(x)
     if w.shape[2] == 3 and x.shape[2] == 1:  # an image: all taps fall on one frame
         before, at, after = ops.unstack(w, 2)
@@ -64,10 +59,7 @@ def temporal_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor, stride: int = 1) -> 
 
 
 def temporal_doubling_conv(x: ms.Tensor, w: ms.Tensor, b: ms.Tensor, padding: str = "replicate") -> ms.Tensor:
-    """Convolution over time of x with every frame repeated, w (out, in, 3): t -> 2t.
-
-    padding "replicate" repeats the end frames; "zeros" is the seed's. Each frame of a pair is one of 2 taps, see above.
-    """
+    # Each frame of a pair is one of 2 taps, as above.
     pictures, parts = _over_time(x)
     t, end = x.shape[2], x.shape[2] - 1
     first, last = pictures[:, :, :1], pictures[:, :, end:]

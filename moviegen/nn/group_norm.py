@@ -1,13 +1,12 @@
-"""GroupNorm followed by SiLU, the activation of every convolution in the autoencoder, with its own gradient.
+"""The CPU's form of `kernels.group_norm`, and of it followed by SiLU, the activation of every convolution in the autoencoder.
 
-On CPU a product with a vector of ones is faster than a reduction, and the composed gradient makes twice the passes.
+The latter has its own gradient: the composed one makes twice the passes. A product with a vector of ones is faster on CPU
+than a reduction.
 """
 
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.auto_generate import SiLU, SiLUGrad
-
-from moviegen.nn import kernels
 
 # Primitives: a Cell's bprop cannot call functions that branch in python, as ops.tile and ops.sum do.
 _matmul, _batch_matmul, _tile, _sum = ops.MatMul(), ops.BatchMatMul(), ops.Tile(), ops.ReduceSum()
@@ -28,9 +27,7 @@ def _row_products(x, y, rows):
 def _affine(x, gain, offset):
     """x (b c ...) * gain (b * c,) + offset (b * c,), in one pass."""
     rows = gain.shape[0]
-    if kernels.ON_ASCEND:
-        return ops.reshape(ops.reshape(x, (rows, -1)) * gain[:, None] + offset[:, None], x.shape)
-    # An inference BatchNorm: a broadcasting product on CPU keeps index tables of four times its result as long as its graph.
+    # An inference BatchNorm: a broadcasting product keeps index tables of four times its result as long as its graph.
     zero, one = ops.zeros((rows,), ms.float32), ops.ones((rows,), ms.float32)
     return ops.reshape(_batch_norm(ops.reshape(x, (1, rows, -1, x.shape[-1])), gain, offset, zero, one)[0], x.shape)
 
@@ -72,6 +69,15 @@ class _GroupNormSilu(nn.Cell):
 _group_norm_silu = _GroupNormSilu()
 
 
-def group_norm_silu(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, groups: int, eps: float = 1e-6) -> ms.Tensor:
-    """silu(GroupNorm(x)), x (b c t h w), statistics over (c / groups, t, h, w), in float32."""
+def group_norm(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, groups: int, eps: float) -> ms.Tensor:
+    b, c = x.shape[0], x.shape[1]
+    rows = ops.reshape(ops.cast(x, ms.float32), (b * groups, -1))
+    mean = ops.mean(rows, -1, True)
+    centred = rows - mean
+    rstd = ops.rsqrt(ops.mean(ops.square(centred), -1, True) + eps)
+    y = ops.reshape(centred * rstd, (b, c, -1))
+    return ops.reshape(y * ops.reshape(scale, (1, c, 1)) + ops.reshape(bias, (1, c, 1)), x.shape)
+
+
+def group_norm_silu(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, groups: int, eps: float) -> ms.Tensor:
     return _group_norm_silu(ops.cast(x, ms.float32), scale, bias, groups, eps)[0]

@@ -59,17 +59,6 @@ def layer_norm(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, eps: float) -> m
     return kernels.layer_norm(ops.cast(x, ms.float32), scale, bias, eps)
 
 
-def group_norm(x: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor, groups: int, eps: float = 1e-6) -> ms.Tensor:
-    """GroupNorm of x (b c t h w), statistics over (c/groups, t, h, w), in float32."""
-    b, c = x.shape[0], x.shape[1]
-    rows = ops.reshape(ops.cast(x, ms.float32), (b * groups, -1))
-    mean = ops.mean(rows, -1, True)
-    centred = rows - mean
-    rstd = ops.rsqrt(ops.mean(ops.square(centred), -1, True) + eps)
-    y = ops.reshape(centred * rstd, (b, c, -1))
-    return ops.reshape(y * ops.reshape(scale, (1, c, 1)) + ops.reshape(bias, (1, c, 1)), x.shape)
-
-
 class _SquareSum(nn.Cell):
     """MindSpore's own gradient multiplies by one number spread over all of x, a constant as large as x in the graph."""
 

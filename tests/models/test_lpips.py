@@ -6,9 +6,10 @@ import pytest
 from moviegen.convert import lpips as convert
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
-from moviegen.nn import backend
+from moviegen.nn import backend, kernels, layerwise
 from moviegen.storage import safetensors_io
 from tests.golden.recipe import golden_array
+from tests.nn import stand_ins
 from tests.numeric import assert_close
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lpips_vgg.npz"
@@ -106,6 +107,58 @@ def test_pooled_features_are_those_of_each_picture():
     params, x = small(), pictures(11)
     expected = [lpips.features(params, x[i : i + 1])[-1].asnumpy().mean((2, 3)) for i in range(11)]
     np.testing.assert_allclose(lpips.pooled(params, x), np.concatenate(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sides", [(6, 8), (7, 5)], ids=["even", "odd"])
+def test_pooling_has_one_value_and_gradient_in_both_forms(sides, monkeypatch):
+    monkeypatch.setattr(kernels, "_narrow", stand_ins.narrow)  # which has no CPU kernel
+    x = np.random.default_rng(0).standard_normal((2, 3, *sides)).astype(np.float32)
+    dout = np.random.default_rng(1).standard_normal((2, 3, sides[0] // 2, sides[1] // 2)).astype(np.float32)
+    (value, slope), (other, other_slope) = of_both_forms(monkeypatch, kernels.halve, x, dout)
+    np.testing.assert_array_equal(value, other)
+    np.testing.assert_array_equal(slope, other_slope)
+    flat = of_both_forms(monkeypatch, kernels.halve, np.ones((1, 1, *sides), np.float32), dout[:1, :1])
+    assert_close(flat[1][1].sum(), flat[0][1].sum())  # equal values have no more of a gradient than one of them
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_sums_have_one_value_and_gradient_in_both_forms(axis, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32)
+    dout = np.random.default_rng(1).standard_normal(x.sum(axis, keepdims=True).shape).astype(np.float32)
+
+    def sums(x):
+        return kernels.sums(x, axis)
+
+    for value, slope in of_both_forms(monkeypatch, sums, x, dout):
+        np.testing.assert_allclose(value, x.sum(axis, keepdims=True), atol=1e-6)
+        np.testing.assert_array_equal(slope, np.broadcast_to(dout, x.shape))
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_means_have_one_value_and_gradient_in_both_forms(axis, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32)
+    dout = np.random.default_rng(1).standard_normal(x.mean(axis, keepdims=True).shape).astype(np.float32)
+
+    def mean(x):
+        return kernels.mean(x, axis, True)
+
+    for value, slope in of_both_forms(monkeypatch, mean, x, dout):
+        np.testing.assert_allclose(value, x.mean(axis, keepdims=True), atol=1e-6)
+        np.testing.assert_allclose(slope, np.broadcast_to(dout, x.shape) * (dout.size / x.size), rtol=1e-6)
+
+
+def of_both_forms(monkeypatch, operation, x, dout):
+    """The value and gradient of the CPU's form, then of Ascend's."""
+    found = []
+    for on_ascend in (False, True):
+        monkeypatch.setattr(kernels, "ON_ASCEND", on_ascend)
+
+        def apply(p, x):
+            return operation(x)
+
+        value, pull = layerwise.vjp(apply, {}, x)
+        found.append((value.asnumpy(), pull(dout)[1][0].asnumpy()))
+    return found
 
 
 def test_pictures_that_are_too_small_are_refused():

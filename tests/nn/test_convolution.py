@@ -1,12 +1,12 @@
-"""Each convolution against sums over the taps in numpy, and its gradients against finite differences of those."""
+"""Each convolution, in its form for the CPU and in Ascend's, against sums over the taps in numpy and their slopes."""
 
 import functools
 
 import numpy as np
 import pytest
 
-from moviegen.nn import convolution as convolutions, layerwise
-from moviegen.nn.convolution import doubling_conv, halving_conv, spatial_conv, temporal_conv, temporal_doubling_conv
+from moviegen.nn import convolution as convolutions, kernels, layerwise
+from tests.nn import stand_ins
 from tests.numeric import assert_close, slopes
 
 
@@ -43,7 +43,8 @@ def numpy_temporal_doubling(x, w, b, mode="edge"):
 
 
 @functools.lru_cache
-def convolution(kind, *settings):
+def convolution(form, kind, *settings):
+    """A function for each form, as what is compiled is kept by function."""
     function = FUNCTIONS[kind]
 
     def apply(p, x):
@@ -53,14 +54,25 @@ def convolution(kind, *settings):
 
 
 FUNCTIONS = {
-    "spatial": spatial_conv,
-    "halving": halving_conv,
-    "doubling": doubling_conv,
-    "temporal": temporal_conv,
-    "parts": temporal_conv,
-    "temporal-doubling": temporal_doubling_conv,
-    "doubling-parts": temporal_doubling_conv,
+    "spatial": kernels.spatial_conv,
+    "halving": kernels.halving_conv,
+    "doubling": kernels.doubling_conv,
+    "temporal": kernels.temporal_conv,
+    "parts": kernels.temporal_conv,
+    "temporal-doubling": kernels.temporal_doubling_conv,
+    "doubling-parts": kernels.temporal_doubling_conv,
 }
+
+
+@pytest.fixture(params=["CPU", "Ascend"])
+def form(request, monkeypatch):
+    if request.param == "Ascend":
+        monkeypatch.setattr(kernels, "ON_ASCEND", True)
+        monkeypatch.setattr(kernels, "_conv3d", stand_ins.conv3d)
+        monkeypatch.setattr(kernels, "_narrow", stand_ins.narrow)
+    return request.param
+
+
 CASES = {
     "spatial-1": (("spatial",), (4, 3, 1, 1), 3, functools.partial(numpy_spatial, before=0, after=0)),
     "spatial-3": (("spatial",), (4, 3, 3, 3), 3, numpy_spatial),
@@ -88,7 +100,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients(case, monkeypatch):
+def test_value_and_gradients(case, form, monkeypatch):
     key, kernel, frames, reference = CASES[case]
     if "parts" in key[0]:
         monkeypatch.setattr(convolutions, "_LARGE", 0)
@@ -96,7 +108,7 @@ def test_value_and_gradients(case, monkeypatch):
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, frames, 4, 6), kernel, kernel[:1]))
     expected = reference(x.astype(np.float64), w.astype(np.float64), b.astype(np.float64))
     dout = rng.standard_normal(expected.shape).astype(np.float32)
-    out, pullback = layerwise.vjp(convolution(*key), {"w": w, "b": b}, x)
+    out, pullback = layerwise.vjp(convolution(form, *key), {"w": w, "b": b}, x)
     assert_close(out, expected, tolerance=1e-5)
     pullback(dout)  # a compiled gradient may be right once and wrong from then on
     grads, (dx,) = pullback(dout)
@@ -105,13 +117,13 @@ def test_value_and_gradients(case, monkeypatch):
         assert_close(found, numeric[name], f"d{name}", tolerance=1e-5)
 
 
-def test_frames_do_not_leak_into_each_other_in_space():
+def test_frames_do_not_leak_into_each_other_in_space(form):
     rng = np.random.default_rng(1)
     p = {"w": rng.standard_normal((4, 3, 3, 3)).astype(np.float32), "b": np.zeros(4, np.float32)}
     x = rng.standard_normal((2, 3, 3, 4, 6)).astype(np.float32)
     changed = x.copy()
     changed[:, :, 1] = 100
     for kind in ("spatial", "halving", "doubling"):
-        before, after = (layerwise.run(convolution(kind), p, each).asnumpy() for each in (x, changed))
+        before, after = (layerwise.run(convolution(form, kind), p, each).asnumpy() for each in (x, changed))
         np.testing.assert_array_equal(before[:, :, ::2], after[:, :, ::2])
         assert abs(before[:, :, 1] - after[:, :, 1]).min() > 0

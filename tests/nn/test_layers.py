@@ -23,12 +23,6 @@ def numpy_layer_norm(x, scale, bias, eps):
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * scale + bias
 
 
-def numpy_group_norm(x, scale, bias, groups, eps=1e-6):
-    rows = x.reshape(len(x), groups, -1)
-    normed = numpy_layer_norm(rows, 1, 0, eps).reshape(x.shape)
-    return normed * scale.reshape(1, -1, 1, 1, 1) + bias.reshape(1, -1, 1, 1, 1)
-
-
 def numpy_swiglu(x, gate, up, down):
     y = x @ gate.T
     return (y * sigmoid(y) * (x @ up.T)) @ down.T
@@ -49,10 +43,6 @@ def rms_norm(x, scale):
 
 def layer_norm(x, scale, bias):
     return layers.layer_norm(x, scale, bias, 1e-3)
-
-
-def group_norm(x, scale, bias):
-    return layers.group_norm(x, scale, bias, 2)
 
 
 def embedding_of_8(t):
@@ -76,11 +66,6 @@ CASES = {
         layer_norm,
         functools.partial(numpy_layer_norm, eps=1e-3),
         dict(x=(2, 3, 8), scale=(8,), bias=(8,)),
-    ),
-    "group_norm": (
-        group_norm,
-        functools.partial(numpy_group_norm, groups=2),
-        dict(x=(2, 4, 2, 3, 2), scale=(4,), bias=(4,)),
     ),
     "swiglu": (layers.swiglu, numpy_swiglu, dict(x=(2, 3, 4), gate=(6, 4), up=(6, 4), down=(5, 6))),
     "attention": (layers.attention, numpy_attention, dict(q=(2, 2, 5, 4), k=(2, 2, 3, 4), v=(2, 2, 3, 4))),

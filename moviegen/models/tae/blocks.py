@@ -5,8 +5,15 @@ import functools
 from mindspore import ops
 
 from moviegen.nn import layers
-from moviegen.nn.convolution import doubling_conv, halving_conv, spatial_conv, temporal_conv, temporal_doubling_conv
-from moviegen.nn.group_norm import group_norm_silu
+from moviegen.nn.kernels import (
+    doubling_conv,
+    group_norm,
+    group_norm_silu,
+    halving_conv,
+    spatial_conv,
+    temporal_conv,
+    temporal_doubling_conv,
+)
 
 
 def conv(p, x):
@@ -36,7 +43,7 @@ def make_attention(groups: int, temporal: bool):
     back = (0, 4, 3, 1, 2) if temporal else (0, 4, 1, 2, 3)
 
     def attention(p, x):
-        h = ops.transpose(layers.group_norm(x, p["norm/scale"], p["norm/bias"], groups), order)
+        h = ops.transpose(group_norm(x, p["norm/scale"], p["norm/bias"], groups), order)
         b, i, j, k, c = h.shape
         rows = ops.reshape(h, (b * i * j, 1, k, c) if temporal else (b * i, 1, j * k, c))
         q = layers.linear(rows, p["q/w"], p["q/b"])

@@ -20,9 +20,8 @@ from moviegen.models.tae.shapes import (
     discriminator_parameters,
     discriminator_plan,
 )
-from moviegen.nn import backend, layerwise
-from moviegen.nn.convolution import halving_conv, spatial_conv, temporal_conv
-from moviegen.nn.group_norm import group_norm_silu
+from moviegen.nn import backend, kernels, layerwise
+from moviegen.nn.kernels import group_norm_silu, halving_conv, spatial_conv, temporal_conv
 from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.streams import Stream
 
@@ -83,8 +82,8 @@ def judge(params: Mapping[str, Any], cfg: Any, video: Any) -> ms.Tensor:
 @functools.lru_cache
 def _make_hinge(scale: float):
     def hinge(p, real, fake):
-        loss = 0.5 * (ops.mean(ops.relu(1.0 - real)) + ops.mean(ops.relu(1.0 + fake)))
-        return scale * loss, scale * ops.mean(real), scale * ops.mean(fake)
+        loss = 0.5 * (kernels.mean(ops.relu(1.0 - real)) + kernels.mean(ops.relu(1.0 + fake)))
+        return scale * loss, scale * kernels.mean(real), scale * kernels.mean(fake)
 
     return hinge
 

@@ -9,7 +9,18 @@ import pytest
 
 # Primitives that the graph engine compiles on the spot, for each shape. AddN sums the gradients of what is used twice.
 ON_THE_SPOT = (
-    {"AddN", "BiasAdd", "BiasAddGrad", "Gather", "LayerNorm", "LayerNormGrad", "Pack", "RealDiv", "ReduceMean", "ReduceSum"}
+    {
+        "AddN",
+        "BiasAdd",
+        "BiasAddGrad",
+        "Gather",
+        "LayerNorm",
+        "LayerNormGrad",
+        "Pack",
+        "RealDiv",
+        "ReduceMean",
+        "ReduceSum",
+    }
     | {"RsqrtGrad", "Slice", "SliceGrad", "Split", "Stack", "StridedSlice", "StridedSliceGrad", "UnsortedSegmentSum"}
     | {"Unstack", "ZerosLike", "OnesLike", "FillV2"}
 )
