@@ -277,7 +277,10 @@ CASES = {
         7,
     ),
     "tae_full": Case(
-        "loss and gradients, 119 M weights, 16 frames of 64x64", tae, dict(size="full", batch=1, frames=16, side=64), 1
+        "loss and gradients, 119 M weights, 16 frames of 64x64",
+        tae,
+        dict(size="full", batch=1, frames=16, side=64, compute_dtype="float32"),
+        1,
     ),
     "compile_8": _compile(8),
     "compile_24": _compile(24),

@@ -30,7 +30,14 @@ TRANSFORMERS = {
     ),
 }
 TAES = {
-    "full": dict(base_channels=128, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=32),
+    "full": dict(
+        base_channels=128,
+        channel_multipliers=(1, 2, 4, 4),
+        num_res_blocks=2,
+        norm_groups=32,
+        # Of products; a CPU needs --config.tae.compute_dtype=float32. The seed trains 32 frames and samples in bfloat16.
+        compute_dtype="bfloat16",
+    ),
     "small": dict(base_channels=32, channel_multipliers=(1, 2, 4, 4), num_res_blocks=2, norm_groups=1),
     "tiny": dict(base_channels=16, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=1),
 }
@@ -72,6 +79,7 @@ def tae(preset: str = "full", compat: str = "paper", **overrides: Any) -> Config
         # of their own: the seed's caches, weights of others. Ours are measured.
         latent_shift=0.0609,
         latent_scale=1.5305,
+        compute_dtype="float32",
     )
     return _preset("tae", TAES, preset, values, overrides)
 

@@ -79,6 +79,8 @@ pattern = Rule("a regular expression", _is_pattern)
 share = number(0, 1)
 size = whole(8, step=8)  # in pixels, of what the autoencoder halves three times
 dtype = one_of("float32", "bfloat16")
+# The last two are for a CPU, to see bfloat16's rounding and to rehearse its types; there is no loss scaling.
+compute_dtype = one_of("float32", "bfloat16", "bfloat16_simulated", "float16")
 every = whole(1)._replace(words="a whole number of at least 1 (above train.steps: at the end alone)")
 
 # A "*" stands for the last piece of any name. A key without a rule is one of an experiment of the user's own.
@@ -99,8 +101,8 @@ RULES: dict[str, Rule] = {
     "model.text_norm": one_of("layer", "rms"),
     "model.weight_std": number(0),
     "model.position_std": number(0),
-    # The last two are for a CPU, to see bfloat16's rounding and to rehearse its types; there is no loss scaling.
-    "model.compute_dtype": one_of("float32", "bfloat16", "bfloat16_simulated", "float16"),
+    "model.compute_dtype": compute_dtype,
+    "tae.compute_dtype": compute_dtype,
     "tae.base_channels": whole(1),
     "tae.channel_multipliers": several(whole(1), 4),
     "tae.num_res_blocks": whole(1),

@@ -8,7 +8,7 @@ import numpy as np
 
 from moviegen.data import files, latent_cache, video
 from moviegen.errors import DataError
-from moviegen.models.tae import tiles as tae_tiles, weights as tae_weights
+from moviegen.models.tae import model as tae, tiles as tae_tiles, weights as tae_weights
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.storage import fingerprint
@@ -45,6 +45,7 @@ def encode(
     items depend on besides names and config; `rates`: frames a second, by name, of those whose frames were read. Returns
     how many were encoded, kept, bad.
     """
+    tae.compute_dtype(config.tae)  # checked before a cache is begun
     store = latent_cache.ShardWriter(folder, config.data.get("latent_dtype", "float32"), world.rank)
     weights = tae_weights.configured(config)
     latent_cache.check_or_write(folder, latent_cache.fingerprint(config, weights) | (identity or {}))
@@ -71,7 +72,7 @@ def encode(
         return frames
 
     if missing:
-        params = tae_weights.load(weights, config.tae)
+        params = tae_weights.load_to_compute(weights, config.tae)
         progress = Progress("encode_video", len(own), world.rank)
         try:
             for batch, clips in _batches(files.each(missing, bad, read)):

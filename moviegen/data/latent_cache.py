@@ -51,7 +51,10 @@ def fingerprint(config: Any, weights: Path | None) -> dict[str, Any]:
 
 def check_or_write(folder: Path, wanted: dict[str, Any]) -> None:
     """Writes the fingerprint of a new cache, or raises ConfigError, naming what differs, when it has another."""
-    _manifest(folder)  # not damaged
+    stored, own = _manifest(folder).get("tae"), wanted.get("tae", {})
+    if stored and "compute_dtype" not in stored and own.get("compute_dtype") == "float32":
+        # An older cache, which does not say so.
+        wanted = wanted | {"tae": {key: value for key, value in own.items() if key != "compute_dtype"}}
     fingerprints.check(
         folder / MANIFEST, wanted, "latents of something else", "data.latent_folder", beside=("statistics",)
     )
@@ -60,7 +63,7 @@ def check_or_write(folder: Path, wanted: dict[str, Any]) -> None:
 def check(folder: Path, config: Any) -> None:
     """Raises ConfigError, naming what differs, when a cache does not serve `config`.
 
-    Fewer frames than are cached are as good. The dtype is free. Weights are compared where data.tae_weights names some.
+    Fewer frames than are cached are as good. The dtypes are free. Weights are compared where data.tae_weights names some.
     """
     found = _manifest(folder)
     if not found:
@@ -68,6 +71,8 @@ def check(folder: Path, config: Any) -> None:
         return
     weights = tae_weights.configured(config) if config.data.tae_weights else None
     wanted = fingerprint(config, weights) | {"dtype": found.get("dtype")}
+    for autoencoder in (found.get("tae", {}), wanted["tae"]):
+        autoencoder.pop("compute_dtype", None)
     if weights is None:
         found.pop("weights", None)
     if found.get("num_frames") == 0 or found.get("num_frames", -1) >= wanted["num_frames"]:

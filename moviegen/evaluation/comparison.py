@@ -143,7 +143,7 @@ def _codecs(config: Any, workdir: Path) -> dict[str, Callable[[np.ndarray], np.n
     own, given = workdir / "tae.safetensors", config.evaluate.weights
     left = own.is_file() and not given
     path = own if left else tae_weights.find(given, f"{own} does not exist, and evaluate.weights")
-    params = tae_weights.load(path, config.tae)
+    params = tae_weights.load_to_compute(path, config.tae)
     found: dict[str, Callable] = {"": functools.partial(reconstruction.roundtrip, params, config.tae)}
     if config.evaluate.linear_baseline:
         code = baselines.fit_linear(trained_on(config), config.tae.latent_channels)

@@ -62,14 +62,15 @@ def _muted():
         os.close(nowhere)
 
 
-def check_compute_dtype(dtype: str) -> str:
-    """The dtype name, if this device can compute in it. Raises ConfigError otherwise."""
+def check_compute_dtype(dtype: str, key: str = "model.compute_dtype") -> str:
+    """The dtype name that the config's `key` has, if this device can compute in it. Raises ConfigError otherwise."""
     if dtype not in COMPUTE_DTYPES:
-        raise ConfigError(f"compute_dtype is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}")
+        raise ConfigError(f"{key} is {dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}")
     if dtype == "bfloat16" and device() == "CPU":
         raise ConfigError(
-            "compute_dtype is 'bfloat16', which MindSpore's CPU kernels cannot multiply: "
-            "use 'float32', 'bfloat16_simulated' to see bfloat16's rounding on CPU, or 'float16' to rehearse its types"
+            f"{key} is 'bfloat16', which MindSpore's CPU kernels cannot multiply: "
+            f"use --config.{key}=float32, or 'bfloat16_simulated' to see bfloat16's rounding on CPU, "
+            "or 'float16' to rehearse its types"
         )
     return dtype
 

@@ -53,6 +53,7 @@ class Sampler:
         self.run, config = run, run.config
         self.encoders: dict[str, Encoder] | None = {} if keep_encoders else None
         self.latent_shape = latent_shape(config)
+        tae.compute_dtype(config.tae)  # checked before anything is generated
         tiles = len(tae_tiles.starts(self.latent_shape[1]))
         self.assignment = assign(run.mesh, config.sample.guidance_scale != 1, tiles)
         folder = Path(config.sample.checkpoint or run.workdir / "checkpoints")
@@ -117,7 +118,7 @@ class Sampler:
 
     @functools.cached_property
     def _decoder(self) -> dict[str, Any]:
-        return tae_weights.load(self.tae_weights, self.run.config.tae)
+        return tae_weights.load_to_compute(self.tae_weights, self.run.config.tae)
 
     def _decode(self, latents: np.ndarray, statistics: ConfigDict) -> Iterator[np.ndarray]:
         """Frames of one sample's latents (c t h w), in pieces."""

@@ -11,7 +11,13 @@ from moviegen.data import crops, video
 from moviegen.errors import ConfigError
 from moviegen.evaluation import reconstruction
 from moviegen.models import lpips
-from moviegen.models.tae import linear_start, shapes as tae_shapes, step as tae_step, weights as tae_weights
+from moviegen.models.tae import (
+    linear_start,
+    model as tae,
+    shapes as tae_shapes,
+    step as tae_step,
+    weights as tae_weights,
+)
 from moviegen.nn import backend
 from moviegen.parallel import comm, sync
 from moviegen.parallel.mesh import Group, Mesh
@@ -39,9 +45,12 @@ def make(run: Run) -> loop.Task:
     if adversarial and not adversarial.weight:
         adversarial = None
     trained_with = {"tae": tae_weights.settings(config.tae)}
+    tae.compute_dtype(config.tae)  # checked before anything is read
     shapes = tae_shapes.shapes(config.tae, adversarial)
     layout = states.Layout(shapes, mesh, config.train.zero_stage, averaged=bool(config.ema.decay))
-    exchange = comm.make(mesh, config.train.zero_stage, layout.shapes)
+    exchange = comm.make(
+        mesh, config.train.zero_stage, layout.shapes, tae_shapes.parameter_dtypes(config.tae, adversarial)
+    )
     perceptual = _perceptual(config, mesh)
     source = crops.source(config.data, workdir, mesh.world)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))

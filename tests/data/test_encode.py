@@ -1,5 +1,6 @@
 """Which items are encoded together, with a stand-in for the autoencoder; tests/jobs/test_encode_video.py has the real one."""
 
+import json
 import os
 import shutil
 
@@ -71,6 +72,30 @@ def test_an_item_s_set_is_part_of_the_fingerprint(shapes, tmp_path):
     encode.encode([item(0)], settings(), tmp_path, "a", {"seed": 1})
     with pytest.raises(ConfigError, match="seed: 1 -> 2"):
         encode.encode([item(0)], settings(), tmp_path, "a", {"seed": 2})
+
+
+def test_latents_of_another_precision_are_not_mixed_and_serve_any_training(shapes, tmp_path):
+    rehearsed = settings()
+    rehearsed.tae.compute_dtype = "float16"
+    encode.encode([item(0)], rehearsed, tmp_path, "a")
+    with pytest.raises(ConfigError, match='tae.compute_dtype: "float16" -> "float32"'):
+        encode.encode([item(1)], settings(), tmp_path, "a")
+    latent_cache.check(tmp_path, settings())
+    latent_cache.check(tmp_path, rehearsed)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["tae"]["compute_dtype"]  # as before there was such a key: all were float32
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    encode.encode([item(1)], settings(), tmp_path, "a")
+    with pytest.raises(ConfigError, match='tae.compute_dtype: null -> "float16"'):
+        encode.encode([item(2)], rehearsed, tmp_path, "a")
+
+
+def test_a_precision_that_this_device_lacks_is_named_before_a_cache_is_begun(shapes, tmp_path):
+    config = settings()
+    config.tae.compute_dtype = "bfloat16"
+    with pytest.raises(ConfigError, match="tae.compute_dtype is 'bfloat16'.*use --config.tae.compute_dtype=float32"):
+        encode.encode([item(0)], config, tmp_path / "latents", "a")
+    assert not (tmp_path / "latents").exists()
 
 
 def test_latents_that_are_not_finite_are_told_and_not_stored(shapes, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,6 @@
 """Run as several ranks, or alone: trains the same few steps of the autoencoder on every mesh named, each into a folder.
 
-check_tae_meshes.py FOLDER STEPS data=1/0 zero=2/3 zero=2/3/every ...    # mesh / ZeRO stage / with every loss
+check_tae_meshes.py FOLDER STEPS data=1/0 zero=2/3 zero=2/3/every ...    # mesh / ZeRO stage / with every loss, or a dtype
 """
 
 import sys
@@ -42,14 +42,16 @@ def main(folder: str, steps: str, *wanted: str) -> None:
     if meshes.ranks() > 1:
         meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     for name in wanted:
-        text, stage, *every = name.split("/")
+        text, stage, *more = name.split("/")
         axis, size = text.split("=")
         axes = dict.fromkeys(meshes.AXES, 1) | {axis: int(size)}
         mesh = meshes.make(axes, range(int(size))) if int(size) > 1 else meshes.ONE
         # With one rank's mesh every rank trains alone: one that only waited would wait longer than collectives do.
         alone = f"-by-{meshes.rank()}" if size == "1" and meshes.rank() else ""
         workdir = Path(folder) / (name.replace("/", "-") + alone)
-        config = experiment(int(steps), int(stage), bool(every), mesh.batch.size)
+        config = experiment(int(steps), int(stage), more == ["every"], mesh.batch.size)
+        if more and more != ["every"]:
+            config.tae.compute_dtype = more[0]
         train_tae.run(Run(config, workdir, mesh))
 
 

@@ -38,6 +38,15 @@ def test_every_mesh_trains_the_autoencoder_as_one_rank_does(tmp_path, steps, mes
 
 
 @pytest.mark.slow
+def test_float16_rehearses_bfloat16_s_types_on_every_mesh(tmp_path):
+    names = [f"{each}/float16" for each in ("data=1/0", "data=2/0", "zero=2/1", "zero=2/2", "zero=2/3")]
+    ranks.run("check_tae_meshes.py", 2, tmp_path, str(tmp_path), "2", *names)
+    one, *others = (losses(tmp_path / name.replace("/", "-")) for name in names)
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero=2/3", "zero=2/1", "data=2/0"])
 def test_the_discriminator_and_the_outlier_penalty_on_a_mesh(tmp_path, name):
     """Losses alone: the adaptive weight is a quotient of norms, and weights after five steps differ by 4e-4 at most."""

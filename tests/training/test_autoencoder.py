@@ -152,6 +152,41 @@ def test_every_loss_trains_and_resumes_exactly(tmp_path, monkeypatch):
     assert exported.keys() == tae.shapes(every_loss().tae).keys()
 
 
+def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path, monkeypatch):
+    """With every loss; the discriminator joins for the last two steps, as its weight, a quotient of norms, sways the loss."""
+    monkeypatch.setattr(lpips, "load", small_lpips)
+
+    def losses(name, dtype, *ends):
+        for steps in ends:
+            config = every_loss(steps=steps, checkpoint_every=5, validate_every=5).copy_and_resolve_references()
+            config.tae = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=4)
+            config.tae.compute_dtype = dtype
+            config.data.update(height=16, width=16)
+            config.optim.learning_rate = 3e-4
+            config.loss.adversarial.start = 8
+            autoencoder.train(Run(config, tmp_path / name))
+        return [line["tae/loss"] for line in read_metrics(tmp_path / name) if "tae/loss" in line]
+
+    exact, found = losses("exact", "float32", 10), losses("whole", "float16", 10)
+    assert len(found) == 10 and found[:8] != exact[:8]
+    np.testing.assert_allclose(found[:8], exact[:8], rtol=1e-2)
+    np.testing.assert_allclose(found[8:], exact[8:], rtol=0.1)
+    assert losses("parts", "float16", 5, 10) == found
+    trees = final(tmp_path / "parts")
+    for tree, values in final(tmp_path / "whole").items():
+        for path, value in values.items():
+            assert value.dtype == np.float32, path
+            np.testing.assert_array_equal(trees[tree][path], value, err_msg=f"{tree}/{path}")
+
+
+def test_a_precision_that_this_device_lacks_is_refused_before_anything_is_read(tmp_path):
+    config = settings().copy_and_resolve_references()
+    config.tae.compute_dtype = "bfloat16"
+    config.data.source = "nowhere"
+    with pytest.raises(ConfigError, match=r"tae.compute_dtype is 'bfloat16'.*--config.tae.compute_dtype=float32"):
+        autoencoder.train(Run(config, tmp_path))
+
+
 class Killed(Exception):
     pass
 

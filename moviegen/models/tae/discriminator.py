@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import ops
 
 from moviegen import streams
+from moviegen.models.tae.blocks import convolve
 from moviegen.models.tae.shapes import (
     DISCRIMINATOR_LEVELS,
     discriminator as shapes,
@@ -21,22 +22,22 @@ from moviegen.models.tae.shapes import (
     discriminator_plan,
 )
 from moviegen.nn import backend, kernels, layerwise
-from moviegen.nn.kernels import group_norm_silu, halving_conv, spatial_conv, temporal_conv
 from moviegen.parallel.comm import LOCAL, Comm
 from moviegen.streams import Stream
 
 
 @functools.lru_cache
-def _make_block(groups: int, halve: bool, temporal: bool):
-    """GroupNorm and SiLU (none at 0 groups), then a convolution."""
+def _make_block(groups: int, halve: bool, temporal: bool, dtype: str):
+    """GroupNorm and SiLU (none at 0 groups), then a convolution in `dtype`; float32."""
+    spatial_conv = kernels.halving_conv if halve else kernels.spatial_conv
 
     def block(p, x):
         if groups:
-            x = group_norm_silu(x, p["norm/scale"], p["norm/bias"], groups)
-        x = (halving_conv if halve else spatial_conv)(x, p["spatial/w"], p["spatial/b"])
+            x = kernels.group_norm_silu(x, p["norm/scale"], p["norm/bias"], groups)
+        x = convolve(spatial_conv, p, "spatial", x, dtype)
         if temporal:
-            x = temporal_conv(x, p["temporal/w"], p["temporal/b"], 2 if halve else 1)
-        return x
+            x = convolve(kernels.temporal_conv, p, "temporal", x, dtype, 2 if halve else 1)
+        return ops.cast(x, ms.float32)
 
     return block
 
@@ -55,12 +56,12 @@ def init(cfg: Any, seed: int) -> dict[str, ms.Tensor]:
     return params
 
 
-def _segments(cfg: Any) -> list[Any]:
+def _segments(cfg: Any, dtype: str) -> list[Any]:
     found = []
     for block in discriminator_plan(cfg):
         # Of two channels or more: alone, a channel's bias would be normed away.
         groups = math.gcd(32, block.inputs // 2) or 1
-        fn = _make_block(groups if block.level else 0, block.level < DISCRIMINATOR_LEVELS, cfg.dims == 3)
+        fn = _make_block(groups if block.level else 0, block.level < DISCRIMINATOR_LEVELS, cfg.dims == 3, dtype)
         found.append((fn, {name: f"{block.prefix}/{name}" for name in discriminator_parameters(cfg, block)}))
     return found
 
@@ -74,9 +75,9 @@ def _pieces(video: Any, cfg: Any) -> ms.Tensor:
     return ops.reshape(ops.transpose(video, (0, 2, 1, 3, 4)), (b * t, c, 1, h, w))
 
 
-def judge(params: Mapping[str, Any], cfg: Any, video: Any) -> ms.Tensor:
+def judge(params: Mapping[str, Any], cfg: Any, video: Any, dtype: str = "float32") -> ms.Tensor:
     """Verdicts (n 1 t' h/8 w/8) of video (b 3 t h w) in [-1, 1]; above 0 where it is taken for an original."""
-    return layerwise.run_chain(params, _segments(cfg), _pieces(video, cfg))
+    return layerwise.run_chain(params, _segments(cfg, dtype), _pieces(video, cfg))
 
 
 @functools.lru_cache
@@ -89,24 +90,31 @@ def _make_hinge(scale: float):
 
 
 def loss_and_grads(
-    params: Mapping[str, Any], cfg: Any, real: Any, fake: Any, comm: Comm = LOCAL
+    params: Mapping[str, Any], cfg: Any, real: Any, fake: Any, comm: Comm = LOCAL, dtype: str = "float32"
 ) -> tuple[dict[str, ms.Tensor], dict[str, ms.Tensor]]:
-    """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and every parameter's gradient, of all ranks' batch."""
-    verdict_real, pull_real = layerwise.chain(params, _segments(cfg), _pieces(real, cfg), False, comm.all_gather)
-    verdict_fake, pull_fake = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), False, comm.all_gather)
+    """Hinge loss of telling real from fake (b 3 t h w), mean verdicts, and every parameter's gradient, of all ranks' batch.
+
+    Convolutions are in `dtype`, what the rest is in is float32.
+    """
+    segments = _segments(cfg, dtype)
+    verdict_real, pull_real = layerwise.chain(params, segments, _pieces(real, cfg), False, comm.all_gather)
+    verdict_fake, pull_fake = layerwise.chain(params, segments, _pieces(fake, cfg), False, comm.all_gather)
     hinge = _make_hinge(1.0 / comm.batches)
     (loss, up, down), _, (dreal, dfake) = layerwise.value_and_grad(
         hinge, {}, verdict_real, verdict_fake, wrt=2, aux=True
     )
     grads, more = pull_real(dreal)[0], pull_fake(dfake)[0]
-    grads = comm.reducer()({path: g + more[path] for path, g in grads.items()}, last=True)
+    grads = {path: g.astype(ms.float32) + more[path].astype(ms.float32) for path, g in grads.items()}
+    grads = comm.reducer()(grads, last=True)
     losses = {"discriminator": loss, "verdict_real": up, "verdict_fake": down}
     return {name: comm.all_reduce(value) for name, value in losses.items()}, grads
 
 
-def generator_loss(params: Mapping[str, Any], cfg: Any, fake: Any, comm: Comm = LOCAL) -> tuple[ms.Tensor, ms.Tensor]:
+def generator_loss(
+    params: Mapping[str, Any], cfg: Any, fake: Any, comm: Comm = LOCAL, dtype: str = "float32"
+) -> tuple[ms.Tensor, ms.Tensor]:
     """This rank's term of the generator's loss, minus the mean verdict on fake (b 3 t h w), and its gradient there."""
-    verdict, pull = layerwise.chain(params, _segments(cfg), _pieces(fake, cfg), True, comm.all_gather)
+    verdict, pull = layerwise.chain(params, _segments(cfg, dtype), _pieces(fake, cfg), True, comm.all_gather)
     scale = -1.0 / (comm.batches * math.prod(verdict.shape))
     slope = pull(ops.full(verdict.shape, scale, dtype=ms.float32))[1]
     if cfg.dims == 2:

@@ -21,14 +21,14 @@ from moviegen.nn import backend, layerwise
 from moviegen.streams import Stream
 
 Params = Mapping[str, Any]
-# Kind of block -> its compiled function, from the config; a residual block has two of "head".
+# Kind of block -> its compiled function, from the config and the compute dtype; a residual block has two of "head".
 FUNCTIONS = {
-    "conv": lambda cfg: blocks.conv,
-    "spatial_attention": lambda cfg: blocks.make_attention(cfg.norm_groups, False),
-    "temporal_attention": lambda cfg: blocks.make_attention(cfg.norm_groups, True),
-    "downsample": lambda cfg: blocks.downsample,
-    "upsample": lambda cfg: blocks.make_upsample(cfg.temporal_upsample_padding),
-    "head": lambda cfg: blocks.make_norm_conv(cfg.norm_groups),
+    "conv": lambda cfg, dtype: blocks.make_conv(dtype),
+    "spatial_attention": lambda cfg, dtype: blocks.make_attention(cfg.norm_groups, False, dtype),
+    "temporal_attention": lambda cfg, dtype: blocks.make_attention(cfg.norm_groups, True, dtype),
+    "downsample": lambda cfg, dtype: blocks.make_downsample(dtype),
+    "upsample": lambda cfg, dtype: blocks.make_upsample(cfg.temporal_upsample_padding, dtype),
+    "head": lambda cfg, dtype: blocks.make_norm_conv(cfg.norm_groups, dtype),
 }
 # Names that a function has for its parameters -> where they are in a residual block, {} being 1 or 2.
 _CONV = ("spatial/w", "spatial/b", "temporal/w", "temporal/b")
@@ -37,19 +37,24 @@ _NORM_CONV = {f"norm/{name}": f"norm{{}}/{name}" for name in ("scale", "bias")}
 _NORM_CONV |= {f"conv/{name}": f"conv{{}}/{name}" for name in _CONV}
 
 
+def compute_dtype(cfg: Any) -> str:
+    """The dtype of products; ConfigError where this device cannot compute in it."""
+    return backend.check_compute_dtype(cfg.get("compute_dtype", "float32"), "tae.compute_dtype")
+
+
 def segments(cfg: Any, side: str, recompute: Sequence[int] = ()) -> list[Any]:
     """The "encoder" or "decoder" as segments for `layerwise.chain`; of levels in `recompute` it keeps the input alone."""
-    found = []
+    found, dtype = [], compute_dtype(cfg)
     for level, group in itertools.groupby(plan(cfg, side), lambda block: block.level):
-        own = [_segment(cfg, block) for block in group]
+        own = [_segment(cfg, block, dtype) for block in group]
         found += [layerwise.Recomputed(own)] if level in recompute else own
     return found
 
 
-def _segment(cfg: Any, block: Block) -> Any:
+def _segment(cfg: Any, block: Block, dtype: str) -> Any:
     # The convolutions of a residual block are segments of their own: a compiled gradient keeps the patches of all it has.
     def link(kind: str, paths: dict[str, str]) -> tuple[Any, dict[str, str]]:
-        return FUNCTIONS[kind](cfg), {name: f"{block.prefix}/{path}" for name, path in paths.items()}
+        return FUNCTIONS[kind](cfg, dtype), {name: f"{block.prefix}/{path}" for name, path in paths.items()}
 
     if block.kind != "residual":
         return link(block.kind, {name: name for name in parameters(block)})

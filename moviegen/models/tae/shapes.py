@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from moviegen.errors import ConfigError
-from moviegen.nn import tree
+from moviegen.nn import dtypes, tree
 
 Shapes = dict[str, tuple[int, ...]]
 DISCRIMINATOR = "discriminator/"  # starts its parameters' paths, beside the autoencoder's "encoder/" and "decoder/"
 DISCRIMINATOR_LEVELS = 3  # halvings
+# Parameters that are float32 whatever the compute dtype: gathered and computed with so.
+FLOAT32 = r"/norm\d?/"
 
 
 class Block(NamedTuple):
@@ -98,6 +100,11 @@ def shapes(cfg: Any, adversarial: Mapping[str, Any] | None = None) -> Shapes:
     """Path and shape of every parameter, with the discriminator's if `loss.adversarial` is given. Raises ConfigError."""
     found = tree.join({block.prefix: parameters(block) for side in ("encoder", "decoder") for block in plan(cfg, side)})
     return found | (discriminator(adversarial) if adversarial else {})
+
+
+def parameter_dtypes(cfg: Any, adversarial: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The dtype in which each parameter of `shapes` is computed with."""
+    return dtypes.by_path(shapes(cfg, adversarial), cfg.get("compute_dtype", "float32"), FLOAT32)
 
 
 def discriminator_plan(cfg: Any) -> list[Block]:

@@ -48,6 +48,7 @@ def loss_and_grads(
         raise ConfigError(
             f"train.recompute_levels is {tuple(recompute)}, expected levels from 0, the pixels', to {levels - 1}"
         )
+    dtype = tae.compute_dtype(cfg)
     video, exchange = backend.tensor(video), dict(gather=comm.all_gather, reduce=comm.reducer())
     *body, head = tae.segments(cfg, "decoder", recompute)
 
@@ -65,8 +66,8 @@ def loss_and_grads(
         dout, loss = dout + slope, loss + float(weights["lpips"]) * found["lpips"]
     if adversarial:
         shown = decoded[:, :, : video.shape[2]]
-        verdicts, grads = discriminator.loss_and_grads(params, adversarial, video, shown, comm)
-        found["adversarial"], slope = discriminator.generator_loss(params, adversarial, shown, comm)
+        verdicts, grads = discriminator.loss_and_grads(params, adversarial, video, shown, comm, dtype)
+        found["adversarial"], slope = discriminator.generator_loss(params, adversarial, shown, comm, dtype)
         slope = _with_spurious(slope, decoded)
         factor = _adaptive_weight(params, head, before_head, dout, slope, comm) * float(weights["adversarial"])
         dout, loss = dout + slope * factor, loss + factor * found["adversarial"]
@@ -114,7 +115,7 @@ def _adaptive_weight(
 
     def norm(d: ms.Tensor) -> float:
         grads, _ = layerwise.pull(fn, own, (before_head,), (d,), 0)
-        return float(np.linalg.norm(comm.all_reduce(grads["conv/spatial/w"]).asnumpy()))
+        return float(np.linalg.norm(comm.all_reduce(grads["conv/spatial/w"].astype(ms.float32)).asnumpy()))
 
     return min(norm(dout) / (norm(slope) + 1e-4), 1e4)
 

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 
 from moviegen import config as configs
 from moviegen.errors import ConfigError, DataError
-from moviegen.models.tae import shapes
+from moviegen.models.tae import model, shapes
 from moviegen.nn import backend
 from moviegen.storage import checkpoint, fingerprint, safetensors_io, schema
 
@@ -42,9 +43,22 @@ def load(path: str | Path, cfg: Any) -> dict[str, Any]:
     return backend.to_tensors({name: array.astype(np.float32) for name, array in arrays.items()})
 
 
+def load_to_compute(path: str | Path, cfg: Any) -> dict[str, Any]:
+    """Returns what `load` does, each in the dtype that it is computed with. ConfigError where this device has none such."""
+    model.compute_dtype(cfg)
+    params, kinds = load(path, cfg), shapes.parameter_dtypes(cfg)
+    for name in params:  # one by one, so that they are not in memory twice
+        if kinds[name] != "float32":
+            params[name] = params[name].astype(getattr(ms, kinds[name]))
+    return params
+
+
 def settings(cfg: Any) -> dict[str, Any]:
-    """What weights are trained with and used with ever after, as JSON holds it: neither tiles nor the scale of latents."""
-    free = ("latent_shift", "latent_scale", "spatial_tile")
+    """What weights are trained with and used with ever after, as JSON holds it.
+
+    Neither tiles nor the scale of latents, nor the precision of products.
+    """
+    free = ("latent_shift", "latent_scale", "spatial_tile", "compute_dtype")
     return {key: value for key, value in configs.to_plain(cfg).items() if key not in free}
 
 

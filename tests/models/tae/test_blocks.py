@@ -24,7 +24,7 @@ def identity_conv(c):
 @pytest.mark.parametrize("padding", ["replicate", "zeros"])
 def test_upsampling_repeats_every_value_in_a_block_of_eight(padding):
     x = draw(0, x=(2, 3, 2, 3, 4))["x"]
-    y = layerwise.run(blocks.make_upsample(padding), identity_conv(3), x)
+    y = layerwise.run(blocks.make_upsample(padding, "float32"), identity_conv(3), x)
     assert_close(y, x.repeat(2, 2).repeat(2, 3).repeat(2, 4), tolerance=1e-6)
 
 
@@ -35,7 +35,7 @@ def test_downsampling_takes_every_second_value(frames, halved):
     p["spatial/w"] = np.roll(
         p["spatial/w"], (-1, -1), (2, 3)
     )  # padded right and below: the first tap is the pixel itself
-    y = layerwise.run(blocks.downsample, p, x)
+    y = layerwise.run(blocks.make_downsample("float32"), p, x)
     assert y.shape == (2, 3, halved, 2, 3)
     assert_close(y, x[:, :, ::2, ::2, ::2], tolerance=1e-6)
 
@@ -58,10 +58,10 @@ def test_attention_looks_at_a_frame_s_pixels_or_a_pixel_s_frames(temporal):
         weights = np.exp(q @ key.T / c**0.5)
         out = weights / weights.sum(1, keepdims=True) @ v @ p["out/w"].T + p["out/b"]
         expected[i, :, t, j, k] += out.T.reshape(expected[i, :, t, j, k].shape)
-    assert_close(layerwise.run(blocks.make_attention(2, temporal), p, x), expected, tolerance=1e-5)
+    assert_close(layerwise.run(blocks.make_attention(2, temporal, "float32"), p, x), expected, tolerance=1e-5)
 
 
 def test_equal_settings_give_the_same_function():
     """Else every layer would be compiled by itself."""
-    assert blocks.make_norm_conv(4) is blocks.make_norm_conv(4)
-    assert blocks.make_norm_conv(4) is not blocks.make_norm_conv(8)
+    assert blocks.make_norm_conv(4, "float32") is blocks.make_norm_conv(4, "float32")
+    assert blocks.make_norm_conv(4, "float32") is not blocks.make_norm_conv(8, "float32")

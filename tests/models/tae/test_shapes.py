@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 from moviegen.errors import ConfigError
-from moviegen.models.tae.shapes import plan, shapes
+from moviegen.models.tae.shapes import parameter_dtypes, plan, shapes
 from tests.models.tae.tiny_tae import tiny
 
 
@@ -28,6 +28,18 @@ def test_blocks_are_in_order_of_execution():
     up += [("residual", "up/0/block/0"), ("residual", "up/0/block/1")]
     assert decoder == [("conv", "conv_in"), *middle, *up, ("head", "head")]
     assert plan(cfg, "decoder")[-1] == ("head", "decoder/head", 8, 3, None)
+
+
+def test_norms_alone_stay_in_float32():
+    adversarial = ConfigDict(dict(dims=3, channels=4))
+    for dtype in ("bfloat16", "float16"):
+        found = parameter_dtypes(tiny(compute_dtype=dtype), adversarial)
+        assert found.keys() == shapes(tiny(), adversarial).keys()
+        for path, kind in found.items():
+            assert kind == (
+                "float32" if path.endswith(("scale", "norm/bias", "norm1/bias", "norm2/bias")) else dtype
+            ), path
+    assert set(parameter_dtypes(tiny(compute_dtype="bfloat16_simulated")).values()) == {"float32"}
 
 
 def test_full_size_has_the_seed_s_parameters():

@@ -1,13 +1,23 @@
 import re
 
+import mindspore as ms
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from moviegen.errors import ConfigError
 from moviegen.models import lpips
-from moviegen.models.tae import discriminator, losses as tae_losses, model as tae, step as tae_step
+from moviegen.models.tae import (
+    discriminator,
+    losses as tae_losses,
+    model as tae,
+    shapes as tae_shapes,
+    step as tae_step,
+)
 from moviegen.nn import backend, layerwise
+from moviegen.parallel import comm
+from moviegen.parallel.comm import LOCAL
+from moviegen.parallel.mesh import ONE
 from tests.models.tae.tiny_tae import WRONG_VIDEOS, random_params, tiny, video
 
 WEIGHTS = {"l1": 0.5, "mse": 2.0, "kl": 0.1}
@@ -198,6 +208,40 @@ def test_the_discriminator_learns_from_the_same_reconstruction(step):
     assert float(losses["adversarial"]) == pytest.approx(
         -discriminator.judge(params, ADVERSARIAL, made).asnumpy().mean(), rel=1e-3
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "given"), [("float16", "cast"), ("bfloat16_simulated", "float32")])
+def test_lower_precision_is_close_and_not_the_same(step, dtype, given):
+    """With every loss; products cast what they take, or find it cast already, as a training gives it."""
+    _, params, clip, noise, _, _ = step
+    params = params | backend.to_numpy(discriminator.init(ADVERSARIAL, 0))
+    weights, perceptual = (
+        WEIGHTS | {"adversarial": 0.5, "outlier": 1.0, "outlier_radius": 0.2, "lpips": 0.5},
+        small_lpips(),
+    )
+
+    def one(cfg):
+        exchange = LOCAL
+        if given == "cast":
+            kinds = tae_shapes.parameter_dtypes(cfg, ADVERSARIAL)
+            exchange = comm.make(ONE, 3, tae_step.shapes(cfg, ADVERSARIAL), kinds)
+        args = backend.to_tensors(params), cfg, clip, noise, weights, exchange, perceptual, ADVERSARIAL
+        return tae_step.loss_and_grads(*args)
+
+    (exact, expected), (losses, grads) = one(tiny()), one(tiny(compute_dtype=dtype))
+    assert losses.keys() == exact.keys() and grads.keys() == expected.keys()
+    for name, value in exact.items():
+        assert losses[name].dtype == ms.float32, name
+        assert float(losses[name]) == pytest.approx(float(value), rel=2e-2, abs=2e-2), name
+    assert float(losses["mse"]) != float(exact["mse"])
+    assert float(losses["loss"]) == pytest.approx(float(exact["loss"]), rel=1e-2)
+    largest = max(abs(g.asnumpy()).max() for g in expected.values())
+    for path, value in expected.items():
+        assert grads[path].dtype == ms.float32, path
+        ours, value = grads[path].asnumpy().ravel(), value.asnumpy().ravel()
+        if abs(value).max() > 1e-4 * largest:
+            assert ours @ value > 0.98 * np.linalg.norm(ours) * np.linalg.norm(value), path
 
 
 def test_init_is_that_of_both_networks():

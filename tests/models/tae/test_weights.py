@@ -1,9 +1,11 @@
+import mindspore as ms
 import numpy as np
 import pytest
 
 from experiments import common
+from moviegen.data import clips
 from moviegen.errors import ConfigError, DataError
-from moviegen.models.tae import weights
+from moviegen.models.tae import shapes, tiles, weights
 from moviegen.storage import checkpoint, safetensors_io
 
 CFG = common.tae("tiny")
@@ -34,6 +36,23 @@ def test_a_checkpoint_gives_its_ema_without_the_discriminator(tmp_path):
     assert found.keys() == whole.keys()
     for name, array in whole.items():
         np.testing.assert_array_equal(found[name].asnumpy(), array.astype(np.float32))
+
+
+def test_weights_to_compute_with_are_in_the_dtypes_of_that_and_code_as_well(tmp_path):
+    path, rehearsed = weights.find("package:tiny_tae", ""), common.tae("tiny", compute_dtype="float16")
+    params, exact = weights.load_to_compute(path, rehearsed), weights.load_to_compute(path, CFG)
+    assert {name: value.dtype for name, value in params.items()} == {
+        name: getattr(ms, kind) for name, kind in shapes.parameter_dtypes(rehearsed).items()
+    }
+    video = np.stack([clips.heldout_clip(size=(16, 16))[:9]]).astype(np.float32).transpose(0, 4, 1, 2, 3) / 127.5 - 1
+    (mean, logvar), (true_mean, true_logvar) = tiles.encode(params, rehearsed, video), tiles.encode(exact, CFG, video)
+    assert mean.dtype == logvar.dtype == np.float32
+    assert 0 < abs(mean - true_mean).max() < 1e-2 * abs(true_mean).max()
+    assert abs(logvar - true_logvar).max() < 0.1
+    made, truth = tiles.decode(params, rehearsed, true_mean, 9), tiles.decode(exact, CFG, true_mean, 9)
+    assert made.dtype == np.float32 and 0 < abs(made - truth).max() < 2e-2
+    with pytest.raises(ConfigError, match="tae.compute_dtype is 'bfloat16', which MindSpore's CPU"):
+        weights.load_to_compute(path, common.tae("tiny", compute_dtype="bfloat16"))
 
 
 STATISTICS = {"latent_shift": [0.5, -1, 0.0], "latent_scale": [1.5, 2, 1e-3], "step": 3}
