@@ -237,3 +237,9 @@ def lookup(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
 def product_dtype(stored: str) -> str:
     """The dtype in which weights that are stored in one are multiplied: a CPU has no products in bfloat16."""
     return "float32" if stored == "bfloat16" and not ON_ASCEND else stored
+
+
+# -- Exchanges
+def overlaps() -> bool:
+    """Whether exchanges run on a stream of their own, beside what computes; on a CPU they take the cores that compute."""
+    return ON_ASCEND

@@ -2,18 +2,24 @@
 
 Each builder gives one function of a tensor, the identity on a group of one. MindSpore's CPU backend has AllReduce alone on
 any group, so there the others are composed from it; on Ascend they are primitives, never run for want of a card.
+
+The `start_` functions, for eager code that needs no gradient, give wait() -> the result, and may run beside what is
+computed in between (`kernels.overlaps`).
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
+from mindspore.ops import communication
 
 from moviegen.nn import kernels
 from moviegen.parallel.mesh import Group
 
 Collective = Callable[[ms.Tensor], ms.Tensor]
+Wait = Callable[[], ms.Tensor]
 
 
 def identity(x: ms.Tensor) -> ms.Tensor:
@@ -113,6 +119,50 @@ def broadcast(group: Group) -> Collective:
         return reduce(x * mine)
 
     return from_first
+
+
+_under_way: dict[object, tuple] = {}
+
+
+def start_all_gather(group: Group, x: ms.Tensor) -> Wait:
+    """`all_gather(group)(x)`, along the first axis."""
+    if group.size == 1 or not kernels.overlaps():
+        return functools.partial(all_gather(group), x)
+    out = mint.empty((group.size * x.shape[0], *x.shape[1:]), dtype=x.dtype)
+    return _started(out, x, communication.all_gather_into_tensor(out, x, group=group.name, async_op=True))
+
+
+def start_reduce_scatter(group: Group, x: ms.Tensor) -> Wait:
+    """`reduce_scatter(group)(x)`, along the first axis."""
+    if group.size == 1 or not kernels.overlaps():
+        return functools.partial(reduce_scatter(group), x)
+    out = mint.empty((x.shape[0] // group.size, *x.shape[1:]), dtype=x.dtype)
+    return _started(out, x, communication.reduce_scatter_tensor(out, x, group=group.name, async_op=True))
+
+
+def start_all_reduce(group: Group, x: ms.Tensor) -> Wait:
+    """`all_reduce(group)(x)`; x is the caller's no more, as the sum takes its place."""
+    if group.size == 1 or not kernels.overlaps():
+        return functools.partial(all_reduce(group), x)
+    return _started(x, x, communication.all_reduce(x, group=group.name, async_op=True))
+
+
+def _started(out: ms.Tensor, x: ms.Tensor, handle: Any) -> Wait:
+    key = object()
+    _under_way[key] = handle, x  # which is read until then
+
+    def wait():
+        if key in _under_way:
+            _under_way.pop(key)[0].wait()
+        return out
+
+    return wait
+
+
+def settle() -> None:
+    """Waits for whatever is under way: what a step that raised an error left, or what shares a group with what comes next."""
+    while _under_way:
+        _under_way.popitem()[1][0].wait()
 
 
 class _Exchange(nn.Cell):

@@ -12,6 +12,15 @@ from moviegen.parallel.sharding import Shape
 Tree = dict[str, ms.Tensor]
 
 
+class AllGather(NamedTuple):
+    """all_gather(some of the parameters as given) -> whole, to compute with. start(...) -> wait() -> the same."""
+
+    start: Callable[[Mapping[str, Any]], Callable[[], Tree]]
+
+    def __call__(self, params: Mapping[str, Any]) -> Tree:
+        return self.start(params)()
+
+
 def _kept() -> Callable[..., Tree]:
     return lambda grads, last=False: grads
 
@@ -34,13 +43,14 @@ def make(mesh: Mesh, zero_stage: int, shapes: Mapping[str, Shape], dtypes: Mappi
     """The exchanges on `mesh` of a model with parameters of these whole shapes, computed with in `dtypes` (or float32)."""
     group = mesh.shard if zero_stage == 3 else ALONE
 
-    def all_gather(params: Mapping[str, Any]) -> Tree:
-        return zero.whole(group, params, {path: shapes[path] for path in params}, dtypes)
+    def start(params: Mapping[str, Any]) -> Callable[[], Tree]:
+        return zero.start_whole(group, params, {path: shapes[path] for path in params}, dtypes)
 
     def all_reduce(x: ms.Tensor) -> ms.Tensor:
+        collectives.settle()  # one group must not be used by two streams at once
         return collectives.all_reduce(mesh.world)(x)
 
     def reducer() -> Callable[..., Tree]:
         return zero.reducer(mesh, zero_stage)
 
-    return Comm(mesh.sequence, mesh.batch.size, group.size > 1, all_gather, reducer, all_reduce)
+    return Comm(mesh.sequence, mesh.batch.size, group.size > 1, AllGather(start), reducer, all_reduce)

@@ -15,6 +15,7 @@ from mindspore import ops  # noqa: E402
 
 from moviegen.nn import kernels
 from moviegen.parallel import collectives, mesh, sync  # noqa: E402
+from tests.distributed import links  # noqa: E402
 
 
 def value(seed: int, shape=(12, 12, 2)) -> np.ndarray:
@@ -105,6 +106,25 @@ def check(group, dtype, atol):
                 )
 
 
+def check_started(group, dtype, atol):
+    """What runs beside computing is right once it is waited for, and nothing at all before."""
+    links.use()
+    xs = [value(rank) for rank in range(group.size)]
+    for start, out in (
+        (collectives.start_all_gather, np.concatenate(xs)),
+        (collectives.start_reduce_scatter, pieces(sum(xs), 0, group.size)[group.rank]),
+        (collectives.start_all_reduce, sum(xs)),
+    ):
+        waits = [start(group, ms.Tensor(xs[group.rank], dtype)) for _ in range(2)]
+        for found in (wait() for wait in (*waits, waits[0])):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found.asnumpy(), out, atol=atol, err_msg=start.__name__)
+    lost = collectives.start_all_reduce(group, ms.Tensor(xs[group.rank]))
+    collectives.settle()
+    np.testing.assert_allclose(lost().asnumpy(), sum(xs), atol=1e-5)
+    links.leave()
+
+
 def main() -> None:
     mesh.setup({"data": mesh.ranks(), "zero": 1, "sp": 1})
     for size in range(2, mesh.ranks() + 1):
@@ -113,6 +133,8 @@ def main() -> None:
         group = mesh.make({"data": size, "zero": 1, "sp": 1}, range(size)).world
         assert group.size == size and group.rank == mesh.rank()
         check(group, ms.float32, 1e-5)
+        check_started(group, ms.float32, 1e-5)
+        check_started(group, ms.float16, 2e-2)
         tree = {"a": value(0), "b": value(1, (3,)), "c": value(2, ())}
         shapes = {path: array.shape for path, array in reversed(tree.items())}
         found = sync.from_first(group, functools.partial(read_by_first, group, tree), shapes)

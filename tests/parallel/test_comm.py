@@ -37,7 +37,7 @@ def test_parameters_are_shards_at_stage_3_alone():
 
 def test_shards_are_gathered_by_their_whole_shapes_and_dtype(monkeypatch):
     asked = []
-    monkeypatch.setattr(comm.zero, "whole", lambda *args: asked.append(args) or {})
+    monkeypatch.setattr(comm.zero, "start_whole", lambda *args: asked.append(args) or dict)
     found = comm.make(Mesh(zero=2, world=PAIR, shard=PAIR), 3, {"v": (3,), "w": (5,)}, {"w": "bfloat16"})
     found.all_gather({"w": "a shard"})
     assert asked == [(PAIR, {"w": "a shard"}, {"w": (5,)}, {"w": "bfloat16"})]

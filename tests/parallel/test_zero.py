@@ -4,9 +4,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from moviegen.nn import backend
-from moviegen.parallel import sharding, zero
-from moviegen.parallel.mesh import ONE, Group
+from moviegen.nn import backend, kernels
+from moviegen.parallel import collectives, sharding, zero
+from moviegen.parallel.comm import AllGather
+from moviegen.parallel.mesh import ONE, Group, Mesh
 
 SHAPES = [(8, 3), (3, 8), (6, 24), (5, 7), (2, 3), (7,), (1,), (4, 4, 3), (3, 3, 5)]
 
@@ -64,12 +65,113 @@ def test_parameters_are_gathered_in_few_messages(monkeypatch, dtype):
     assert sum("BFloat16" in kind for kind in sent) == len([m for m in messages if set(m) <= lower])
 
 
-@pytest.mark.parametrize(("asynchronous", "begun"), [(False, [1, 2, 3, 4]), (True, [2, 3, 4, 4])])
-def test_the_next_item_is_prefetched_where_the_device_is_asynchronous(asynchronous, begun):
+@pytest.fixture
+def links(monkeypatch):
+    """Exchanges that overlap, with another rank that has the same: a list of what happens, and none is read too early."""
+    monkeypatch.setattr(kernels, "overlaps", lambda: True)
+    events = []
+
+    class Handle:
+        def __init__(self, out, value):
+            self.out, self.value, self.name = out, value, f"{int(value.ravel()[0])}"
+            out.copy_(ms.Tensor(np.full(out.shape, np.nan, np.float32)))
+            events.append(f"start {self.name}")
+
+        def wait(self):
+            events.append(f"wait {self.name}")
+            self.out.copy_(ms.Tensor(self.value))
+
+    monkeypatch.setattr(collectives, "_under_way", {})
+    for name, fn in {
+        "all_gather_into_tensor": lambda out, x, **_: Handle(out, np.tile(x.asnumpy(), 2)),
+        "reduce_scatter_tensor": lambda out, x, **_: Handle(out, 2 * np.split(x.asnumpy(), 2)[0]),
+        "all_reduce": lambda x, **_: Handle(x, 2 * x.asnumpy()),
+    }.items():
+        monkeypatch.setattr(collectives.communication, name, fn)
+    return events
+
+
+LAYERS = ["", "blocks/0", "blocks/1", "blocks/2", "final"]
+
+
+def walk(events, run=lambda layer: None):
+    """All layers there and back; each has one weight, its number, on both ranks."""
+    params = {f"{layer}/w".lstrip("/"): backend.tensor(np.float32([i])) for i, layer in enumerate(LAYERS)}
+
+    def start(shards):
+        return zero.start_whole(Group("pair", 2, 0), shards, {path: (2,) for path in shards})
+
+    next_layer = zero.by_layer(params, AllGather(start), 3, back=True)
+    for layer in [0, 1, 2, 3, 4, 3, 2, 1, 0]:
+        (w,) = next_layer().values()
+        np.testing.assert_array_equal(w.asnumpy(), [layer, layer])
+        events.append(f"run {layer}")
+        run(layer)
+
+
+def test_the_next_layer_is_gathered_while_one_is_computed(links):
+    walk(links)
+    order = [0, 1, 2, 3, 4, 3, 2, 1, 0]
+    expected = ["start 0"]
+    for i, layer in enumerate(order):
+        expected += [f"start {after}" for after in order[i + 1 : i + 2]] + [f"wait {layer}", f"run {layer}"]
+    assert links == expected
+    at_hand = np.cumsum([{"start": 1, "wait": 0, "run": -1}[event.split()[0]] for event in links])
+    assert max(at_hand) == 2
+
+
+def test_nothing_that_an_error_left_is_under_way_in_the_next_step(links):
+    def fail(layer):
+        if layer == 2:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        walk(links, fail)
+    assert collectives._under_way
+    begun = len(links)
+    walk(links)
+    assert links[begun : begun + 2] == ["wait 3", "start 0"] and not collectives._under_way
+    assert sum(event.startswith("start") for event in links) == sum(event.startswith("wait") for event in links)
+
+
+def test_on_a_cpu_one_layer_is_gathered_at_a_time():
     asked = []
-    next_result = zero.prefetch(lambda item: asked.append(item) or item * 10, range(4), asynchronous)
-    assert [(next_result(), len(asked)) for _ in range(4)] == list(zip([0, 10, 20, 30], begun, strict=True))
-    assert asked == [0, 1, 2, 3]
+    next_result = zero.prefetch(lambda item: asked.append(item) or (lambda: item * 10), range(3))
+    assert [(next_result(), len(asked)) for _ in range(3)] == [(0, 1), (10, 2), (20, 3)]
+
+
+PAIR, OTHER = Group("pair", 2, 0), Group("other", 2, 0)
+ZERO, DATA = Mesh(zero=2, world=PAIR, shard=PAIR), Mesh(data=2, world=PAIR, replicas=PAIR)
+# Each exchange by the sum that it gives. Those over a shard group are summed over its replicas while others are under way.
+ONCE = "start 2, wait 2, start 4, wait 4, start 6, wait 6"
+TWICE = "start 2, wait 2, start 4, start 4, wait 4, start 6, wait 4, start 8, wait 6, wait 8, start 12, wait 12"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "stage", "times", "rows"),
+    [
+        (ZERO, 3, 2, 1),
+        (ZERO, 2, 2, 1),
+        (ZERO, 1, 2, 2),
+        (DATA, 0, 2, 2),
+        (Mesh(data=2, zero=2, world=PAIR, shard=PAIR, replicas=OTHER), 2, 4, 1),
+    ],
+)
+def test_gradients_are_exchanged_while_the_next_are_computed(links, monkeypatch, mesh, stage, times, rows):
+    """Each call waits for what the one before has started, before it starts its own; the last waits for all."""
+    monkeypatch.setattr(zero, "BUCKET", 4)
+    reduce = zero.reducer(mesh, stage)
+    found, returned = {}, []
+    for i in (1, 2, 3):
+        more = reduce({str(i): backend.tensor(np.full((2, 2), i, np.float16))}, last=i == 3)
+        returned.append([*more])
+        found |= more
+        assert len(collectives._under_way) <= (1 if times == 2 else 2)
+    assert returned == ([[], ["1"], ["2", "3"]] if times == 2 else [[], [], ["1", "2", "3"]])
+    assert ", ".join(links) == (ONCE if times == 2 else TWICE) and not collectives._under_way
+    for name, x in found.items():
+        assert x.dtype == ms.float32
+        np.testing.assert_array_equal(x.asnumpy(), np.full((rows, 2), times * int(name)))
 
 
 def test_small_tensors_travel_together_and_a_large_one_alone(monkeypatch):

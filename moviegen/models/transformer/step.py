@@ -45,6 +45,7 @@ def loss_and_grads(
     for i in reversed(range(cfg.num_layers)):
         dblock, (dx, *dshared) = layerwise.pull(stage.block, weights(), inputs.pop(), (dx,), wrt=4)
         grads |= reduce(tree.join({f"blocks/{i}": dblock}))
+        del dblock  # or it would be there beside the next block's
         shared = [total + more for total, more in zip(shared, dshared, strict=True)]
     dpos, dmodulation, dcontext = shared
     douter, _ = layerwise.pull(stage.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
