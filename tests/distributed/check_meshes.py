@@ -1,6 +1,9 @@
 """Run as several ranks, or alone: trains the same few steps on every mesh named, each into a folder of its name.
 
-check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 sp=2/3/float16 ...    # mesh / ZeRO stage [/ compute dtype]
+check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 sp=2/3/float16/links@10 ...
+
+Each is mesh / ZeRO stage [/ compute dtype [/ links: exchanges overlap with computing, as on Ascend]] [@ its own steps, of
+half the batch].
 """
 
 import sys
@@ -17,6 +20,7 @@ from moviegen.parallel import (
 )
 from moviegen.runner import Run  # noqa: E402
 from moviegen.training import generator  # noqa: E402
+from tests.distributed import links  # noqa: E402
 
 # Whatever is computed, on any mesh, is computed of as many samples at a time: most graphs are compiled once.
 MICRO_BATCH = 4
@@ -41,7 +45,7 @@ def experiment(folder: Path, steps: int):
     config.data.update(text_drop_prob=0.3, image_fraction=0.0)  # each kind of sample compiles anew
     config.optim.update(learning_rate=0.01, eps=1e-3, clip_norm=0.5, warmup_steps=2)
     config.ema.decay = 0.8
-    config.train.update(steps=steps, batch_size=16, checkpoint_every=2, validate_every=steps, keep_checkpoints=3)
+    config.train.update(steps=steps, batch_size=16, checkpoint_every=2, validate_every=5, keep_checkpoints=3)
     return config
 
 
@@ -49,20 +53,27 @@ def main(folder: str, steps: str, *wanted: str) -> None:
     folder = Path(folder)
     world = meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     for name in wanted:
-        text, stage, *dtype = name.split("/")
+        name, _, until = name.partition("@")
+        text, stage, *how = name.split("/")
         sizes = dict(item.split("=") for item in text.split(","))
         axes = {axis: int(sizes.get(axis, 1)) for axis in meshes.AXES}
         size = axes["data"] * axes["zero"] * axes["sp"]
-        config = experiment(folder, int(steps))
+        config = experiment(folder, int(until or steps))
         config.train.zero_stage = int(stage)
-        config.model.compute_dtype = dtype[0] if dtype else "float32"
+        if until:
+            config.train.batch_size //= 2
+        config.model.compute_dtype = how[0] if how else "float32"
         config.optim.accumulate = config.train.batch_size // (axes["data"] * axes["zero"] * MICRO_BATCH)
 
         def work(size=size, axes=axes, config=config, name=name):
             mesh = meshes.make(axes, range(size)) if size > 1 else meshes.ONE
             train.run(Run(config, folder / name.replace("/", "-"), mesh))
 
-        if size > 1:
+        if "links" in how:
+            links.use()
+            work()
+            links.leave()
+        elif size > 1:
             work()
         else:
             sync.first_rank_alone(world.world, work, folder / "alone.done")
