@@ -4,9 +4,12 @@ A form of Ascend's has never run, for want of a card: it is compiled on a CPU as
 should have a kernel of the library "aclnn"; the others' are compiled on the spot, for each shape.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import mint, nn, ops
 from mindspore.ops.auto_generate import (
     Conv2DExt,
@@ -243,3 +246,58 @@ def product_dtype(stored: str) -> str:
 def overlaps() -> bool:
     """Whether exchanges run on a stream of their own, beside what computes; on a CPU they take the cores that compute."""
     return ON_ASCEND
+
+
+# -- Host memory keeps what a card has no room for; copies there and back run on streams of their own, both at once.
+
+
+def to_host(array: np.ndarray) -> Any:
+    """An array as it is kept in host memory: pinned on Ascend, where the card copies it by itself; else as it is."""
+    return ms.Tensor(array).pin_memory() if ON_ASCEND else array
+
+
+def in_host(x: Any) -> bool:
+    """Whether `to_host` made it."""
+    return isinstance(x, np.ndarray) or x.is_pinned()
+
+
+def fetch(kept: Sequence[Any]) -> list[ms.Tensor]:
+    """Tensors on the device of what is kept in host memory; to be used after the next `meet`."""
+    if ON_ASCEND:
+        return _beside(0, lambda: [x.to("Ascend", non_blocking=True) for x in kept])
+    return [backend.tensor(x) for x in kept]
+
+
+def store(kept: Sequence[Any], tensors: Sequence[ms.Tensor]) -> None:
+    """Takes tensors back to where they are kept; they must live until the next `meet`."""
+    if ON_ASCEND:
+        _beside(1, lambda: [x.copy_(tensor, non_blocking=True) for x, tensor in zip(kept, tensors, strict=True)])
+        return
+    for x, tensor in zip(kept, tensors, strict=True):
+        x[...] = tensor.asnumpy()
+
+
+def meet() -> None:
+    """What is computed from here on comes after the copies that were begun before."""
+    if ON_ASCEND:
+        for stream in _copying():
+            ms.runtime.current_stream().wait_stream(stream)
+
+
+def all_stored() -> None:
+    """Returns when host memory holds what was taken back to it: the one time that a step waits for copies."""
+    if _copying.cache_info().currsize:  # something was copied
+        _copying()[1].synchronize()
+
+
+@functools.cache
+def _copying() -> tuple[Any, Any]:
+    """Streams of the copies from host memory and of those back."""
+    return ms.runtime.Stream(), ms.runtime.Stream()
+
+
+def _beside(way: int, copy: Callable[[], Any]) -> Any:
+    stream = _copying()[way]
+    stream.wait_stream(ms.runtime.current_stream())
+    with ms.runtime.StreamCtx(stream):
+        return copy()

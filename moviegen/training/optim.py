@@ -1,21 +1,21 @@
 """AdamW on float32 trees, in place: schedules, decoupled decay by regex, global-norm clipping; the EMA of the weights.
 
 State is a pair of trees like the parameters. MindSpore's fused Adam kernel updates its operands' memory, so weights and
-moments exist once; plain functional updates would hold all three twice. Moments and EMA that are numpy arrays live in
-host memory: one chunk at a time is brought to the device, updated and taken back.
+moments exist once; plain functional updates would hold all three twice. Moments and EMA may be kept in host memory
+(`kernels.to_host`): a chunk at a time is fetched, updated and taken back.
 """
 
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from moviegen.nn import backend
+from moviegen.nn import backend, kernels
 from moviegen.parallel import collectives
 from moviegen.parallel.mesh import ALONE, Group
 
@@ -24,8 +24,8 @@ _adam = ops.Adam()
 
 
 def init_state(params: Mapping[str, Any], host: bool = False) -> dict[str, Tree]:
-    """Zero moments {"m", "v"} for every parameter, float32; as numpy arrays for `host` memory."""
-    place = np.asarray if host else backend.tensor
+    """Zero moments {"m", "v"} for every parameter, float32, on the device or in `host` memory."""
+    place = kernels.to_host if host else backend.tensor
     return {name: {path: place(np.zeros(p.shape, np.float32)) for path, p in params.items()} for name in "mv"}
 
 
@@ -142,31 +142,47 @@ def adamw_update(
         for chunk in _chunks({path: p for path, p in params.items() if not re.search(optim.no_decay, path)}):
             for path, value in zip(chunk, _scaled(len(chunk))(kept, *[params[path] for path in chunk]), strict=True):
                 params[path].assign_value(value)
-    for chunk in _chunks(params):
+    for chunk, moments in _fetched((state["m"], state["v"]), _chunks(params)):
         weights, slopes = ([tree[path] for path in chunk] for tree in (params, grads))
-        m, v = (_to_device(state[name], chunk) for name in "mv")
-        _adam_step(len(chunk))(*numbers, *weights, *m, *v, *slopes)
-        for name, tensors in zip("mv", (m, v), strict=True):
-            _to_host(state[name], chunk, tensors)
+        _adam_step(len(chunk))(*numbers, *weights, *moments, *slopes)
+        del moments
 
 
 def ema_update(ema: Tree, params: Tree, decay: float) -> None:
     """ema <- decay * ema + (1 - decay) * params, in place, float32."""
     rate = backend.tensor(np.float32(1.0 - decay))
-    for chunk in _chunks(params):
-        old = _to_device(ema, chunk)
+    for chunk, old in _fetched((ema,), _chunks(params)):
         moved = _moved(len(chunk))(rate, *old, *[params[path] for path in chunk])
         for tensor, value in zip(old, moved, strict=True):
             tensor.assign_value(value)
-        _to_host(ema, chunk, old)
+        del old, tensor
 
 
-def _to_device(tree: Mapping[str, Any], chunk: list[str]) -> list[ms.Tensor]:
-    return [backend.tensor(tree[path]) for path in chunk]
+def on_device(tree: Tree) -> Tree:
+    """The tree with what is kept in host memory fetched from there."""
+    if not any(map(kernels.in_host, tree.values())):
+        return tree
+    fetched = kernels.fetch(list(tree.values()))
+    kernels.meet()
+    return dict(zip(tree, fetched, strict=True))
 
 
-def _to_host(tree: dict[str, Any], chunk: list[str], tensors: list[ms.Tensor]) -> None:
-    """Takes updated tensors back to a tree that lives in host memory; the others were updated in place."""
-    for path, tensor in zip(chunk, tensors, strict=True):
-        if isinstance(tree[path], np.ndarray):
-            tree[path][...] = tensor.asnumpy()
+def _fetched(trees: Sequence[Tree], chunks: list[list[str]]) -> Iterator[tuple[list[str], list[ms.Tensor]]]:
+    """Each chunk with its tensors on the device, one tree's after the other's, to be updated in place.
+
+    Of trees in host memory the next chunk is fetched and the last one taken back while one is updated; the caller lets go
+    of a chunk's tensors before it asks for the next, so that two are on the device. `kernels.all_stored` ends it.
+    """
+    kept = [[tree[path] for tree in trees for path in chunk] for chunk in chunks]
+    if not any(kernels.in_host(x) for xs in kept for x in xs):
+        yield from zip(chunks, kept, strict=True)
+        return
+    following = kernels.fetch(kept[0])
+    for i, chunk in enumerate(chunks):
+        kernels.meet()  # this chunk is here, and the one before is where it is kept: its tensors may go
+        tensors, following = following, []
+        if i + 1 < len(kept):
+            following = kernels.fetch(kept[i + 1])
+        yield chunk, tensors
+        kernels.store(kept[i], tensors)
+    kernels.meet()

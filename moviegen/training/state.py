@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moviegen.errors import DataError
-from moviegen.nn import backend, dtypes
+from moviegen.nn import backend, dtypes, kernels
 from moviegen.parallel import sharding, sync, zero
 from moviegen.parallel.mesh import ALONE, Group, Mesh
 from moviegen.storage import checkpoint
@@ -24,8 +24,8 @@ Tree = dict[str, Any]
 class Layout(NamedTuple):
     """Shapes of the whole parameters, and the mesh and ZeRO stage by which they are sharded.
 
-    With `offload` the moments and the EMA are numpy arrays, in host memory. Not `averaged`, there is no EMA. `dtypes` are
-    those that parameters are computed with in, float32 where they name none.
+    With `offload` the moments and the EMA are kept in host memory (`kernels.to_host`). Not `averaged`, there is no EMA.
+    `dtypes` are those that parameters are computed with in, float32 where they name none.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
 
     def keep(self, tree: dict[str, np.ndarray]) -> Tree:
         """Moments or EMA, in the memory where they are kept: the host's or the device's."""
-        return tree if self.offload else backend.moved(tree)
+        return {path: kernels.to_host(tree.pop(path)) for path in list(tree)} if self.offload else backend.moved(tree)
 
 
 class State(NamedTuple):
@@ -103,7 +103,7 @@ def _first_average(master: Tree, layout: Layout) -> Tree:
 
 def ema_weights(state: State) -> Tree:
     """Shards of the weights to sample with: the EMA, or the master weights where there is none."""
-    return state.ema or state.master
+    return optim.on_device(state.ema) or state.master
 
 
 def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
@@ -200,6 +200,7 @@ def update(
         copies = [path for path, value in master.items() if state.params[path] is not value]
         for piece in layout.pieces(copies):
             state.params.update(layout.model({path: master[path] for path in piece}))
+    kernels.all_stored()
     return outcome
 
 

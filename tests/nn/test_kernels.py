@@ -1,5 +1,7 @@
 """Both forms of every operation against each other, values and gradients; stand-ins take what the CPU has no kernel for."""
 
+import contextlib
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -134,3 +136,63 @@ def test_a_form_is_chosen_whenever_a_graph_is_compiled(request):
     layerwise._forward.cache_clear()
     np.testing.assert_array_equal(layerwise.run(layer_norm, {}, x, one, one).asnumpy(), before)
     assert kernels.form("cpu", "ascend") == "cpu"
+
+
+def test_copies_to_host_memory_and_back_run_on_streams_of_their_own(monkeypatch):
+    events, current = [], ["computing"]
+
+    class Stream:
+        made = iter(("there", "back"))
+
+        def __init__(self, name=None):
+            self.name = name or next(self.made)
+
+        def wait_stream(self, other):
+            events.append(f"{self.name} waits for {other.name}")
+
+        def synchronize(self):
+            events.append(f"host waits for {self.name}")
+
+    @contextlib.contextmanager
+    def stream_ctx(stream):
+        current.append(stream.name)
+        yield
+        current.pop()
+
+    class Tensor:
+        def __init__(self, array, pinned=False):
+            self.array, self.pinned = array, pinned
+
+        def pin_memory(self):
+            return Tensor(self.array, True)
+
+        def is_pinned(self):
+            return self.pinned
+
+        def to(self, device, non_blocking):
+            assert device == "Ascend" and non_blocking and self.pinned
+            events.append(f"fetched on {current[-1]}")
+            return Tensor(self.array.copy())
+
+        def copy_(self, other, non_blocking):
+            assert non_blocking and self.pinned and not other.pinned
+            events.append(f"stored on {current[-1]}")
+
+    monkeypatch.setattr(kernels, "ON_ASCEND", True)
+    monkeypatch.setattr(ms, "Tensor", Tensor)
+    monkeypatch.setattr(ms.runtime, "Stream", Stream)
+    monkeypatch.setattr(ms.runtime, "StreamCtx", stream_ctx)
+    monkeypatch.setattr(ms.runtime, "current_stream", lambda: Stream("computing"))
+    kernels._copying.cache_clear()
+    kept = [kernels.to_host(np.zeros(2, np.float32))]
+    found = kernels.fetch(kept)
+    kernels.meet()
+    kernels.store(kept, found)
+    kernels.all_stored()
+    kernels._copying.cache_clear()
+    assert kernels.in_host(kept[0]) and not kernels.in_host(found[0])
+    assert events == [
+        *("there waits for computing", "fetched on there"),
+        *("computing waits for there", "computing waits for back"),
+        *("back waits for computing", "stored on back", "host waits for back"),
+    ]

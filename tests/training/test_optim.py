@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen.nn import backend
+from moviegen.nn import backend, kernels
 from moviegen.training import optim
 
 
@@ -126,6 +126,67 @@ def test_global_norm():
     grads = trees(3)
     expected = np.linalg.norm(np.concatenate([g.ravel().astype(np.float64) for g in grads.values()]))
     assert norm_of(backend.to_tensors(grads)) == pytest.approx(expected, rel=1e-6)
+
+
+# ---- host memory
+
+
+def test_moments_and_average_in_host_memory_are_copied_beside_the_update(monkeypatch):
+    """A stand-in for copies that do not block: what was fetched is not there, and what is stored not taken, before `meet`."""
+    shapes = {"blocks/0/w": (2, 3), "blocks/1/w": (2, 3), "scale": (4,)}
+    events, open_, moved, names = [], [], 0, {}
+    store, adam = kernels.store, optim._adam_step
+
+    def fetch(kept):
+        nonlocal moved
+        moved += sum(x.nbytes for x in kept)
+        found = [ms.Tensor(np.full(x.shape, np.nan, np.float32)) for x in kept]
+        open_.append(lambda: [tensor.copy_(ms.Tensor(x)) for tensor, x in zip(found, kept, strict=True)])
+        events.append(f"fetch {names[id(kept[0])]}")
+        return found
+
+    def take_back(kept, tensors):
+        nonlocal moved
+        moved += sum(x.nbytes for x in kept)
+        open_.append(lambda: store(kept, tensors))
+        events.append(f"store {names[id(kept[0])]}")
+
+    def meet():
+        while open_:
+            open_.pop(0)()
+
+    def adam_step(n):
+        events.append("update")
+        return adam(n)
+
+    found = []
+    for host in (False, True):
+        params = {path: backend.tensor(np.full(shape, 2.0, np.float32)) for path, shape in shapes.items()}
+        state = optim.init_state(params, host)
+        average = {path: np.ones(shape, np.float32) for path, shape in shapes.items()}
+        if host:
+            names = {id(x): i for tree in (state["m"], average) for i, x in enumerate(tree.values())}
+            for name, stand_in in (("fetch", fetch), ("store", take_back), ("meet", meet)):
+                monkeypatch.setattr(kernels, name, stand_in)
+            monkeypatch.setattr(optim, "_adam_step", adam_step)
+        else:
+            average = backend.to_tensors(average)
+        weights = sum(p.size for p in params.values())
+        for step in range(2):
+            moved = 0
+            grads = {path: backend.tensor(np.full(shape, 0.1 + step, np.float32)) for path, shape in shapes.items()}
+            optim.adamw_update(params, grads, state, step, 0.1, settings(), 1.0)
+            assert moved == host * 16 * weights
+            optim.ema_update(average, params, 0.9)
+            assert moved == host * 24 * weights
+        found.append([backend.to_numpy(tree) for tree in (params, *state.values(), average)])
+    for mine, other in zip(*found, strict=True):
+        for path in shapes:
+            np.testing.assert_array_equal(mine[path], other[path])
+    assert not open_ and events[:9] == [
+        *("fetch 0", "fetch 1", "update", "store 0", "fetch 2", "update", "store 1", "update", "store 2")
+    ]
+    assert events[9:15] == ["fetch 0", "fetch 1", "store 0", "fetch 2", "store 1", "store 2"]  # of the average
 
 
 # ---- schedules

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen.nn import backend
+from moviegen.nn import backend, kernels
 from moviegen.parallel import sharding
 from moviegen.parallel.mesh import ONE, Group, Mesh
 from moviegen.storage import checkpoint
@@ -137,6 +137,15 @@ def test_the_device_is_waited_for_once_a_step(trained, monkeypatch):
     assert len(read) == 1
 
 
+def test_copies_to_host_memory_are_waited_for_once_a_step(trained, monkeypatch):
+    layout, waited = states.Layout(SHAPES, ONE, 3, offload=True), []
+    state = states.fresh(backend.to_tensors(trees(0)), layout)
+    monkeypatch.setattr(kernels, "all_stored", lambda: waited.append(1))
+    states.update(state, backend.to_tensors(trees(1)), 0, 0.1, CONFIG, layout, {"blocks/": 0})
+    assert len(waited) == 1
+    assert all(isinstance(x, ms.Tensor) for x in states.ema_weights(state).values())
+
+
 @pytest.mark.parametrize("offload", [False, True])
 def test_without_an_average_none_is_kept_saved_or_read(trained, tmp_path, offload):
     averaged, other = trained
@@ -226,7 +235,7 @@ def test_any_mesh_picks_up_what_one_rank_saved(trained, tmp_path, size):
 
 RESTORE = """
 import re, sys
-from moviegen.nn import backend
+from moviegen.nn import backend, kernels
 from moviegen.parallel.mesh import Group, Mesh
 from moviegen.training import state
 def peak():  # of this program: what getrusage says begins with the memory of the one that started it
