@@ -99,7 +99,8 @@ def run(
         if ranks() > 1:
             stack.enter_context(heartbeat.beating(plan.record("ranks"), plan.config.train.rank_timeout))
         runtime.tell(plan.config)  # before the ranks meet
-        mesh = Mesh(**plan.axes) if plan.job in ANY_MESH else meshes.setup(plan.axes)
+        opened = rules.communicators(plan.axes, plan.config.train.zero_stage, plan.job) if ranks() > 1 else ()
+        mesh = Mesh(**plan.axes) if plan.job in ANY_MESH else meshes.setup(plan.axes, opened)
         if rank() == 0:
             _note_config(plan)
             for note in rules.notes(plan.axes, plan.config, plan.job):

@@ -6,16 +6,18 @@ repeated along data. sp is innermost: the ranks of a sequence, which exchange mo
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from moviegen.errors import ConfigError
 
 AXES = ("data", "zero", "sp")
+# Groups of ranks, and the axes along which their members differ.
+_FREE = {"world": AXES, "sequence": ("sp",), "shard": ("zero", "sp"), "replicas": ("data",)}
 
 
 class Group(NamedTuple):
-    """Some ranks: MindSpore's name for the group, how many they are, and this process's rank among them."""
+    """Some ranks: MindSpore's name for the group ("": no collective runs on it), how many, this process's rank among them."""
 
     name: str = ""
     size: int = 1
@@ -38,7 +40,7 @@ class Mesh(NamedTuple):
 
     @property
     def batch(self) -> Group:
-        """This process's piece of the global batch (rank) and the number of pieces (size); no collective runs on it."""
+        """This process's piece of the global batch (rank) and the number of pieces (size)."""
         return Group("", self.data * self.zero, self.world.rank // self.sp)
 
 
@@ -77,8 +79,11 @@ def parse(text: str | None, ranks: int) -> dict[str, int]:
     return axes
 
 
-def setup(axes: dict[str, int]) -> Mesh:
-    """Joins the ranks that msrun started as a mesh; does nothing for a single process. The scheduler serves here and ends."""
+def setup(axes: dict[str, int], opened: Collection[str] = tuple(_FREE)) -> Mesh:
+    """Joins the ranks that msrun started as a mesh; does nothing for a single process. The scheduler serves here and ends.
+
+    `opened`: the groups that get a communicator, see `rules.communicators`.
+    """
     count = axes["data"] * axes["zero"] * axes["sp"]
     if count == 1:
         return ONE
@@ -91,10 +96,10 @@ def setup(axes: dict[str, int]) -> Mesh:
         raise ConfigError(
             f"msrun calls this rank {rank()}, MindSpore {communication.get_rank()}: are two runs on one port?"
         )
-    return make(axes, range(count))
+    return make(axes, range(count), opened)
 
 
-def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
+def make(axes: dict[str, int], members: Sequence[int], opened: Collection[str] = tuple(_FREE)) -> Mesh:
     """The mesh of the ranks `members`, which include this process; rank = (data * Z + zero) * S + sp in their order."""
     import numpy as np  # not above: the command line is read without it
 
@@ -102,23 +107,27 @@ def make(axes: dict[str, int], members: Sequence[int]) -> Mesh:
     grid = np.reshape(members, sizes)
     position = np.argwhere(grid == rank())[0]
 
-    def group(*free: int) -> Group:
-        """Ranks that differ from this one along the axes `free` alone."""
-        return _group(
-            tuple(grid[tuple(np.s_[:] if a in free else at for a, at in enumerate(position))].ravel().tolist())
-        )
+    def group(kind: str) -> Group:
+        at = tuple(np.s_[:] if axis in _FREE[kind] else i for axis, i in zip(AXES, position, strict=True))
+        found = tuple(grid[at].ravel().tolist())
+        if len(found) == grid.size and kind != "sequence":  # see rules.communicators
+            kind = "world"
+        return _group(found, kind if kind in opened else "")
 
-    return Mesh(*sizes, world=group(0, 1, 2), sequence=group(2), shard=group(1, 2), replicas=group(0))
+    return Mesh(*sizes, **{kind: group(kind) for kind in _FREE})
 
 
 @functools.cache
-def _group(members: tuple[int, ...]) -> Group:
+def _group(members: tuple[int, ...], kind: str) -> Group:
     if len(members) == 1:
         return ALONE
-    from mindspore import communication
+    name = ""
+    if kind:
+        from mindspore import communication
 
-    name = communication.GlobalComm.WORLD_COMM_GROUP
-    if len(members) < ranks():  # only the members may ask for a group; all derive the same name from who they are
-        name = "ranks-" + "-".join(map(str, members))
-        communication.create_group(name, list(members))
+        name = communication.GlobalComm.WORLD_COMM_GROUP
+        if kind != "world" or len(members) < ranks():
+            # Only the members may ask for a group. All derive the same name, a short one, from who they are.
+            name = f"{kind}-{members[0]}-{members[-1]}-{len(members)}"
+            communication.create_group(name, list(members))
     return Group(name, len(members), members.index(rank()))

@@ -37,6 +37,22 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str, wrong: C
     return found
 
 
+def communicators(axes: dict[str, int], zero_stage: int, job: str = "train") -> tuple[str, ...]:
+    """The groups of a mesh (`mesh.Mesh`) that get a communicator of their own, which holds buffers on each card.
+
+    The others use the one of all ranks, if these are their members, or exchange nothing. That of a sequence is its own
+    even so: blocks exchange along it while the weights of the next one are gathered, and one communicator must not be
+    used by two streams at once.
+    """
+    sharded, copies = axes["zero"] * axes["sp"], axes["data"]
+    if sharded * copies == 1:
+        return ()
+    exchange = zero_stage >= 2 if job in ("train", "train_tae") else copies == 2  # halves of the guidance
+    opened = {"sequence": axes["sp"] > 1, "shard": zero_stage > 0, "replicas": exchange}
+    apart = sharded > 1 and copies > 1  # neither group is all ranks, nor one rank alone
+    return ("world", *(kind for kind, used in opened.items() if used and (apart or kind == "sequence")))
+
+
 def notes(axes: dict[str, int], config: Any, job: str) -> list[str]:
     """What is allowed and yet costs much: a state that nothing shards, sequences that sp does not divide well."""
     found, sharded = [], axes["zero"] * axes["sp"]

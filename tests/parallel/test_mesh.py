@@ -1,7 +1,8 @@
 import pytest
+from mindspore import communication
 
 from moviegen.errors import ConfigError
-from moviegen.parallel import mesh
+from moviegen.parallel import mesh, rules
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_a_rank_is_what_msrun_calls_it(monkeypatch):
 @pytest.mark.parametrize("first", [0, 24])
 def test_groups_cut_the_grid_along_its_axes(monkeypatch, first):
     """Of every rank of data=2, zero=3, sp=4: neighbours share a sequence, one replica is contiguous, replicas are apart."""
-    monkeypatch.setattr(mesh, "_group", lambda members: members)
+    monkeypatch.setattr(mesh, "_group", lambda members, kind: members)
     for rank in range(24):
         monkeypatch.setattr(mesh, "rank", lambda rank=rank: first + rank)
         found = mesh.make({"data": 2, "zero": 3, "sp": 4}, range(first, first + 24))
@@ -55,6 +56,44 @@ def test_groups_cut_the_grid_along_its_axes(monkeypatch, first):
         assert found.sequence == tuple(first + data * 12 + zero * 4 + s for s in range(4))
         assert found.shard == tuple(first + data * 12 + i for i in range(12))
         assert found.replicas == (first + rank % 12, first + rank % 12 + 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "stage", "job", "groups"),
+    [
+        ("sp=1", 3, "train", ""),
+        ("data=8", 3, "train", "world"),
+        ("zero=8", 3, "train", "world"),
+        ("sp=8", 3, "train", "world sequence"),
+        ("zero=2,sp=4", 3, "train", "world sequence"),
+        ("data=2,sp=4", 3, "train", "world sequence shard replicas"),
+        ("data=2,sp=4", 0, "train", "world sequence"),
+        ("data=2,zero=4", 1, "train_tae", "world shard"),
+        ("data=2,zero=4", 2, "train_tae", "world shard replicas"),
+        ("data=2,zero=4", 0, "sample", "world replicas"),
+        ("data=4,zero=2", 3, "sample", "world shard"),
+    ],
+)
+def test_a_group_without_exchanges_of_its_own_opens_no_communicator(monkeypatch, text, stage, job, groups):
+    created = []
+    monkeypatch.setenv("MS_WORKER_NUM", "8")
+    monkeypatch.setattr(communication, "create_group", lambda name, members: created.append((name, members)))
+    axes, wanted = mesh.parse(text, 8), groups.split()
+    opened = rules.communicators(axes, stage, job)
+    assert [*opened] == wanted
+    if not opened:
+        return
+    mesh._group.cache_clear()
+    made = mesh.make(axes, range(8), opened)
+    mesh._group.cache_clear()
+    assert sorted(name.split("-")[0] for name, _ in created) == sorted(wanted[1:])
+    for kind in ("world", "sequence", "shard", "replicas"):
+        group = getattr(made, kind)
+        assert bool(group.name) == (kind in wanted or (group.size == 8 and kind != "sequence"))
+        assert group.size == {"world": 8, "sequence": axes["sp"], "shard": axes["zero"] * axes["sp"]}.get(
+            kind, axes["data"]
+        )
+    assert all(len(name) < 100 and members[0] == 0 for name, members in created)
 
 
 def test_ranks_of_a_sequence_share_their_part_of_the_batch():
