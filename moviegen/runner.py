@@ -99,7 +99,7 @@ def run(
         if ranks() > 1:
             stack.enter_context(heartbeat.beating(plan.record("ranks"), plan.config.train.rank_timeout))
         runtime.tell(plan.config)  # before the ranks meet
-        opened = rules.communicators(plan.axes, plan.config.train.zero_stage, plan.job) if ranks() > 1 else ()
+        opened = rules.communicators(plan.axes, plan.config.train.get("zero_stage", 0), plan.job) if ranks() > 1 else ()
         mesh = Mesh(**plan.axes) if plan.job in ANY_MESH else meshes.setup(plan.axes, opened)
         if rank() == 0:
             _note_config(plan)
