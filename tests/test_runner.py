@@ -183,7 +183,7 @@ def test_no_workdir_without_a_name(config, calls):
 
 
 def test_a_second_rank_notes_nothing(config, calls, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.meshes, "setup", lambda axes: runner.ONE)
+    monkeypatch.setattr(runner.meshes, "setup", lambda axes, opened: runner.ONE)
     monkeypatch.setattr(runner.lock, "joined", lambda path: None)
     for name in ("MS_NODE_TIMEOUT", "HCCL_EXEC_TIMEOUT"):
         monkeypatch.setenv(name, "1")
@@ -211,7 +211,7 @@ def test_a_job_of_any_mesh_is_given_one_of_ranks_that_do_not_exist(calls, tmp_pa
     meshes = []
     monkeypatch.setattr(runner, "ANY_MESH", ("fake",))
     monkeypatch.setattr(runner, "WITH_STAGES", ())
-    monkeypatch.setattr(runner.meshes, "setup", lambda axes: pytest.fail("no rank is joined"))
+    monkeypatch.setattr(runner.meshes, "setup", lambda axes, opened: pytest.fail("no rank is joined"))
     monkeypatch.setattr(sys.modules["moviegen.jobs.fake"], "run", lambda run: meshes.append(run.mesh) or {})
     run = functools.partial(runner.run, "experiments/1b_stage2.py", "fake", tmp_path)
     run(mesh="zero=2,sp=4")

@@ -138,17 +138,16 @@ def _product_of(dtype):
 def _attention(mesh, workdir):
     dtype, rng = _dtype(), np.random.default_rng(0)
     q, k, v, dout = (rng.standard_normal((1, 4, 256, 64), dtype=np.float32) for _ in range(4))
-    seen = np.arange(256) < 200  # keys after them are masked
-    bias = np.where(seen, 0, -3e4).astype(np.float32).reshape(1, 1, 1, -1)
-    scores = np.float64(q) @ np.float64(k).swapaxes(2, 3) / 8 + bias
+    seen = (np.arange(256) < 200).astype(np.float32).reshape(1, 1, 1, -1)  # keys after them are masked
+    scores = np.float64(q) @ np.float64(k).swapaxes(2, 3) / 8 - 1e9 * (1 - seen)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
 
-    def attend(p, q, k, v, bias):
+    def attend(p, q, k, v, seen):
         q, k, v = (layers.to_compute(x, dtype) for x in (q, k, v))
-        return ms.ops.cast(layers.attention(q, k, v, bias), ms.float32)
+        return ms.ops.cast(layers.attention(q, k, v, seen), ms.float32)
 
-    inputs = [ms.Tensor(x) for x in (q, k, v, bias)]
+    inputs = [ms.Tensor(x) for x in (q, k, v, seen)]
     _compare("attention", layerwise.run(attend, {}, *inputs).asnumpy(), p @ v, dtype)
     found = layerwise.pull(attend, {}, inputs, [ms.Tensor(dout)], wrt=3)[1]
     _compare("attention's gradient", found[2].asnumpy(), p.swapaxes(2, 3) @ dout, dtype)

@@ -76,7 +76,7 @@ def test_parts_that_are_missing_are_named(outcome, machine, monkeypatch):
     assert outcome("device") == ("failed", "MindSpore takes the CPU, though there are /dev/davinci0")
 
 
-def doubled(q, k, v, bias):
+def doubled(q, k, v, seen):
     return v * 2
 
 
