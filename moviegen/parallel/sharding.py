@@ -1,5 +1,7 @@
 """Equal shards of parameters over a group of ranks: how an array is cut, and where each shard lies in it."""
 
+import functools
+
 import numpy as np
 
 from moviegen.parallel.mesh import Group
@@ -14,6 +16,7 @@ def axis(shape: Shape, size: int) -> int:
     return padding.index(min(padding))
 
 
+@functools.cache
 def shard_shape(shape: Shape, size: int) -> Shape:
     """Shape of one of `size` shards, padding included."""
     cut = axis(shape, size)

@@ -3,6 +3,7 @@
 Nothing here was measured by us: no card was at hand.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from moviegen.errors import ConfigError
 
 GB, GIB = 10**9, 2**30
+DEVICES, GROUPS, CONTROL = Path("/dev"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class Card(NamedTuple):
@@ -41,43 +43,40 @@ class Card(NamedTuple):
     host_memory: float | None = None
     sources: dict[str, str] = {}
 
-    def link(self, ranks: int, stride: int = 1) -> float:
-        """Bytes a second that a rank receives in a collective of so many ranks, which are `stride` apart.
-
-        The links inside a machine are one to each neighbour: fewer cards use fewer of them. A ring over machines is as fast
-        as the way between them.
-        """
-        if ranks * stride > self.cards:
-            return self.between
-        return self.inside * ranks / self.cards
-
 
 _SOURCES = {
-    "tflops": "cores x 16^3 x 2 x clock: Ascend910B2(C).ini (gitcode W4termy/runtime); float32 a quarter of it. Measured on a 910B "
-    "by others (github gameofdimension/limulidae): bfloat16 328, float32 87",
+    "tflops": "cores x 16^3 x 2 x clock: Ascend910B2(C).ini (gitcode W4termy/runtime); float32 a quarter of it, "
+    "as others measured: 328 in bfloat16, 87 in float32 (github gameofdimension/limulidae)",
     "memory": "npu-smi: 65536 MB (910B4: 32768 MB)",
     "usable": "59 of 64 GB: what the seed's launch scripts let MindSpore take",
     "bandwidth": "light-llm-simulator, conf/hardware_config.py",
     "inside": "all_gather on 8 cards, measured by limulidae: 149 GB/s of a peak of 196 (38 and 64 on 2 and 4)",
-    "between": "one 200 Gbit/s RoCE port a card",
+    "between": "one 200 Gbit/s RoCE port a card (gitcode cann/ops-cv issue 997: 25 to 50 GB/s)",
     "host": "PCIe 4 x16, pinned: assumed",
 }
 
 
-def _ascend(name: str, tflops: float, memory: int, bandwidth: float, inside: float, between: float, **sources) -> Card:
+def _ascend(name: str, tflops: float, memory: int, bandwidth: float, links: tuple[float, float], **source: str) -> Card:
     speeds = {"bfloat16": tflops, "float16": tflops, "float32": tflops / 4}
     usable = memory * GIB * 59 / 64
-    rates = (rate * GB for rate in (bandwidth, inside, between))
-    return Card(name, speeds, memory * GIB, usable, *rates, 8, 25 * GB, None, _SOURCES | sources)
+    rates = (rate * GB for rate in (bandwidth, *links))
+    return Card(name, speeds, memory * GIB, usable, *rates, 8, 25 * GB, None, _SOURCES | source)
 
 
 CARDS = {
     card.name: card
     for card in (
-        _ascend("910B2", 354, 64, 1600, 149, 25),
-        _ascend("910B3", 295, 64, 1600, 149, 25, inside="taken over from 910B2, whose links it has"),
-        _ascend("910B4", 246, 32, 800, 24, 24, inside="PCIe at 32 GB/s (cann/ops-cv issue 997), and 910B2's share of a peak"),
-        _ascend("910C", 354, 64, 1600, 149, 149, between="in a pod as in a machine: assumed of Huawei's 196 GB/s"),
+        _ascend("910B2", 354, 64, 1600, (149, 25)),
+        _ascend("910B3", 295, 64, 1600, (149, 25), inside="taken over from 910B2, whose links it has"),
+        _ascend(
+            "910B4",
+            246,
+            32,
+            800,
+            (24, 24),
+            inside="PCIe at 32 GB/s (cann/ops-cv issue 997), and 910B2's share of a peak",
+        ),
+        _ascend("910C", 354, 64, 1600, (149, 149), between="in a pod as in a machine: assumed of Huawei's 196 GB/s"),
     )
 }
 NAMES = (*CARDS, "CPU")
@@ -89,7 +88,7 @@ def named(name: str) -> Card:
 
     Raises ConfigError for a name that there is not.
     """
-    name = name or (DEFAULT if any(Path("/dev").glob("davinci[0-9]*")) else "CPU")
+    name = name or (DEFAULT if any(DEVICES.glob("davinci[0-9]*")) else "CPU")
     if name not in NAMES:
         raise ConfigError(f"plan.card is {name!r}, expected one of {', '.join(NAMES)}")
     return CARDS.get(name) or cpu()
@@ -103,11 +102,15 @@ def cpu() -> Card:
 
 
 def _group_limits() -> list[int]:
-    """Limits of the control group that this process is in (version 2, or 1)."""
-    found = []
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
+    """Limits of the control groups that this process is in (version 2 or 1), as far as they can be seen from here."""
+    found, places = [], []
+    lines = GROUPS.read_text(encoding="utf-8").splitlines() if GROUPS.is_file() else ()
+    for _, kinds, path in (line.split(":", 2) for line in lines):
+        if kinds in ("", "memory"):  # version 2, or 1
+            name = "memory.limit_in_bytes" if kinds else "memory.max"
+            own = CONTROL / kinds / path.lstrip("/")  # in a container its own group is seen as the root
+            places += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(CONTROL)]
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(place.read_text(encoding="ascii")))
     return found
