@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
     if FLAGS.sweep:
         return sweep.run(FLAGS.sweep, plan, FLAGS.workdir, _command(overrides, "job", "stage", "mesh", "workers"))
     if ranks > 1 and not launcher.is_rank():
+        runner.forecast(plan)
         command = _command(overrides, "job", "stage", "mesh", "workdir")
         with plan.owned() as lock:
             return launcher.run(command, FLAGS.workers, plan.workdir, plan.record("ranks"), lock)

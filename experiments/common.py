@@ -171,6 +171,16 @@ def text() -> ConfigDict:
     )
 
 
+def planning() -> dict:
+    """Settings of what is predicted of a run: docs/plan.md."""
+    return dict(
+        card="",  # 910B2, 910B3, 910B4, 910C (a die of it) or CPU; "": 910B2 where there is an Ascend card, else CPU
+        check=True,  # whether a run that cannot fit is refused before it starts
+        job="",  # of which --job=plan tells; default: the experiment's own
+        cards=0,  # for how many --job=plan chooses mesh and settings; 0: it takes --mesh
+    )
+
+
 # Sizes are multiples of 16: the TAE takes 8, a patch takes 2. The seed asks for 256x455, which its latents silently cut
 # to 256x448. Position tables: the paper grows 16 -> 32 -> 96 rows and columns, its 16 being a square of 256 px; the
 # seed's wide pictures need 28 columns from the start. T is 32 throughout (256 frames), as in the paper.
@@ -297,6 +307,7 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
             ),
             # --job=export: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
             export=dict(checkpoint="", weights="ema", dtype="float32", shard_bytes=5_000_000_000),
+            plan=planning(),
             convert=dict(kind="transformer", source="", target=""),  # --job=convert: the seed's weights; docs/models.md
             runtime=runtime(),
             import_weights=dict(path=""),  # --job=import_weights: a safetensors file, or a folder with an index

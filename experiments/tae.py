@@ -49,6 +49,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 accumulate=1,  # parts that a step's clips are taken in, one after another
             ),
             evaluate=common.tae_evaluation(),
+            plan=common.planning(),
             # --job=convert: kind tae or lpips, naming moviegen, seed or diffusers; docs/tae.md has the commands.
             convert=dict(kind="tae", source="", heads="", target="", naming="moviegen"),
             runtime=common.runtime(),

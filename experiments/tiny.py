@@ -40,6 +40,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                 time_logit_mean=-1.0,
             ),
             ema=dict(decay=0.99),
+            plan=common.planning(),
             sample=dict(
                 steps=25,
                 schedule="linear_quadratic",

@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
                 clip_norm=1.0,
             ),
             evaluate=common.tae_evaluation(),
+            plan=common.planning(),
             ema=dict(decay=0.995),
             train=dict(
                 steps=3600,

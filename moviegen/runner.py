@@ -91,6 +91,7 @@ def run(
     are returned. Raises ConfigError, also where another run is at work there.
     """
     plan = prepare(config, job, workdir, mesh, stage, ranks())
+    told = forecast(plan)
     with contextlib.ExitStack() as stack:
         if rank():  # first, or a run that is refused would have the ranks of the other end
             lock.joined(plan.record("lock"))
@@ -105,6 +106,8 @@ def run(
             _note_config(plan)
             for note in rules.notes(plan.axes, plan.config, plan.job):
                 print(f"note: {note}", flush=True)
+            for line in told:
+                print(line, flush=True)
         start = time.monotonic()
         job = importlib.import_module(f"moviegen.jobs.{plan.job}")
         try:
@@ -145,10 +148,24 @@ def prepare(
         raise ConfigError("no workdir: a config that was not loaded from a file has no name to call its folder after")
     axes = meshes.parse(mesh, ranks)
     if job in ANY_MESH:
-        check(config, config.get("job"), axes, math.prod(axes.values()))
+        check(config, config.get("plan", {}).get("job") or config.get("job"), axes, math.prod(axes.values()))
     else:
         check(config, job, axes, ranks)
     return Plan(config, job, Path(workdir or f"runs/{config.name}"), axes, stage or None)
+
+
+def forecast(plan: Plan) -> list[str]:
+    """Returns three lines of what a run will take, for jobs that can be planned. ConfigError where it cannot fit."""
+    from moviegen.models.costs import cards, plan as plans, summary  # not above: they need numpy
+
+    if plan.job not in plans.JOBS:
+        return []
+    own = plan.config.get("plan", {})
+    made = plans.of(plan.config, plan.job, plan.axes, cards.named(own.get("card", "")))
+    if own.get("check", True) and not plans.fits(made):
+        raise ConfigError(summary.refusal(made))
+    assumed = not own.get("card") and made.card.name != "CPU"
+    return summary.lines(made) + [f"note: plan.card does not say which card this is: {made.card.name}"] * assumed
 
 
 def check(config: ConfigDict, job: str, axes: dict[str, int], ranks: int) -> None:

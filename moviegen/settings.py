@@ -224,6 +224,10 @@ RULES: dict[str, Rule] = {
     "runtime.conv_allow_hf32": flag,
     "runtime.hccl_buffer_mb": whole(1),
     "runtime.hccl_connect_timeout": whole(120, 7200),  # HCCL's own range, in seconds
+    "plan.card": one_of("", "910B2", "910B3", "910B4", "910C", "CPU"),
+    "plan.check": flag,
+    "plan.job": one_of("", "train", "train_tae", "sample"),
+    "plan.cards": whole(0),
 }
 
 # What a job needs beyond that of a key.
@@ -264,6 +268,7 @@ NEEDS = {
     "export": "export model",
     "import_weights": "import_weights model tae data.source data.num_frames",
     "convert": "convert",
+    "plan": "",
     "demo": "stages sample model tae data optim train ema",
 }
 TAKE = dict.fromkeys(NEEDS, "experiments/1b_stage1.py") | {

@@ -17,9 +17,9 @@ FLOORS = [
     ("nn", "describe"),
     ("storage",),
     ("parallel",),
+    ("models",),
     ("runner",),
-    ("models", "sweep"),
-    ("convert",),
+    ("convert", "sweep"),
     ("text",),
     ("data",),
     ("evaluation",),
@@ -40,6 +40,9 @@ WITHOUT_MINDSPORE = (
     "models.transformer.shapes",
     "models.tae.shapes",
     "models.text.shapes",
+    "models.costs.plan",
+    "models.costs.summary",
+    "jobs.plan",
 )
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 FILES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}

@@ -4,13 +4,14 @@ import inspect
 import json
 import sys
 import types
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from ml_collections import ConfigDict
 
 import moviegen
-from moviegen import runner
+from moviegen import config as configs, runner
 from moviegen.errors import ConfigError
 from moviegen.storage.writers import read_metrics
 
@@ -218,3 +219,43 @@ def test_a_job_of_any_mesh_is_given_one_of_ranks_that_do_not_exist(calls, tmp_pa
     assert [(m.data, m.zero, m.sp, m.world.size) for m in meshes] == [(1, 2, 4, 1)]
     with pytest.raises(ConfigError, match="model.num_heads = 16"):  # its training's rules hold
         run(mesh="sp=3")
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    from moviegen.models.costs import cards
+
+    small = cards.Card("CPU", {}, 1e6, 1e6)
+    monkeypatch.setattr(cards, "cpu", lambda: small)
+    monkeypatch.setitem(sys.modules, "moviegen.jobs.train", mock.Mock(run=lambda run: {"loss": 1.0}))
+    config = configs.load("experiments/1b_stage1.py:tiny")
+    with pytest.raises(ConfigError, match=r"this run cannot fit: it needs .* of this machine.*plan\.check=false"):
+        moviegen.run(config, workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    insisting = configs.apply_overrides(config, {"plan.check": False})
+    assert moviegen.run(insisting, workdir=tmp_path / "run") == {"loss": 1.0}
+
+
+def test_a_launch_says_what_it_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "moviegen.jobs.train", mock.Mock(run=lambda run: {"loss": 1.0}))
+    moviegen.run("experiments/1b_stage1.py:tiny", workdir=tmp_path)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["plan:"] * 3
+
+
+EXPERIMENTS = sorted(Path(runner.__file__).parents[1].glob("experiments/*_*.py"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_is_forecast(file, tmp_path):
+    config = configs.apply_overrides(configs.load(str(file)), {"plan.card": "910C", "plan.check": False})
+    for job in dict.fromkeys((config.job, "sample" if "sample" in config else config.job)):
+        plan = runner.prepare(config, job, tmp_path, None, None, 1)
+        assert len(runner.forecast(plan)) == 3
+
+
+def test_an_unnamed_card_is_noted(tmp_path, monkeypatch):
+    from moviegen.models.costs import cards
+
+    (tmp_path / "davinci0").touch()
+    monkeypatch.setattr(cards, "DEVICES", tmp_path)
+    plan = runner.prepare("experiments/1b_stage1.py:tiny", None, tmp_path, None, None, 1)
+    assert runner.forecast(plan)[3:] == ["note: plan.card does not say which card this is: 910B2"]

@@ -114,6 +114,28 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], log: 
     return card(svg, f"<b>{escape(title)}</b>")
 
 
+def bar(title: str, parts: Mapping[str, float], unit: str, limit: float = 0.0) -> str:
+    """A stacked bar (SVG) of sizes by label, each with its legend; `limit` is a mark that it should not pass."""
+    width, left = 720, 10
+    scale = (width - 2 * left) / (max(sum(parts.values()), limit) or 1)
+    drawn, legend, at = [], [], 0.0
+    for i, (label, size) in enumerate(parts.items()):
+        colour = f"hsl({i * 137 % 360} 45% 52%)"
+        drawn.append(
+            f'<rect x="{left + at * scale:.1f}" y="6" width="{size * scale:.1f}" height="26" fill="{colour}"/>'
+        )
+        x, y = left + i % 4 * 178, 54 + i // 4 * 18
+        legend.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
+        legend.append(f'<text x="{x + 15}" y="{y}">{escape(label)} {size:.3g} {escape(unit)}</text>')
+        at += size
+    if limit:
+        x = left + limit * scale
+        drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="38" stroke="#b3261e" stroke-width="2"/>')
+    height = 64 + (len(parts) - 1) // 4 * 18
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(drawn + legend)}</svg>'
+    return card(svg, f"<b>{escape(title)}</b>")
+
+
 def _ticks(low: float, high: float, log: bool) -> list[float]:
     """Round numbers between low and high."""
     if log:

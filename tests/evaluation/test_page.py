@@ -46,3 +46,12 @@ def test_videos_are_inside_the_page(tmp_path):
 
 def test_table():
     assert page.table(["a", "b"], [["1", "2"]]).count("<td>") == 2
+
+
+def test_a_bar_is_as_long_as_its_parts_and_marks_the_limit():
+    """3 and 1 of a limit of 8: three eighths, one eighth beside it, and the mark at the end."""
+    svg = page.bar("memory", {"weights": 3.0, "<b>": 1.0}, "GB", limit=8.0)
+    (x0, w0), (x1, w1) = ((float(x), float(w)) for x, w in re.findall(r'rect x="([\d.]+)" y="6" width="([\d.]+)"', svg))
+    assert (x0, w0, x1, w1) == (10, pytest.approx(700 * 3 / 8), pytest.approx(10 + w0, abs=0.1), pytest.approx(700 / 8))
+    assert 'x1="710.0"' in svg and "weights 3 GB" in svg and "&lt;b&gt;" in svg
+    assert "nan" not in page.bar("nothing", {"weights": 0.0}, "GB")

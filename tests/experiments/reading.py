@@ -11,7 +11,10 @@ from ml_collections import ConfigDict
 import moviegen
 
 PACKAGE = str(Path(moviegen.__file__).parent)
-COPIERS = tuple(f"{PACKAGE}/{name}.py" for name in ("config", "runner", "settings", "parallel/rules"))  # read all of it
+# They read all of it, or what the jobs read.
+COPIERS = tuple(
+    f"{PACKAGE}/{name}" for name in ("config.py", "runner.py", "settings.py", "parallel/rules.py", "models/costs/")
+)
 
 
 @contextlib.contextmanager

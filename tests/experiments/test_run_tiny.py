@@ -29,6 +29,7 @@ ELSEWHERE = {
     "job": "runner.py",
     "name": "runner.py",
     "train.rank_timeout": "runner.py",  # of several ranks
+    "plan.*": "runner.py jobs/plan.py",
     "optim.final_learning_rate": "training/optim.py",  # of a cosine
     "optim.no_decay": "training/optim.py",  # where weight_decay is not 0
     "optim.plateau.patience": "training/optim.py",  # from the second validation on
