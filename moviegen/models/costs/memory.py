@@ -14,6 +14,7 @@ from moviegen.models.costs import activations
 from moviegen.models.costs.activations import FLOAT, Needs
 from moviegen.models.tae import shapes as tae
 from moviegen.models.transformer import shapes as transformer
+from moviegen.parallel import rules
 from moviegen.parallel.sharding import shard_shape
 from moviegen.storage import safetensors_io
 
@@ -33,7 +34,6 @@ KINDS = (
 BUCKET = 1 << 24  # values of a message, of parallel/zero.py
 FRAMES = 32  # of a tile, of models/tae/tiles.py
 CLIPS, CLIP_PIXELS = 8, 1 << 19  # that are encoded at once, of data/encode.py
-CHANNEL = 2 * 200 * 2**20  # bytes of a communicator on a card: two buffers of HCCL_BUFFSIZE, 200 MB by default
 LAYER = re.compile(r"(blocks/\d+|final|(?:en|de)coder/.*|discriminator/\d+)/")  # what is in none is a layer too
 SIDES = ("encoder", "decoder")
 VALIDATED = (16, 64, 64), (32, 64, 64)  # clips that the autoencoder is validated on, of evaluation/reconstruction.py
@@ -70,7 +70,9 @@ def of(config: Any, job: str, axes: dict[str, int], card: Any) -> Memory:
     device, host = count[job](config, axes, on_card)
     host["process"] = host.get("process", 0) + PROCESS[job]
     if on_card:
-        device["communicators"] = CHANNEL * len(_groups(axes))
+        channels = rules.communicators(axes, config.train.get("zero_stage", 0), job)
+        buffer = MB * config.get("runtime", {}).get("hccl_buffer_mb", 200)  # of which a communicator has two
+        device["communicators"] = 2 * buffer * len(channels)
     else:
         device["allocator"] = LOST * sum(device.get(kind, 0) for kind in ALLOCATED)
         host["process"] += RANKS * (max(axes.values()) > 1)
@@ -225,12 +227,6 @@ def _with_activations(device: dict, config: Any, needs: Needs) -> dict:
     # Two gradients become their sum, a third, when nothing of the way back is there any more.
     summing = device["gradients"] / 2 if config.optim.get("accumulate", 1) > 1 else 0
     return device | {"kept activations": needs.kept, "working set": max(needs.working, summing)}
-
-
-def _groups(axes: Mapping[str, int]) -> set[frozenset]:
-    """The groups of more than one rank that a rank is in, by the axes along which they lie."""
-    along = (("data", "zero", "sp"), ("sp",), ("zero", "sp"), ("data",))
-    return {frozenset(name for name in names if axes[name] > 1) for names in along} - {frozenset()}
 
 
 def _values(shapes: Mapping[str, tuple], ranks: int = 1) -> int:

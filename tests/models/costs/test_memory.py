@@ -14,7 +14,7 @@ from moviegen.models import lpips
 from moviegen.models.costs import activations, memory
 from moviegen.models.tae import tiles
 from moviegen.models.transformer import model, shapes
-from moviegen.nn import layers
+from moviegen.nn import composed
 from moviegen.parallel import zero
 from moviegen.storage import safetensors_io
 
@@ -36,7 +36,7 @@ def of(config, job="train", card=CARD, **sizes):
 
 
 def test_numbers_of_other_files_are_theirs():
-    assert memory.BUCKET == zero.BUCKET and activations.SCORES == layers._SCORE_BYTES
+    assert memory.BUCKET == zero.BUCKET and activations.SCORES == composed._SCORE_BYTES
     assert (activations.CONTEXT_STEP, memory.FRAMES) == (model.CONTEXT_STEP, 8 * tiles.TILE)
     assert sum(map(math.prod, lpips.shapes().values())) == activations.LPIPS_VALUES
     assert activations.LPIPS_FRAMES == lpips.FRAMES and [n for _, n in activations.LPIPS] == list(lpips.STAGES)
@@ -114,7 +114,7 @@ def test_a_card_has_no_scores():
 
 
 @pytest.mark.parametrize(
-    ("groups", "sizes"), [(0, {}), (1, dict(sp=8)), (2, dict(zero=2, sp=4)), (4, dict(data=2, zero=2, sp=2))]
+    ("groups", "sizes"), [(0, {}), (2, dict(sp=8)), (2, dict(zero=2, sp=4)), (4, dict(data=2, zero=2, sp=2))]
 )
 def test_each_communicator_has_two_buffers(groups, sizes):
     found = of(load("1b_stage2"), **sizes).device.get("communicators", 0)
