@@ -55,7 +55,7 @@ class Layout(NamedTuple):
 
     def pieces(self, paths: Iterable[str]) -> list[tuple[str, ...]]:
         """Paths in groups to give to `model` one after the other, so that nothing is in memory in two dtypes at once."""
-        ordered = sorted(paths, key=lambda path: self.dtypes.get(path, "float32"))
+        ordered = sorted(paths, key=lambda path: (self.dtypes.get(path, "float32"), path))  # the same on every rank
         return zero.buckets((path, self.shapes[path]) for path in ordered)
 
     def whole(self, shards: Tree) -> Tree:

@@ -12,7 +12,7 @@ TRANSFORMER_KEYS = (
 ).split()
 TAE_KEYS = (
     "base_channels channel_multipliers num_res_blocks latent_channels norm_groups temporal_attention "
-    "temporal_upsample_padding spatial_tile latent_shift latent_scale"
+    "temporal_upsample_padding spatial_tile latent_shift latent_scale compute_dtype"
 ).split()
 
 

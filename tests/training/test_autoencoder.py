@@ -152,13 +152,14 @@ def test_every_loss_trains_and_resumes_exactly(tmp_path, monkeypatch):
     assert exported.keys() == tae.shapes(every_loss().tae).keys()
 
 
-def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path, monkeypatch):
-    """With every loss; the discriminator joins for the last two steps, as its weight, a quotient of norms, sways the loss."""
+@pytest.mark.parametrize("settings_of", [settings, pytest.param(every_loss, marks=pytest.mark.slow)])
+def test_float16_rehearses_ten_steps_validations_and_a_resume(settings_of, tmp_path, monkeypatch):
+    """The discriminator joins for the last two steps, as its weight, a quotient of norms, sways the loss."""
     monkeypatch.setattr(lpips, "load", small_lpips)
 
     def losses(name, dtype, *ends):
         for steps in ends:
-            config = every_loss(steps=steps, checkpoint_every=5, validate_every=5).copy_and_resolve_references()
+            config = settings_of(steps=steps, checkpoint_every=5, validate_every=5).copy_and_resolve_references()
             config.tae = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=4)
             config.tae.compute_dtype = dtype
             config.data.update(height=16, width=16)

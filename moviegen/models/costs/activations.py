@@ -57,9 +57,11 @@ def sequences(config: Any, job: str, axes: dict[str, int]) -> list[Sequence]:
         sides = (config.sample[key] // 8 for key in ("height", "width"))
         latents = -(-config.sample.num_frames // 8), *sides
         counts = [math.prod(n // p for n, p in zip(latents, model.patch_size, strict=True))]
-        # With guidance two: both branches go in one batch, but where each half of the mesh computes one.
-        together = 2 if config.sample.guidance_scale != 1 and axes["data"] != 2 else 1
-        batch = min(config.sample.batch_size, max(1, len(config.sample.prompts))) * together
+        # With guidance both branches go in one batch, but where each half of the mesh computes one; teams share the prompts.
+        guided = config.sample.guidance_scale != 1
+        halves = guided and axes["data"] == 2
+        prompts = -(-max(1, len(config.sample.prompts)) // (axes["zero"] if halves else ranks))
+        batch = min(config.sample.batch_size, prompts) * (2 if guided and not halves else 1)
     else:
         counts = list(rules.token_counts(config).values())
         batch = -(-config.train.batch_size // (ranks * config.optim.get("accumulate", 1)))

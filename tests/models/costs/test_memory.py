@@ -173,6 +173,18 @@ def test_networks_that_losses_need_are_counted():
     )
 
 
+def test_both_branches_of_guidance_are_one_batch_but_on_two_halves_of_a_mesh():
+    config = load("1b_stage2")
+    config.sample.batch_size, config.sample.prompts = 4, ("a", "b", "c", "d")
+
+    def batch(**sizes):
+        return activations.sequences(config, "sample", axes(**sizes))[0].batch
+
+    assert (batch(), batch(sp=2), batch(data=2), batch(data=4), batch(zero=2)) == (8, 8, 4, 2, 4)
+    config.sample.guidance_scale = 1.0
+    assert (batch(), batch(data=2)) == (4, 2)
+
+
 def test_a_large_picture_is_decoded_in_less_memory_in_tiles():
     config = load("1b_stage3")
     whole = of(config, "sample").device["working set"]

@@ -164,7 +164,7 @@ def test_the_generator_loss_pulls_on_the_last_convolution_as_hard_as_its_weight_
     slope = np.random.default_rng(4).standard_normal(clip.shape).astype(np.float32) * 1e-3
     seen = []
 
-    def generator_loss(params, cfg, fake, comm):
+    def generator_loss(params, cfg, fake, comm, dtype):
         seen.append(fake.shape)
         return backend.tensor(np.float32(0.25)), backend.tensor(slope)
 
