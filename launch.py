@@ -8,7 +8,7 @@
 --config.KEY=VALUE sets one key of the experiment; keys cannot be invented, and a value must have the key's type. With
 --show added, a command prints every key with its value, what it may be, and what the experiment's file says about it.
 The same command again continues an unfinished run. Exit code: 0 done, 2 a wrong setting or an unusable file,
-130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
+130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else, such as faults that --job=audit_ascend found.
 """
 
 import os
@@ -28,7 +28,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from moviegen import config as configs, describe, runner, sweep
-from moviegen.errors import ConfigError, Stopped
+from moviegen.errors import ConfigError, Found, Stopped
 from moviegen.parallel import launcher, signals
 from moviegen.storage import files
 
@@ -94,6 +94,9 @@ def _ended() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Found as found:
+        print(found, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except Stopped as stopped:

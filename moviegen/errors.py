@@ -17,3 +17,7 @@ class Stopped(Exception):
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.code = 128 + signum
+
+
+class Found(Exception):
+    """A job that looks for faults has found some and told them: printed as one line, without a traceback, exit code 1."""

@@ -30,7 +30,7 @@ import ctypes, os, signal, sys, time, types
 import moviegen.parallel.mesh as meshes
 import moviegen.runner as runner
 import moviegen.parallel.signals as signals
-from moviegen.errors import DataError
+from moviegen.errors import DataError, Found
 
 signals.GRACE = 0.5
 
@@ -39,6 +39,8 @@ def run(given):
     print("running", given.stage, flush=True)
     if config.fail == "data":
         raise DataError("clips.csv:3: a.mp4 is not a video")
+    if config.fail == "found":
+        raise Found("audit: 2 faults")
     if config.fail == "print":
         print("ü")
     if config.fail == "native":  # as a compiler, which lets no handler of Python's run
@@ -139,6 +141,10 @@ def test_exit_code_2_without_traceback(here):
     for args in (["--config.rate=fast"], ["--mesh=data=2"], ["--stage=three"], ["--config.fail=data"]):
         code, _, err = finish(start("--config=e.py", *args))
         assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+def test_faults_that_a_job_looked_for_are_exit_code_1_without_traceback(here):
+    assert finish(start("--config=e.py", "--config.fail=found"))[::2] == (1, "audit: 2 faults\n")
 
 
 def test_run_and_continue(here):
