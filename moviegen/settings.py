@@ -270,6 +270,7 @@ NEEDS = {
     "convert": "convert",
     "plan": "",
     "demo": "stages sample model tae data optim train ema",
+    "audit_ascend": "tae data optim train",  # and what the experiment's own job needs
 }
 TAKE = dict.fromkeys(NEEDS, "experiments/1b_stage1.py") | {
     "train_tae": "experiments/tae.py",

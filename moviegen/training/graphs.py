@@ -1,0 +1,226 @@
+"""Every step that an experiment would take, on zeros: what `--job=audit_ascend` compiles."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moviegen.models import lpips
+from moviegen.models.tae import model as tae, shapes as tae_shapes, step as tae_step, tiles
+from moviegen.models.text import clip, t5
+from moviegen.models.text.shapes import FLOAT32
+from moviegen.models.transformer import model as transformer, step as transformer_step
+from moviegen.models.transformer.shapes import encoders as attended, parameter_dtypes
+from moviegen.nn import dtypes
+from moviegen.nn.compile_only import by_path, group_name, zeros
+from moviegen.parallel import comm, sharding
+from moviegen.parallel.mesh import ALONE, AXES, ONE, Group, Mesh
+from moviegen.text import encoders, source
+from moviegen.training import state as states
+
+TOY_TOKENS, SHORT_TOKENS = 12, 20  # of each encoder: the toy's of a prompt, and those of a short one
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Case(NamedTuple):
+    """A step of an experiment.
+
+    Args:
+        name: which.
+        take: number of layers -> None; takes it with so many.
+        layers: how many the model has; they share their graphs, so that one and two of them tell of all.
+    """
+
+    name: str
+    take: Callable[[int], Any]
+    layers: int = 1
+
+
+def of_experiment(config: Any, job: str, axes: Mapping[str, int]) -> Iterator[Case]:
+    """The steps of the experiment whose job this is, on the last rank of a mesh: the one that has the padding."""
+    mesh = _mesh(axes)
+    if job == "train":
+        yield from _of_generator(config, mesh)
+    else:
+        yield from _of_autoencoder(config, mesh)
+
+
+def _mesh(axes: Mapping[str, int]) -> Mesh:
+    data, zero, sp = (axes[name] for name in AXES)
+
+    def group(name: str, size: int) -> Group:
+        return ALONE if size == 1 else Group(group_name(name, size), size, size - 1)
+
+    groups = group("world", data * zero * sp), group("sequence", sp), group("shard", zero * sp), group("replicas", data)
+    return Mesh(data, zero, sp, *groups)
+
+
+def _exchange(mesh: Mesh, zero_stage: int, shapes: Shapes, kinds: Mapping[str, str] = {}) -> comm.Comm:
+    """A step's exchanges with ranks that are not there: what is between graphs is zeros."""
+
+    def all_gather(params: Mapping[str, Any]) -> dict[str, Any]:
+        return by_path({path: shapes[path] for path in params}, kinds)
+
+    return comm.make(mesh, zero_stage, shapes, kinds)._replace(
+        all_gather=all_gather, reducer=comm.LOCAL.reducer, all_reduce=comm.LOCAL.all_reduce
+    )
+
+
+def _given(mesh: Mesh, zero_stage: int, shapes: Shapes) -> dict[str, Any]:
+    """The parameters as a rank has them: shards at ZeRO stage 3."""
+    size = mesh.shard.size if zero_stage == 3 else 1
+    return by_path({path: sharding.shard_shape(shape, size) for path, shape in shapes.items()})
+
+
+# ---- the generator, its text encoders, and what it needs of the autoencoder
+
+
+def _of_generator(config: Any, mesh: Mesh) -> Iterator[Case]:
+    data, sample, layers, stage = config.data, config.sample, config.model.num_layers, config.train.zero_stage
+    rows = max(1, config.train.batch_size // (mesh.batch.size * config.optim.accumulate))
+
+    def model_of(count: int) -> tuple:
+        model = config.model.copy_and_resolve_references().unlock()
+        model.num_layers = count
+        shapes = transformer.shapes(model)
+        return model, _given(mesh, stage, shapes), _exchange(mesh, stage, shapes, parameter_dtypes(model))
+
+    def inputs(batch: int, frames: int, section: Any, tokens: int | None) -> tuple:
+        latents = (config.model.latent_channels, -(-frames // 8), section.height // 8, section.width // 8)
+        return zeros("float32", (batch, *latents)), zeros("float32", (batch,)), _text(config, batch, tokens)
+
+    def train(frames: int, tokens: int | None = None) -> Callable:
+        def take(count: int) -> None:
+            model, params, exchange = model_of(count)
+            latents, t, text = inputs(rows, frames, data, tokens)
+            transformer_step.loss_and_grads(params, model, latents, latents, t, text, exchange)
+
+        return take
+
+    def velocity(count: int) -> None:
+        model, params, exchange = model_of(count)
+        batch = sample.batch_size * (1 + (sample.guidance_scale != 1))
+        latents, t, text = inputs(batch, sample.num_frames, sample, None)
+        transformer.apply(params, model, latents, t, text, exchange)
+
+    def update(count: int) -> None:
+        _update(config, transformer.shapes(model_of(count)[0]), mesh)
+
+    if data.num_frames > 1 and data.image_fraction < 1:
+        yield Case("train on a video", train(data.num_frames), layers)
+        if not source.is_toy(config):
+            yield Case("train on a video, a short text", train(data.num_frames, SHORT_TOKENS), layers)
+    if data.num_frames == 1 or data.image_fraction:
+        yield Case("train on an image", train(1), layers)
+    yield Case("update", update, layers)
+    yield Case("a step of sampling", velocity, layers)
+    yield from _text_encoders(config, mesh)
+    yield from _coding(config.tae, sample.num_frames, sample.height, sample.width)
+
+
+def _text(config: Any, batch: int, tokens: int | None) -> dict[str, tuple]:
+    """Embeddings and masks of texts as long as their budgets, or of so many tokens of each encoder."""
+    text = {}
+    for name in attended(config.model):
+        toy = source.is_toy(config)
+        count = TOY_TOKENS if toy else tokens or config.text.budgets[name]
+        length = count if toy else _padded(count, source.TEXT_STEP)
+        mask = np.broadcast_to(np.arange(length) < count, (batch, length))
+        text[name] = zeros("float32", (batch, length, config.model.text_dims[name])), mask
+    return text
+
+
+def _text_encoders(config: Any, mesh: Mesh) -> Iterator[Case]:
+    """Those whose folders the experiment names."""
+    settings = config.get("text")
+    for name in attended(config.model) if settings else ():
+        if not settings.encoders[name]:
+            print(f"audit_ascend: text.encoders.{name} names no folder, so that encoder is left out", flush=True)
+            continue
+        model = encoders.look(config, name).cfg
+        ids = np.zeros((settings.batch_size, _padded(settings.budgets[name], encoders.LENGTH_STEP)), np.int32)
+        yield Case(f"embed by {name}", _embedding(model, ids, mesh, config.train.zero_stage), model.num_layers)
+
+
+def _padded(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _embedding(whole: Any, ids: np.ndarray, mesh: Mesh, stage: int) -> Callable:
+    module = clip if "projection_width" in whole else t5
+    ids = ids[:, : whole.positions] if module is clip else ids
+
+    def take(count: int) -> None:
+        model = whole.copy_and_resolve_references()
+        model.num_layers = count
+        shapes = module.shapes(model)
+        exchange = _exchange(mesh, stage, shapes, dtypes.by_path(shapes, model.compute_dtype, FLOAT32))
+        module.apply(_given(mesh, stage, shapes), model, ids, np.ones_like(ids), exchange)
+
+    return take
+
+
+# ---- the autoencoder
+
+
+def _of_autoencoder(config: Any, mesh: Mesh) -> Iterator[Case]:
+    data, loss, stage = config.data, config.loss, config.train.zero_stage
+    adversarial = loss.adversarial if "adversarial" in loss and loss.adversarial.weight else None
+    shapes = tae_shapes.shapes(config.tae, adversarial)
+    pieces = mesh.batch.size * config.optim.get("accumulate", 1)
+    weights = {**loss, "adversarial": adversarial.weight if adversarial else 0.0}
+
+    def train(clips: int, frames: int) -> Callable:
+        def take(_: int) -> None:
+            batch, latent_frames = max(1, clips // pieces), -(-frames // 8)
+            video = zeros("float32", (batch, 3, frames, data.height, data.width))
+            noise = (batch, config.tae.latent_channels, latent_frames, data.height // 8, data.width // 8)
+            perceptual = by_path(lpips.shapes()) if loss.get("lpips") else None
+            tae_step.loss_and_grads(
+                _given(mesh, stage, shapes),
+                config.tae,
+                video,
+                zeros("float32", noise),
+                weights,
+                _exchange(mesh, stage, shapes),
+                perceptual,
+                adversarial,
+                config.train.get("recompute_levels", ()),
+            )
+
+        return take
+
+    def compare(_: int) -> None:
+        pictures = zeros("float32", (lpips.FRAMES, 3, data.height, data.width))
+        lpips.distance(by_path(lpips.shapes()), pictures, pictures)
+
+    if data.num_frames > 1 and data.image_fraction < 1:
+        yield Case("train on clips", train(config.train.batch_size, data.num_frames))
+    if data.num_frames == 1 or data.image_fraction:
+        yield Case("train on images", train(data.image_batch_size, 1))
+    starts = {tae_shapes.DISCRIMINATOR: 0} if adversarial else {}
+    yield Case("update", lambda _: _update(config, shapes, mesh, starts))
+    yield from _coding(config.tae, data.num_frames, data.height, data.width)
+    if loss.get("lpips") or config.get("evaluate", {}).get("lpips_weights"):
+        yield Case("compare by LPIPS", compare)
+
+
+def _coding(cfg: Any, frames: int, height: int, width: int) -> Iterator[Case]:
+    """Encoding and decoding of what is taken at a time of a video."""
+    side = 8 * cfg.get("spatial_tile", 0) or max(height, width)
+    height, width, frames = min(side, height), min(side, width), min(frames, 8 * tiles.TILE)
+    params, latents = by_path(tae_shapes.shapes(cfg)), (cfg.latent_channels, -(-frames // 8), height // 8, width // 8)
+    yield Case("encode a video", lambda _: tae.encode(params, cfg, zeros("float32", (1, 3, frames, height, width))))
+    yield Case("decode a video", lambda _: tae.decode(params, cfg, zeros("float32", (1, *latents))))
+
+
+def _update(config: Any, shapes: Shapes, mesh: Mesh, starts: Mapping[str, int] = {}) -> None:
+    """An optimizer step on this rank's shards, without what it exchanges."""
+    size = mesh.shard.size if config.train.zero_stage else 1
+    shards = {path: sharding.shard_shape(shape, size) for path, shape in shapes.items()}
+    layout = states.Layout(shards, ONE, 0, averaged=bool(config.ema.decay))
+    master, ema, *moments = (by_path(shards) for _ in range(4))
+    state = states.State(
+        layout.model(master), master, ema if layout.averaged else {}, dict(zip("mv", moments, strict=True))
+    )
+    states.update(state, by_path(shards), 0, config.optim.learning_rate, config, layout, starts)
