@@ -43,7 +43,7 @@ def start(folder: Path, note: Callable[[ir.Graph], None]) -> None:
     backend.device()  # which runs a graph
     os.environ["MS_DEV_PRECOMPILE_ONLY"] = "1"  # a call of a compiled function ends before kernels are asked for
     kernels.ON_ASCEND = True
-    backend.check_compute_dtype = lambda dtype: dtype  # the CPU's lack of products in bfloat16 is no matter here
+    backend.check_compute_dtype = lambda dtype, *key: dtype  # the CPU's lack of products in bfloat16 is no matter here
     # The ranks of a group need not exist: a primitive asks for its size alone, which the name says (`group_name`).
     comm_ops.get_group_size = lambda group: int(group.rpartition(" ")[2])
     comm_ops.get_rank = lambda group: comm_ops.get_group_size(group) - 1
