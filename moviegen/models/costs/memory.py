@@ -38,7 +38,7 @@ LAYER = re.compile(r"(blocks/\d+|final|(?:en|de)coder/.*|discriminator/\d+)/")  
 SIDES = ("encoder", "decoder")
 VALIDATED = (16, 64, 64), (32, 64, 64)  # clips that the autoencoder is validated on, of evaluation/reconstruction.py
 MB = 2**20
-# Of a process on a CPU: fitted to those runs of benchmarks/memory.py that say so, and held against the others.
+# Of a process on a CPU: fitted to runs of benchmarks/memory.py, and held against those of them that were unseen.
 PROCESS = {"train": 690 * MB, "sample": 540 * MB, "train_tae": 780 * MB, "encode_video": 540 * MB}
 RANKS = 45 * MB  # what it takes to exchange with others
 GRAPH = 8 * MB  # a compiled graph of the autoencoder, of which there are many
