@@ -120,19 +120,19 @@ def load(
     folder: str | Path,
     step: int | None = None,
     select: str | None = None,
-    dtypes: Mapping[str, str] = {},
+    dtype: treestore.Dtype = None,
     where: Callable[[tuple[int, ...]], tuple[slice, ...]] | None = None,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Reads a checkpoint (the newest unless `step` is given) as ({tree: {path: numpy array}}, meta with its "step").
 
-    `select` is a regular expression searched in "<tree>/<path>", such as "^ema/": nothing else is read. `dtypes`, by path,
-    cast floating-point arrays. `where` gives for an array's shape the slice to read of it (sharding.bounds). All that is
-    read is checked: DataError names the damaged array and the step to go back to.
+    `select` is a regular expression searched in "<tree>/<path>", such as "^ema/": nothing else is read. `dtype`, for all or
+    by path, casts floating-point arrays. `where` gives for an array's shape the slice to read of it (sharding.bounds). All
+    that is read is checked: DataError names the damaged array and the step to go back to.
     """
     committed, step = _find(folder, step)
     with _naming_the_way_back(committed, step):
         trees, meta = _describe(committed[step], step, select)
-        return treestore.read(committed[step], trees, dtypes, where), meta
+        return treestore.read(committed[step], trees, dtype, where), meta
 
 
 def lazy(

@@ -16,6 +16,7 @@ from moviegen.storage import arraystore, files
 WORKERS = 8
 
 Tree = Mapping[str, Any]
+Dtype = str | Mapping[str, str] | None
 
 
 def create(folder: Path, trees: Mapping[str, Tree]) -> dict[str, dict]:
@@ -40,16 +41,17 @@ def write(folder: Path, trees: Mapping[str, Tree], entries: Mapping[str, dict]) 
 
 
 def read(
-    path: Path, trees: Mapping[str, Mapping[str, dict]], dtypes: Mapping[str, str] = {}, where: Any = None
+    path: Path, trees: Mapping[str, Mapping[str, dict]], dtype: Dtype = None, where: Any = None
 ) -> dict[str, dict]:
     """Reads {tree: {name: array}}, of each array the slice `where(shape)` (None: all). ValueError names a damaged one.
 
-    Floating-point arrays are cast to the dtypes that are given by name, each as soon as it is read.
+    Floating-point arrays are cast to `dtype`, one for all or those that it has by name, each as soon as it is read.
     """
 
     def one(tree: str, name: str, entry: dict) -> np.ndarray:
         own = where(tuple(entry["shape"])) if where else None
-        return arraystore.cast(_read(path, f"{tree}/{name}", entry, own), dtypes.get(name))
+        kind = dtype.get(name) if isinstance(dtype, Mapping) else dtype
+        return arraystore.cast(_read(path, f"{tree}/{name}", entry, own), kind)
 
     return _each(trees, one)
 

@@ -87,11 +87,10 @@ def test_select_reads_nothing_else(tmp_path):
         checkpoint.load(tmp_path, select="nonsense")
 
 
-def test_dtypes_cast_floats_alone(tmp_path):
+def test_dtype_casts_floats_alone(tmp_path):
     save(tmp_path, 1)
     expected = trees_of(1)
-    names = {name for tree in expected.values() for name in tree}
-    trees, _ = checkpoint.load(tmp_path, dtypes=dict.fromkeys(names, "float32"))
+    trees, _ = checkpoint.load(tmp_path, dtype="float32")
     expected["ema"] = {name: value.astype(np.float32) for name, value in expected["ema"].items()}
     assert_same(trees, expected)
 
