@@ -17,7 +17,7 @@ from moviegen.parallel.mesh import ONE, Group
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
-from moviegen.training import generator, loop, optim
+from moviegen.training import generator, loop, optim, state as states
 from moviegen.training.state import Layout
 from tests.data import made_up
 
@@ -175,6 +175,21 @@ def test_gradient_accumulation_is_the_same_batch_in_pieces(tmp_path):
         value = value.asnumpy()
         assert abs(value).max() > 0, path
         np.testing.assert_allclose(accumulated[path].asnumpy(), value, atol=2e-5 * abs(value).max(), err_msg=path)
+
+
+def test_a_step_of_several_micro_batches_waits_for_the_device_once(tmp_path, monkeypatch):
+    """Whatever reads a tensor waits until all that was asked for before is done."""
+    config, read = settings(batch_size=8), []
+    config.optim.accumulate = 2
+    task = generator.make(Run(config, tmp_path))
+    state = task.first_state()
+    for name in ("asnumpy", "item", "tolist", "__float__", "__int__", "__bool__", "__index__"):
+        was = getattr(ms.Tensor, name)
+        monkeypatch.setattr(ms.Tensor, name, lambda self, *args, was=was: read.append(self.shape) or was(self, *args))
+    for step in range(2):
+        losses, grads = loop.loss_and_grads(task, state.params, step)
+        states.update(state, grads, step, 1e-3, config, task.layout, task.starts, losses)
+        assert len(read) == 1 + step
 
 
 def test_overfitting_one_batch(tmp_path, monkeypatch):
