@@ -47,10 +47,9 @@ def make(run: Run) -> loop.Task:
     trained_with = {"tae": tae_weights.settings(config.tae)}
     tae.compute_dtype(config.tae)  # checked before anything is read
     shapes = tae_shapes.shapes(config.tae, adversarial)
-    layout = states.Layout(shapes, mesh, config.train.zero_stage, averaged=bool(config.ema.decay))
-    exchange = comm.make(
-        mesh, config.train.zero_stage, layout.shapes, tae_shapes.parameter_dtypes(config.tae, adversarial)
-    )
+    kinds, stage = tae_shapes.parameter_dtypes(config.tae, adversarial), config.train.zero_stage
+    layout = states.Layout(shapes, mesh, stage, averaged=bool(config.ema.decay), dtypes=kinds)
+    exchange = comm.make(mesh, stage, shapes, kinds)
     perceptual = _perceptual(config, mesh)
     source = crops.source(config.data, workdir, mesh.world)
     heldout = functools.cache(lambda: reconstruction.validation_clips(config))

@@ -173,7 +173,7 @@ def _embedding(whole: Any, ids: np.ndarray, mesh: Mesh, stage: int) -> Callable:
 def _of_autoencoder(config: Any, mesh: Mesh) -> Iterator[Case]:
     data, loss, stage = config.data, config.loss, config.train.zero_stage
     adversarial = loss.adversarial if "adversarial" in loss and loss.adversarial.weight else None
-    shapes = tae_shapes.shapes(config.tae, adversarial)
+    shapes, kinds = tae_shapes.shapes(config.tae, adversarial), tae_shapes.parameter_dtypes(config.tae, adversarial)
     pieces = mesh.batch.size * config.optim.get("accumulate", 1)
     weights = {**loss, "adversarial": adversarial.weight if adversarial else 0.0}
 
@@ -184,12 +184,12 @@ def _of_autoencoder(config: Any, mesh: Mesh) -> Iterator[Case]:
             noise = (batch, config.tae.latent_channels, latent_frames, data.height // 8, data.width // 8)
             perceptual = by_path(lpips.shapes()) if loss.get("lpips") else None
             tae_step.loss_and_grads(
-                _given(mesh, stage, shapes),
+                _given(mesh, stage, shapes, kinds),
                 config.tae,
                 video,
                 zeros("float32", noise),
                 weights,
-                _exchange(mesh, stage, shapes),
+                _exchange(mesh, stage, shapes, kinds),
                 perceptual,
                 adversarial,
                 config.train.get("recompute_levels", ()),
@@ -216,7 +216,8 @@ def _coding(cfg: Any, frames: int, height: int, width: int) -> Iterator[Case]:
     """Encoding and decoding of what is taken at a time of a video."""
     side = 8 * cfg.get("spatial_tile", 0) or max(height, width)
     height, width, frames = min(side, height), min(side, width), min(frames, 8 * tiles.TILE)
-    params, latents = by_path(tae_shapes.shapes(cfg)), (cfg.latent_channels, -(-frames // 8), height // 8, width // 8)
+    params = by_path(tae_shapes.shapes(cfg), tae_shapes.parameter_dtypes(cfg))
+    latents = (cfg.latent_channels, -(-frames // 8), height // 8, width // 8)
     yield Case("encode a video", lambda _: tae.encode(params, cfg, zeros("float32", (1, 3, frames, height, width))))
     yield Case("decode a video", lambda _: tae.decode(params, cfg, zeros("float32", (1, *latents))))
 
