@@ -96,8 +96,7 @@ def asks_for_the_device(path: Path) -> bool:
 
 def test_operations_have_their_two_forms_in_one_file():
     """Where else the device matters, `kernels.form` is asked."""
-    left = {"nn.group_norm", "parallel.zero", "text.encoders"}
-    assert {name for name, path in FILES.items() if asks_for_the_device(path)} <= {"nn.kernels"} | left
+    assert {name for name, path in FILES.items() if asks_for_the_device(path)} == {"nn.kernels"}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if room(name) not in WITH_MINDSPORE])

@@ -161,10 +161,13 @@ def loss_and_grads(task: Task, params: Tree, step: int) -> tuple[Tree, Tree]:
     found, count = [], 0
     for inputs in task.micro_batches(step):
         more = task.loss_and_grads(params, inputs, step)
-        found = [{k: a[k] + b[k] for k in a} for a, b in zip(found, more, strict=True)] if found else list(more)
+        for total, part in zip(found, more, strict=False):  # one by one, so that the gradients are not there a third time
+            for key in list(part):
+                total[key] = total[key] + part.pop(key)
+        found = found or list(more)
         del more
         count += 1
-    losses, grads = ({k: v / count for k, v in tree.items()} if count > 1 else tree for tree in found)
+    losses, grads = ({k: tree.pop(k) / count for k in list(tree)} if count > 1 else tree for tree in found)
     return losses, grads
 
 

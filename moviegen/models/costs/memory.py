@@ -91,7 +91,7 @@ def _train(config: Any, axes: dict[str, int], on_card: bool) -> tuple[dict, dict
         device["gathered layers"] += activations.kept_layers(cfg, recompute) * _bytes(block, kinds)
     given = activations.sequences(config, "train", axes)
     needs = [activations.generator(cfg, each, axes["sp"], True, recompute, on_card) for each in given]
-    return _with_activations(device, config, max(needs, key=sum)), host
+    return _with_activations(device, max(needs, key=sum)), host
 
 
 def _train_tae(config: Any, axes: dict[str, int], on_card: bool) -> tuple[dict, dict]:
@@ -109,7 +109,7 @@ def _train_tae(config: Any, axes: dict[str, int], on_card: bool) -> tuple[dict, 
     if not on_card:
         host["process"] += sum(_graphs(cfg, batch, size, SIDES, 2) for batch, size in sizes)
         host["process"] += sum(_graphs(cfg, 1, size, SIDES, 1) for size in VALIDATED)
-    return _with_activations(device, config, max(needs, key=sum)), host
+    return _with_activations(device, max(needs, key=sum)), host
 
 
 def _graphs(cfg: Any, batch: int, size: tuple[int, int, int], sides: tuple[str, ...], of_each: int) -> float:
@@ -222,11 +222,9 @@ def _in_flight(shapes: Mapping, kinds: Mapping[str, str], on_card: bool) -> floa
     return FLOAT * (waiting + (2 if on_card else 3) * message) + came
 
 
-def _with_activations(device: dict, config: Any, needs: Needs) -> dict:
+def _with_activations(device: dict, needs: Needs) -> dict:
     """What a rank holds, with the activations of a step."""
-    # Two gradients become their sum, a third, when nothing of the way back is there any more.
-    summing = device["gradients"] / 2 if config.optim.get("accumulate", 1) > 1 else 0
-    return device | {"kept activations": needs.kept, "working set": max(needs.working, summing)}
+    return device | {"kept activations": needs.kept, "working set": needs.working}
 
 
 def _values(shapes: Mapping[str, tuple], ranks: int = 1) -> int:

@@ -108,16 +108,16 @@ def _outlier(z: ms.Tensor, weights: Mapping[str, float], comm: Comm) -> tuple:
 
 def _adaptive_weight(
     params: Params, head: Any, before_head: ms.Tensor, dout: ms.Tensor, slope: ms.Tensor, comm: Comm
-) -> float:
+) -> ms.Tensor:
     """Factor with which `slope` pulls as hard as `dout` on the decoder's last convolution (Esser et al. 2021)."""
     fn, names = head
     own = layerwise.weights(params, names, comm.all_gather)
 
-    def norm(d: ms.Tensor) -> float:
+    def norm(d: ms.Tensor) -> ms.Tensor:
         grads, _ = layerwise.pull(fn, own, (before_head,), (d,), 0)
-        return float(np.linalg.norm(comm.all_reduce(grads["conv/spatial/w"].astype(ms.float32)).asnumpy()))
+        return ops.sqrt(ops.sum(ops.square(comm.all_reduce(grads["conv/spatial/w"].astype(ms.float32)))))
 
-    return min(norm(dout) / (norm(slope) + 1e-4), 1e4)
+    return ops.clamp(norm(dout) / (norm(slope) + 1e-4), None, 1e4)
 
 
 def _with_spurious(slope: ms.Tensor, decoded: ms.Tensor) -> ms.Tensor:

@@ -82,7 +82,7 @@ def decode(
         made = _weighted(params, cfg, latents, places, number)
         start = places[number] * per_latent
         video[:, :, start : start + made.shape[2]] += made
-    return collectives.all_reduce(group)(ms.Tensor(video)).asnumpy()[:, :, :num_frames]
+    return collectives.all_reduce(group)(backend.tensor(video)).asnumpy()[:, :, :num_frames]
 
 
 def encode(params: Mapping[str, Any], cfg: Any, video: Any) -> tuple[np.ndarray, np.ndarray]:
