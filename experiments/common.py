@@ -286,8 +286,9 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 # parameters too; 0 none. The seed runs 30B with 3.
                 zero_stage=3,
                 # Moments and average in host memory: 30B in float32 is 120 GB each of weights, gradients, two moments and
-                # average, 75 GB a card on 8 cards with all of them on the card, 30 GB so.
-                offload_optimizer=size == "30b",
+                # average, 75 GB a card on 8 cards with all of them on the card, 30 GB so. 5B's stage 3 takes 70 GB without
+                # (--job=plan).
+                offload_optimizer=size == "30b" or (size, number) == ("5b", 3),
                 rank_timeout=300.0,  # seconds without a sign of life of one rank after which the others end
             ),
             # In float32; the seed's bfloat16 average never moves. The decay is (1 + step) / (10 + step) until that exceeds

@@ -47,7 +47,7 @@ def test_the_seeds_hyperparameters(path):
     assert (config.seed, config.data.text_drop_prob, config.sample.steps) == (42, 0.2, 50)
     assert (optim.learning_rate, optim.warmup_steps, optim.schedule) == (1e-4, 1000, "constant")
     assert (optim.betas, optim.weight_decay, optim.clip_norm) == ((0.9, 0.999), 0.1, 1.0)
-    assert optim.accumulate == (5 if path.stem == "30b_stage1" else 1)  # the seed has no 30B in stage 1
+    assert optim.accumulate == (7 if path.stem == "30b_stage1" else 1)  # the seed has no 30B in stage 1
     assert (optim.plateau.factor, optim.plateau.min_learning_rate) == (0.5, 1e-6)
     assert 3 * optim.plateau.patience * config.train.validate_every < config.train.steps  # the seed's 50 can never act
     assert (config.train.checkpoint_every, config.train.keep_checkpoints) == (500, 10)
