@@ -10,7 +10,7 @@ import pytest
 
 import moviegen
 from experiments import common, tae as tae_experiment
-from moviegen import config as configs, settings
+from moviegen import config as configs, runner, settings
 from moviegen.data import video
 from moviegen.models.tae import model as tae
 from moviegen.storage import safetensors_io
@@ -22,8 +22,8 @@ CAPTIONS = {
     "c.mp4": "x",
 }
 COMPUTING = [job for job in settings.NEEDS if {"model", "tae", "text"} & set(settings.NEEDS[job].split())]
-# The first computes nothing; training/test_autoencoder.py and jobs/test_demo.py have the others.
-ELSEWHERE = {"fetch_text_encoder", "train_tae", "demo"}
+# Some compute nothing; training/test_autoencoder.py and jobs/test_demo.py have the others.
+ELSEWHERE = {"fetch_text_encoder", *runner.ANY_MESH, "train_tae", "demo"}
 TAE = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=2)
 
 
