@@ -40,8 +40,8 @@ def test_a_generator_with_its_text_encoders(tmp_path):
     video, short = steps["train on a video"], steps["train on a video, a short text"]
     (forward,), (pull,) = video["stages.py block"], video["stages.py block, pull"]
     assert forward["calls"] == pull["calls"] == 2  # of two layers
-    assert {"FlashAttentionScore", "RmsNorm", "Swiglu"} <= ops([forward])
-    assert {"FlashAttentionScoreGrad", "RmsNormGrad", "SwigluGrad"} <= ops([pull])
+    assert {"FlashAttentionScore", "RmsNorm", "SiLU"} <= ops([forward])
+    assert {"FlashAttentionScoreGrad", "RmsNormGrad", "SiLUGrad"} <= ops([pull])
     attention = next(launch for launch in forward["launches"] if launch["op"] == "FlashAttentionScore")
     assert attention["dtypes"].startswith("bf16") and attention["kernel"] == "aclnn" and attention["flop"] > 0
     assert attention["where"].startswith("nn/")
