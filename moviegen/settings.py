@@ -268,6 +268,7 @@ NEEDS = {
     "export": "export model",
     "import_weights": "import_weights model tae data.source data.num_frames",
     "convert": "convert",
+    "hello_card": "",
     "plan": "",
     "demo": "stages sample model tae data optim train ema",
     "audit_ascend": "tae data optim train",  # and what the experiment's own job needs

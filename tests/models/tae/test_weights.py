@@ -38,6 +38,7 @@ def test_a_checkpoint_gives_its_ema_without_the_discriminator(tmp_path):
         np.testing.assert_array_equal(found[name].asnumpy(), array.astype(np.float32))
 
 
+@pytest.mark.slow  # 30 s; jobs/test_rehearsal.py runs the jobs that load them so
 def test_weights_to_compute_with_are_in_the_dtypes_of_that_and_code_as_well(tmp_path):
     path, rehearsed = weights.find("package:tiny_tae", ""), common.tae("tiny", compute_dtype="float16")
     params, exact = weights.load_to_compute(path, rehearsed), weights.load_to_compute(path, CFG)

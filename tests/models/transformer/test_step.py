@@ -143,9 +143,7 @@ def test_wholly_masked_text_gives_numbers_and_is_not_seen():
     assert np.isfinite(float(loss)) and all(np.isfinite(g.asnumpy()).all() for g in grads.values())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "given"), [("bfloat16_simulated", "float32"), ("float16", "float32"), ("float16", "cast")]
-)
+@pytest.mark.parametrize(("dtype", "given"), [("bfloat16_simulated", "float32"), ("float16", "cast")])
 def test_lower_precision_is_close_and_not_the_same(dtype, given):
     """Products cast what they take, or find it cast already, as a training gives it."""
     cfg = config(compute_dtype=dtype)
