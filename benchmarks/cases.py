@@ -58,7 +58,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, **sizes: Any) -> Work:
+def transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, recompute: str = "all", **sizes: Any) -> Work:
     """Loss and gradients on latents of `grid` patches (t, h, w), and `text_tokens` of each encoder."""
     from moviegen.models.transformer import step as model_step
 
@@ -66,7 +66,7 @@ def transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, **size
     latents, noise, t, text = _tensors(inputs, cfg)
 
     def step():
-        return model_step.loss_and_grads(params, cfg, latents, noise, t, text)
+        return model_step.loss_and_grads(params, cfg, latents, noise, t, text, recompute=recompute)
 
     return Work(step, inputs | {f"params/{path}": v.asnumpy() for path, v in params.items()}, json.loads(cfg.to_json()))
 
@@ -226,6 +226,7 @@ def _compile(layers: int) -> Case:
 
 _SAMPLING = dict(batch=2, grid=(2, 16, 16), text_tokens=288, steps=10, num_layers=4)
 _SAMPLING |= dict(hidden_size=256, num_heads=4, ffn_size=1024)
+_FOUR = dict(batch=2, grid=(2, 16, 16), text_tokens=64, hidden_size=256, num_heads=4, ffn_size=1024, num_layers=4)
 _SMALL = dict(size="small", batch=1, frames=16, side=128)
 
 CASES = {
@@ -238,7 +239,13 @@ CASES = {
     "transformer_4x256": Case(
         "loss and gradients, 4 layers of width 256, 2 x 512 latent and 192 text tokens",
         transformer,
-        dict(batch=2, grid=(2, 16, 16), text_tokens=64, hidden_size=256, num_heads=4, ffn_size=1024, num_layers=4),
+        _FOUR,
+        7,
+    ),
+    "transformer_4x256_kept": Case(
+        "the same with train.recompute=none: no product is computed twice",
+        transformer,
+        _FOUR | dict(recompute="none"),
         7,
     ),
     "sampling_10": Case(

@@ -81,6 +81,11 @@ size = whole(8, step=8)  # in pixels, of what the autoencoder halves three times
 dtype = one_of("float32", "bfloat16")
 # The last two are for a CPU, to see bfloat16's rounding and to rehearse its types; there is no loss scaling.
 compute_dtype = one_of("float32", "bfloat16", "bfloat16_simulated", "float16")
+recompute = Rule(
+    "'all', 'none', or a whole number n of at least 1: every n-th block",
+    lambda v: re.fullmatch("all|none|[1-9][0-9]*", str(v)) is not None,
+    "all",
+)
 every = whole(1)._replace(words="a whole number of at least 1 (above train.steps: at the end alone)")
 
 # A "*" stands for the last piece of any name. A key without a rule is one of an experiment of the user's own.
@@ -187,6 +192,7 @@ RULES: dict[str, Rule] = {
     "train.zero_stage": whole(0, 3),
     "train.offload_optimizer": flag,
     "train.rank_timeout": number(above=0),
+    "train.recompute": recompute,
     "train.recompute_levels": several(whole(0)),
     "train.linear_start": whole(0),
     "ema.decay": number(0, below=1),

@@ -8,6 +8,7 @@ lru_cached on their static settings).
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,65 @@ def pull(
 def vjp(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int | None = None) -> tuple[Any, Callable]:
     """fn's output and its pullback: `pullback(*douts) -> (dparams, dinputs)`, which keeps parameters and inputs."""
     return run(fn, params, *inputs), lambda *douts: pull(fn, params, inputs, douts, wrt)
+
+
+class Part(NamedTuple):
+    """A function that others are composed of.
+
+    Args:
+        fn: takes (p, *inputs), p with the parameters `names` at least, and returns a tensor or a tuple of tensors.
+        names: of the parameters that it uses.
+        adds: whether it only adds its first input to its first output, so that no gradient needs its value.
+        wrt: how many of the leading inputs to differentiate (default all).
+    """
+
+    fn: Fn
+    names: tuple[str, ...]
+    adds: bool = False
+    wrt: int | None = None
+
+
+class _Value(NamedTuple):
+    number: int
+    tensor: ms.Tensor
+
+
+def compose(
+    make: Callable[..., Fn], parts: Sequence[Part], params: Mapping[str, Any], *inputs: Any, wrt: int
+) -> tuple[Any, Callable]:
+    """`make(*functions)(params, *inputs)` with each part's function compiled by itself, and its pullback.
+
+    `pullback(params, dout) -> (dparams, dinputs)` is to be called once. The parts' inputs are kept, parameters are not. What
+    `make` makes calls its functions and does nothing else; each parameter belongs to one part.
+    """
+    given = [_Value(i, backend.tensor(x)) for i, x in enumerate(inputs)]
+    links, count = [], itertools.count(len(given))
+
+    def linked(part):
+        def call(p, *values):
+            found = run(part.fn, {name: p[name] for name in part.names}, *(value.tensor for value in values))
+            made = [_Value(next(count), x) for x in (found if isinstance(found, tuple) else (found,))]
+            kept = [value.tensor for value in values[part.adds :]]
+            links.append((part, [value.number for value in values], kept, [value.number for value in made]))
+            return tuple(made) if isinstance(found, tuple) else made[0]
+
+        return call
+
+    out = make(*map(linked, parts))(params, *given)
+
+    def pullback(params, dout):
+        grads, found = {out.number: dout}, {}
+        while links:  # what a part kept is let go as soon as it is used
+            part, numbers, kept, made = links.pop()
+            douts = [grads.pop(number) for number in made]
+            own = {name: params[name] for name in part.names}
+            dparams, dinputs = pull(part.fn, own, [*douts[: part.adds], *kept], douts, part.wrt)
+            found |= dparams
+            for number, dinput in zip(numbers, dinputs, strict=False):
+                grads[number] = grads[number] + dinput if number in grads else dinput
+        return found, tuple(grads[number] for number in range(wrt))
+
+    return out.tensor, pullback
 
 
 def value_and_grad(fn: Fn, params: Mapping[str, Any], *inputs: Any, wrt: int = 0, aux: bool = False) -> tuple:

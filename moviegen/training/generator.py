@@ -47,7 +47,7 @@ def make(run: Run) -> loop.Task:
         return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh))
 
     def loss_and_grads(params, batch, step):
-        loss, grads = transformer_step.loss_and_grads(params, config.model, *batch, exchange)
+        loss, grads = transformer_step.loss_and_grads(params, config.model, *batch, exchange, config.train.recompute)
         return {"loss": loss}, grads
 
     def numbers(losses, step):

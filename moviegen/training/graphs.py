@@ -96,7 +96,7 @@ def _of_generator(config: Any, mesh: Mesh) -> Iterator[Case]:
         def take(count: int) -> None:
             model, params, exchange = model_of(count)
             latents, t, text = inputs(rows, frames, data, tokens)
-            transformer_step.loss_and_grads(params, model, latents, latents, t, text, exchange)
+            transformer_step.loss_and_grads(params, model, latents, latents, t, text, exchange, config.train.recompute)
 
         return take
 

@@ -47,6 +47,11 @@ def parameter_dtypes(cfg: Any) -> dict[str, str]:
     return dtypes.by_path(shapes(cfg), cfg.get("compute_dtype", "float32"), FLOAT32)
 
 
+def recomputed(policy: str | int, num_layers: int) -> range:
+    """The blocks that a training step computes again whole: "all", "none", or every so many, the first among them."""
+    return range(0 if policy == "none" else num_layers)[:: 1 if policy in ("all", "none") else int(policy)]
+
+
 def encoders(cfg: Any) -> tuple[str, ...]:
     """The text encoders that a model attends to, in the order of their tokens; one of width 0 is left out."""
     return tuple(name for name in ENCODERS if cfg.text_dims.get(name))

@@ -11,15 +11,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
+from moviegen.models.transformer.block import block_parts, make_block, make_keyed_block, make_keys, modulate
 from moviegen.models.transformer.shapes import TIME_WIDTH, SequenceShard, encoders
 from moviegen.nn import backend, kernels, layers
-from moviegen.nn.layerwise import Fn
+from moviegen.nn.layerwise import Fn, Part
 from moviegen.parallel import collectives
 from moviegen.parallel.comm import Comm
 
 
 class Stages(NamedTuple):
-    """The transformer's stages, and the epilogue's as a loss; `start` and `keyed` are the first two without the text."""
+    """The transformer's stages, and the epilogue's as a loss; `start` and `keyed` are the first two without the text.
+
+    `parts` are those that `block` is composed of.
+    """
 
     prologue: Fn
     block: Fn
@@ -27,6 +31,7 @@ class Stages(NamedTuple):
     loss: Fn
     start: Fn
     keyed: Fn
+    parts: tuple[Part, ...]
 
 
 def build(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> Stages:
@@ -34,13 +39,15 @@ def build(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> Stages:
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     eps, patch = cfg.norm_eps, tuple(cfg.patch_size)
     shard = SequenceShard(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), comm.sequence)
+    of_block = cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype
     return Stages(
         make_prologue(patch, shard, encoders(cfg), cfg.text_norm, eps, masked, dtype),
-        make_block(cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype),
+        make_block(*of_block),
         make_epilogue(patch, shard, eps, dtype),
         make_loss(patch, shard, comm.batches, eps, dtype),
         make_start(patch, shard, dtype),
-        make_keyed_block(cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype),
+        make_keyed_block(*of_block),
+        block_parts(*of_block),
     )
 
 
@@ -105,12 +112,6 @@ def make_positions(shard):
     return positions
 
 
-def modulate(x, shift, scale):
-    """x (b n d) * (1 + scale (b 1 d)) + shift (b 1 d)."""
-    n = x.shape[1]
-    return x * kernels.repeated_rows(1 + scale, n) + kernels.repeated_rows(shift, n)
-
-
 @functools.lru_cache
 def make_start(patch, shard, dtype):
     """start(p, latents (b c t h w), t (b,)) -> this rank's tokens (b n d), positions (1 n d), time (b d), (b 6d) modulation."""
@@ -166,80 +167,6 @@ def make_prologue(patch, shard, encoders, text_norm, eps, masked, dtype):
         return x, pos, time, modulation, context(p, *text)
 
     return prologue
-
-
-def make_heads(num_heads):
-    """heads(x (b n d)) -> (b h n d/h)."""
-
-    def heads(x):
-        b, n, d = x.shape
-        return ops.transpose(ops.reshape(x, (b, n, num_heads, d // num_heads)), (0, 2, 1, 3))
-
-    return heads
-
-
-@functools.lru_cache
-def make_keys(num_heads, name, dtype):
-    """keys(p, x (b n d)) -> keys and values (b h n d/h) of a block's attention "attn", or "cross", of the text."""
-    heads = make_heads(num_heads)
-
-    def keys(p, x):
-        k, v = layers.linear(x, p[name + "/k"], None, dtype), layers.linear(x, p[name + "/v"], None, dtype)
-        return heads(k), heads(v)
-
-    return keys
-
-
-@functools.lru_cache
-def make_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
-    """block(p, x (b n d), positions (1 n d), modulation (b 6d), context (b m d)[, mask (b m 1)]) -> x (b n d)."""
-    keys = make_keys(num_heads, "cross", dtype)
-    keyed = make_keyed_block(num_heads, shard, eps, cross_attention_norm, masked, dtype)
-
-    def block(p, x, pos, modulation, context, *mask):
-        k, v = keys(p, context)
-        return keyed(p, x, pos, modulation, k, v, *mask)
-
-    return block
-
-
-@functools.lru_cache
-def make_keyed_block(num_heads, shard, eps, cross_attention_norm, masked, dtype):
-    """keyed(p, x (b n d), positions (1 n d), modulation (b 6d), k, v (b h m d/h)[, mask (b m 1)]) -> x (b n d).
-
-    k and v are the text's. x is this rank's shard of the sequence. For self-attention the ranks of a sequence exchange: all
-    tokens of some heads for some tokens of all heads, and back (Ulysses). The text is on every rank, and not exchanged.
-    """
-    to_heads = collectives.all_to_all(shard.group, 1, 2)
-    to_tokens = collectives.all_to_all(shard.group, 2, 1)
-    patches, heads, own_keys = shard.patches, make_heads(num_heads), make_keys(num_heads, "attn", dtype)
-
-    def attend(name, p, x, k, v, seen=None):
-        own = name == "attn"
-        q = heads(layers.linear(x, p[name + "/q"], None, dtype))
-        if own:
-            q, k, v = to_heads(q), to_heads(k), to_heads(v)
-            k, v = layers.cut(k, 0, patches, 2), layers.cut(v, 0, patches, 2)  # nobody attends to padding
-        y = layers.attention(q, k, v, seen)
-        if own:
-            y = to_tokens(y)
-        return layers.linear(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), x.shape), p[name + "/o"], None, dtype)
-
-    def keyed(p, x, pos, modulation, k, v, *mask):
-        b, n, d = x.shape
-        m = layers.pieces(ops.reshape(modulation, (b, 6, d)) + p["modulation"], 6, 1)
-        seen = ops.reshape(mask[0], (b, 1, 1, -1)) if masked else None
-        x = x + kernels.repeated(pos, (b, 1, 1))
-        y = modulate(layers.rms_norm(x, p["attn/norm"], eps), m[0], m[1])
-        own_k, own_v = own_keys(p, y)
-        x = x + kernels.repeated_rows(m[2], n) * attend("attn", p, y, own_k, own_v)
-        y = layers.rms_norm(x, p["cross/norm"], eps) if cross_attention_norm else x
-        x = x + attend("cross", p, y, k, v, seen)
-        y = modulate(layers.rms_norm(x, p["mlp/norm"], eps), m[3], m[4])
-        y = layers.swiglu(y, p["mlp/gate"], p["mlp/up"], p["mlp/down"], dtype)
-        return x + kernels.repeated_rows(m[5], n) * y
-
-    return keyed
 
 
 def project_out(p, x, time, eps, dtype):

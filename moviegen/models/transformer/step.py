@@ -8,20 +8,28 @@ from mindspore import ops
 
 from moviegen.errors import ConfigError
 from moviegen.models import flow
-from moviegen.models.transformer import model, stages
+from moviegen.models.transformer import block, model, stages
 from moviegen.models.transformer.model import Params, Text
+from moviegen.models.transformer.shapes import recomputed
 from moviegen.nn import backend, layerwise, tree
 from moviegen.parallel import zero
 from moviegen.parallel.comm import LOCAL, Comm
 
 
 def loss_and_grads(
-    params: Mapping[str, Any], cfg: Any, latents: Any, noise: Any, t: Any, text: Text, comm: Comm = LOCAL
+    params: Mapping[str, Any],
+    cfg: Any,
+    latents: Any,
+    noise: Any,
+    t: Any,
+    text: Text,
+    comm: Comm = LOCAL,
+    recompute: str | int = "all",
 ) -> tuple[ms.Tensor, Params]:
     """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
 
-    latents and noise (b c t h w), t (b,), text as in `model.apply`: this rank's samples. Only the blocks' inputs are kept
-    for the way back. Both results are those of the batch of all ranks; gradients are shards at ZeRO stage 2 and 3.
+    latents and noise (b c t h w), t (b,), text as in `model.apply`: this rank's samples. Of the blocks to `recompute`
+    (`shapes.recomputed`) only the inputs are kept for the way back, of others what their parts are given. Both results are those of the batch of all ranks; gradients are shards at ZeRO stage 2 and 3.
     """
     params, latents, t, text, mask = model.check(params, cfg, latents, t, text, comm)
     noise = backend.tensor(noise)
@@ -34,16 +42,24 @@ def loss_and_grads(
     weights = zero.by_layer(params, comm.all_gather, cfg.num_layers, back=True)
     given = (noisy, t, *text, *mask)
     x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), *given)
-    inputs = []
-    for _ in range(cfg.num_layers):
-        inputs.append((x, pos, modulation, context, *mask[:1]))
-        x = layerwise.run(stage.block, weights(), *inputs[-1])
+
+    def there(i, *inputs):
+        if i in again:
+            out = layerwise.run(stage.block, weights(), *inputs)
+            return out, lambda p, dx: layerwise.pull(stage.block, p, inputs, (dx,), wrt=4)
+        return layerwise.compose(block.compose, stage.parts, weights(), *inputs, wrt=4)
+
+    again, pulls = recomputed(recompute, cfg.num_layers), []
+    for i in range(cfg.num_layers):
+        x, pull = there(i, x, pos, modulation, context, *mask[:1])
+        pulls.append(pull)
     loss, dfinal, (dx, dtime) = layerwise.value_and_grad(stage.loss, weights(), x, time, target, wrt=2)
+    del x, pull  # they hold what the last block kept, until it is done with
 
     grads = reduce(tree.join({"final": dfinal}))
     shared = [ops.zeros_like(pos), ops.zeros_like(modulation), ops.zeros_like(context)]
     for i in reversed(range(cfg.num_layers)):
-        dblock, (dx, *dshared) = layerwise.pull(stage.block, weights(), inputs.pop(), (dx,), wrt=4)
+        dblock, (dx, *dshared) = pulls.pop()(weights(), dx)
         grads |= reduce(tree.join({f"blocks/{i}": dblock}))
         del dblock  # or it would be there beside the next block's
         shared = [total + more for total, more in zip(shared, dshared, strict=True)]

@@ -165,6 +165,28 @@ def test_lower_precision_is_close_and_not_the_same(dtype, given):
         assert ours @ value > 0.98 * np.linalg.norm(ours) * np.linalg.norm(value), path
 
 
+@pytest.mark.parametrize(
+    ("cfg", "dtype", "masked"), [(config, "float32", True), (config, "float16", True), (seed_config, "float32", False)]
+)
+def test_whatever_is_recomputed_the_gradients_are_the_same(cfg, dtype, masked):
+    """Each policy twice, since a compiled gradient may be right once."""
+    cfg = cfg()
+    cfg.update(compute_dtype=dtype, num_layers=3)
+    params = backend.to_tensors(random_params(cfg))
+    exchange = comm.make(ONE, 3, transformer.shapes(cfg), parameter_dtypes(cfg))
+    latents, t, text = inputs(masked)
+    noise = np.random.default_rng(2).standard_normal(latents.shape).astype(np.float32)
+    loss, expected = loss_and_grads(params, cfg, latents, noise, t, text, exchange)
+    for policy in ("none", "2", "none", "2", "all"):
+        found, grads = loss_and_grads(params, cfg, latents, noise, t, text, exchange, policy)
+        assert float(found) == pytest.approx(float(loss), rel=1e-6) and grads.keys() == expected.keys()
+        for path, value in expected.items():
+            value, own = value.asnumpy(), grads[path]
+            assert own.dtype == ms.float32 and abs(value).max() > 0, path
+            limit = (1e-6 if dtype == "float32" else 2e-3) * abs(value).max()
+            np.testing.assert_allclose(own.asnumpy(), value, rtol=0, atol=limit, err_msg=f"{policy} {path}")
+
+
 CASTS = """
 import os, pathlib, re, sys
 import numpy as np
