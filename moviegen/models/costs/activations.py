@@ -1,6 +1,6 @@
 """What graphs need beside weights: activations that are kept for the way back, and the working set of the largest graph.
 
-Counted by hand over the operations of models/transformer/stages.py, nn/layers.py and models/tae/blocks.py, in units of their
+Counted by hand over the operations of models/transformer/block.py, nn/layers.py and models/tae/blocks.py, in units of their
 largest tensors; those for a CPU are held against measured peaks (tests/models/costs), those for a card are not.
 """
 
@@ -83,18 +83,14 @@ def generator(cfg: Any, s: Sequence, sp: int, back: bool, recompute: str | int, 
     if not back:  # the text's keys and values of all blocks are there for all steps
         keys = 2 * cfg.num_layers * text * cfg.hidden_size
         return Needs(FLOAT * (given + 2 * inner) + low * keys, parts.forward)
-    again = cfg.num_layers - kept_layers(cfg, recompute)
-    kept = again * FLOAT * inner + (cfg.num_layers - again) * parts.saved
-    return Needs(
-        FLOAT * given + kept, max(parts.forward, parts.back + (parts.saved if again else 0), parts.attention_back)
-    )
-
-
-def kept_layers(cfg: Any, recompute: str | int) -> int:
-    """Blocks whose activations are kept; `recompute` is "all", "none", or n: every n-th block is computed again."""
-    if recompute in ("all", "none"):
-        return cfg.num_layers * (recompute == "none")
-    return cfg.num_layers - -(-cfg.num_layers // int(recompute))
+    again = len(transformer.recomputed(recompute, cfg.num_layers))
+    # Of a block that is not computed again what its parts are given (models/transformer/block.py): float32 tokens before each
+    # of three sums; q, k, v, the text's q, and what self-attention and the MLP add; gate and up; the text's k and v. What
+    # the gradients of gate and up need besides is computed again.
+    own = 3 * FLOAT * inner + low * (6 * inner + 2 * wide + 2 * text * cfg.hidden_size)
+    kept = again * FLOAT * inner + (cfg.num_layers - again) * own
+    back = parts.back + (parts.saved if again else 2 * low * wide)
+    return Needs(FLOAT * given + kept, max(parts.forward, back, parts.attention_back))
 
 
 class _Block(NamedTuple):
@@ -102,7 +98,7 @@ class _Block(NamedTuple):
 
     Args:
         forward: at the peak of its way there.
-        saved: what its way back needs of its way there.
+        saved: what its way back needs of its way there, where it is computed again whole.
         back: at the peak of its way back, in the MLP, besides what is saved.
         attention_back: at that of its way back through self-attention, with what is then left of what was saved.
     """

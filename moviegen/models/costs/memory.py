@@ -85,12 +85,8 @@ def _train(config: Any, axes: dict[str, int], on_card: bool) -> tuple[dict, dict
     device, host = _state(config, axes, shapes, kinds, on_card, train.offload_optimizer)
     if not on_card and config.data.source != "csv":  # the first rank encodes an embedded set
         host["process"] += sum(_graphs(config.tae, *clips, SIDES[:1], 1) for clips in _clips(config))
-    recompute = train.get("recompute", "all")
-    if device["gathered layers"]:  # a block that is not computed again keeps the weights that were gathered for it
-        block = {path: shape for path, shape in shapes.items() if path.startswith("blocks/0/")}
-        device["gathered layers"] += activations.kept_layers(cfg, recompute) * _bytes(block, kinds)
     given = activations.sequences(config, "train", axes)
-    needs = [activations.generator(cfg, each, axes["sp"], True, recompute, on_card) for each in given]
+    needs = [activations.generator(cfg, each, axes["sp"], True, train.recompute, on_card) for each in given]
     return _with_activations(device, max(needs, key=sum)), host
 
 

@@ -127,7 +127,7 @@ def utilisation(plan: Plan) -> float | None:
         return None
     done, dtype = plan.flop, next(iter(plan.steps.values())).parts[0][1]
     if plan.job == "train":
-        once = work.training(plan.config, plan.axes, again=0.0)
+        once = work.training(plan.config, plan.axes, once=True)
         done = sum(plan.steps[kind].share * each.flop for kind, each in once.items())
     peak = plan.card.tflops["float32" if dtype == "bfloat16_simulated" else dtype] * 1e12
     return done / (plan.mean.seconds * peak)

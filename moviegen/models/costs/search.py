@@ -150,8 +150,7 @@ def _policies(config: Any, job: str) -> Iterator[dict[str, Any]]:
     if job == "train_tae":
         yield {}
         return
-    kept = ("none", "all") if "recompute" in config.train else ("all",)
-    for moved, again in itertools.product((False, True), kept):
+    for moved, again in itertools.product((False, True), ("none", "all")):
         yield {"train.recompute": again, "train.offload_optimizer": moved}
 
 

@@ -1,6 +1,6 @@
 """What one rank does in one step of the generator: operations, bytes and messages, counted from its settings alone.
 
-Each formula is the sum over the operations of models/transformer/stages.py in their form for Ascend; tests hold them against
+Each formula is the sum over the operations of models/transformer/ in their form for Ascend; tests hold them against
 counts over compiled graphs (docs/plan.md).
 """
 
@@ -105,14 +105,24 @@ def block(cfg: Any, samples: int, patches: int, text: int, ranks: int = 1) -> Wo
     return total([(samples, work._replace(messages=messages))])
 
 
-def pull(cfg: Any, samples: int, patches: int, text: int, ranks: int = 1, again: bool = True) -> Work:
-    """One block's way back, with its forward computed `again` or from what was kept."""
+def back(cfg: Any, samples: int, patches: int, text: int, ranks: int = 1) -> Work:
+    """The gradients of one block, with nothing of its forward computed again."""
     there = block(cfg, samples, patches, text, ranks)
     d, f, n = cfg.hidden_size, cfg.ffn_size, -(-patches // ranks)
     # As above: of each element what the gradients of these operations read and write, counted over the graph.
     traffic = samples * (n * (d * 278 + 18 * f) + 28 * text * d)
-    back = there._replace(products=2 * there.products, attention=2.5 * there.attention, traffic=traffic, launches=71.0)
-    return total([(again, there), (1, back)])
+    return there._replace(products=2 * there.products, attention=2.5 * there.attention, traffic=traffic, launches=71.0)
+
+
+def pull(cfg: Any, samples: int, patches: int, text: int, ranks: int = 1, again: float = 1.0) -> Work:
+    """One block's way back, with its forward computed `again` whole or, in this share of cases not, what its parts repeat."""
+    there = block(cfg, samples, patches, text, ranks)
+    d, f, n = cfg.hidden_size, cfg.ffn_size, -(-patches // ranks)
+    # Attention, one of its four exchanges, norms and what is elementwise; sums of gradients that are made between graphs.
+    traffic = samples * (n * (d * 102 + 10 * f) + 14 * text * d)
+    parts = Work(attention=there.attention, traffic=traffic, launches=25.0)
+    parts = parts._replace(messages=tuple(m._replace(size=m.size / 4, count=m.count / 4) for m in there.messages))
+    return total([(again, there), (1 - again, parts), (1, back(cfg, samples, patches, text, ranks))])
 
 
 def model(config: Any, samples: int, patches: int, ranks: int, text: bool = True) -> Work:
@@ -126,28 +136,19 @@ def model(config: Any, samples: int, patches: int, ranks: int, text: bool = True
     return total([(samples, Work(products, 0.0, 0.0, traffic, 0.0, 76.0 / samples))])
 
 
-def training(config: Any, axes: dict[str, int], again: float | None = None) -> dict[str, Work]:
-    """A step of each kind that an experiment trains: "a video", "an image".
-
-    `again` is the share of the blocks' forwards that are computed again on the way back; the default is the experiment's.
-    """
+def training(config: Any, axes: dict[str, int], once: bool = False) -> dict[str, Work]:
+    """A step of each kind that an experiment trains: "a video", "an image"; `once`: without what is computed twice."""
     cfg, pieces = config.model, config.optim.get("accumulate", 1)
     samples = max(1, config.train.batch_size // (axes["data"] * axes["zero"] * pieces))
-    again, found = recomputed(config) if again is None else again, {}
-    moved = exchanges(weights(cfg), config, axes, again)
+    again, found = len(transformer.recomputed(config.train.recompute, cfg.num_layers)) / cfg.num_layers, {}
+    moved = exchanges(weights(cfg), config, axes)
     for kind, patches in rules.token_counts(config).items():
         shape = samples, patches, sum(texts(config).values()), axes["sp"]
         outer = model(config, samples, patches, axes["sp"])
-        there, back = block(cfg, *shape), pull(cfg, *shape, again=again)
-        micro = total([(4, outer), (cfg.num_layers, there), (cfg.num_layers, back)])
+        pulled = back(cfg, *shape) if once else pull(cfg, *shape, again=again)
+        micro = total([(4, outer), (cfg.num_layers, block(cfg, *shape)), (cfg.num_layers, pulled)])
         found[kind] = total([(pieces, micro), (pieces, moved["micro-batch"]), (1, moved["update"])])
     return found
-
-
-def recomputed(config: Any) -> float:
-    """The share of the blocks whose forward is computed again on the way back (`train.recompute`)."""
-    policy = str(config.train.get("recompute", "all"))
-    return {"all": 1.0, "none": 0.0}[policy] if policy.isalpha() else 1 / int(policy)
 
 
 class Weights(NamedTuple):
@@ -173,17 +174,14 @@ def _weights(text: str) -> Weights:
     return Weights(len(values), sum(values.values()), size, messages(values.values()))
 
 
-def exchanges(model: Weights, config: Any, axes: dict[str, int], again: float = 1.0) -> dict[str, Work]:
-    """What ranks exchange of a model's weights and gradients in each micro-batch, and the update: {"micro-batch", "update"}.
-
-    `again` is the share of the layers that are gathered a second time, for the way back.
-    """
+def exchanges(model: Weights, config: Any, axes: dict[str, int]) -> dict[str, Work]:
+    """What ranks exchange of a model's weights and gradients in each micro-batch, and the update: {"micro-batch", "update"}."""
     stage, shard = config.train.zero_stage, axes["zero"] * axes["sp"]
     world, state = axes["data"] * shard, model.values / (shard if stage else 1)
     count, gradients, micro, update, copied = model.messages, 4 * model.values, [], [], 0.0
     if stage == 3:
-        micro.append(Message("gathers", (1 + again) * model.size, (1 + again) * count, shard, 1))
-        copied += 2 * (1 + again) * model.size * (shard > 1)
+        micro.append(Message("gathers", 2 * model.size, 2 * count, shard, 1))  # for both ways
+        copied += 4 * model.size * (shard > 1)
     if stage < 2:  # a sum, that is twice the way: parts to whom they belong, sums to all
         micro.append(Message("gradients", 2 * gradients, count, world, 1))
     else:

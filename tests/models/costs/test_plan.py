@@ -37,7 +37,7 @@ def test_memory_is_held_against_the_card_or_the_whole_machine(state_alone):
 
 def test_utilisation_is_what_a_step_cannot_do_without(state_alone):
     plan = made("30b_stage2.py", data__image_fraction=0.0)
-    once = work.training(plan.config, EIGHT, again=0.0)["a video"].flop
+    once = work.training(plan.config, EIGHT, once=True)["a video"].flop
     assert plans.utilisation(plan) == pytest.approx(once / (354e12 * plan.mean.seconds))
     assert plan.flop > once
 

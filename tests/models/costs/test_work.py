@@ -33,14 +33,16 @@ def test_traffic_of_a_block():
     assert found == pytest.approx(TRAFFIC, rel=0.01)
 
 
-def test_what_is_kept_is_not_computed_again():
+def test_of_what_is_kept_attention_alone_is_computed_again():
+    """Counted over the parts' graphs, with three sums of gradients between them of 12 bytes an element."""
     cfg = common.transformer("30b")
-    there, again, kept = (
-        work.block(cfg, 2, 448, 868),
-        work.pull(cfg, 2, 448, 868),
-        work.pull(cfg, 2, 448, 868, again=False),
-    )
-    assert again.flop == there.flop + kept.flop and kept.products == 2 * there.products
+    there, kept = work.block(cfg, 1, 14_336, 868, 8), work.pull(cfg, 1, 14_336, 868, 8, again=0.0)
+    assert (kept.products / 1e12, kept.attention / 1e12) == pytest.approx((4.06, 2.35), rel=0.005)
+    assert kept.traffic / 1e9 == pytest.approx(4.82 + 3 * 12 * 1792 * 6144 / 1e9, rel=0.02)
+    assert kept.messages[0].count == pytest.approx(5 / 4 * there.messages[0].count)
+    every, half = work.pull(cfg, 2, 448, 868), work.pull(cfg, 2, 448, 868, again=0.5)
+    assert every.flop == work.block(cfg, 2, 448, 868).flop + work.back(cfg, 2, 448, 868).flop
+    assert half.flop == pytest.approx((every.flop + work.pull(cfg, 2, 448, 868, again=0.0).flop) / 2)
 
 
 def test_messages_of_a_step_on_eight_cards():
