@@ -289,7 +289,7 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 # average, 75 GB a card on 8 cards with all of them on the card, 30 GB so. 5B's stage 3 takes 70 GB without
                 # (--job=plan).
                 offload_optimizer=size == "30b" or (size, number) == ("5b", 3),
-                # The blocks that are computed again whole on the way back: "all", "none", or a number, every so many. The others
+                # The blocks that are computed again whole on the way back: "all", "none", or a number, every so many. Others
                 # keep what each of their products gave, which takes memory (docs/parallel.md). The seed recomputes all.
                 recompute="all",
                 rank_timeout=300.0,  # seconds without a sign of life of one rank after which the others end

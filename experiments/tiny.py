@@ -35,6 +35,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                 validate_every=100,
                 zero_stage=3,
                 offload_optimizer=False,
+                recompute="all",  # experiments/common.py
                 rank_timeout=300.0,
                 # Latents as small and smooth as these show their content early: what moves where is decided below t = 0.2.
                 time_logit_mean=-1.0,

@@ -257,7 +257,7 @@ _EMBEDDINGS = "data.text_folders data.empty_text"
 # Sections and keys that an experiment must have for a job; "JOB/SOURCE": for a data.source too.
 NEEDS = {
     "train": f"""{_TRAINING} model tae data.text_drop_prob data.latent_folder data.tae_weights data.max_bad_fraction
-        optim.accumulate train.time_logit_mean train.offload_optimizer""",
+        optim.accumulate train.time_logit_mean train.offload_optimizer train.recompute""",
     "train/csv": f"data.csv data.validation_csv {_EMBEDDINGS}",
     "train/synthetic": "data.num_samples",
     "train_tae": f"{_TRAINING} tae loss data.image_batch_size",

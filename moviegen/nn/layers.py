@@ -1,4 +1,4 @@
-"""Layers as pure functions of tensors: projections, norms, attention, SwiGLU, embeddings.
+"""Layers as pure functions of tensors: projections, norms, attention, embeddings.
 
 Weights are (out, in). Norms, softmax and statistics are float32; matrix products run in `dtype`.
 """
@@ -75,12 +75,6 @@ _square_sum = _SquareSum()
 def square_sum(x: ms.Tensor) -> ms.Tensor:
     """Sum of the squares of all of x."""
     return _square_sum(x)
-
-
-def swiglu(x: ms.Tensor, gate: ms.Tensor, up: ms.Tensor, down: ms.Tensor, dtype: str = "float32") -> ms.Tensor:
-    """down(silu(gate x) * (up x))."""
-    y = kernels.silu(linear(x, gate, None, dtype))
-    return linear(y * linear(x, up, None, dtype), down, None, dtype)
 
 
 @ops.constexpr

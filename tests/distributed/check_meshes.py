@@ -1,9 +1,9 @@
 """Run as several ranks, or alone: trains the same few steps on every mesh named, each into a folder of its name.
 
-check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 sp=2/3/float16/links@10 ...
+check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 sp=2/3/float16/links@10 sp=2/3/float32/none ...
 
-Each is mesh / ZeRO stage [/ compute dtype [/ links: exchanges overlap with computing, as on Ascend]] [@ its own steps, of
-half the batch].
+Each is mesh / ZeRO stage [/ compute dtype [/ links: exchanges overlap with computing, as on Ascend] [/ train.recompute]]
+[@ its own steps, of half the batch].
 """
 
 import sys
@@ -63,6 +63,7 @@ def main(folder: str, steps: str, *wanted: str) -> None:
         if until:
             config.train.batch_size //= 2
         config.model.compute_dtype = how[0] if how else "float32"
+        config.train.recompute = next((each for each in how[1:] if each != "links"), "all")
         config.optim.accumulate = config.train.batch_size // (axes["data"] * axes["zero"] * MICRO_BATCH)
 
         def work(size=size, axes=axes, config=config, name=name):

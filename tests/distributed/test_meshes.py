@@ -1,6 +1,6 @@
 """Five optimizer steps give the same losses and the same weights on every mesh and at every ZeRO stage.
 
-With exchanges that overlap with computing too, as they do on Ascend ("links").
+With exchanges that overlap with computing too, as they do on Ascend ("links"), and with blocks that keep their activations.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from tests.distributed import ranks
 
 TWO = ("data=2/0", "zero=2/1", "zero=2/2", "zero=2/3", "sp=2/3")
 TWO += tuple(f"{mesh}/float32/links" for mesh in ("zero=2/1", "zero=2/2", "zero=2/3"))
+TWO += ("zero=2/3/float32/links/none", "sp=2/3/float32/2")
 HALF = tuple(f"{axis}=2/{stage}/float16/links" for axis in ("zero", "sp") for stage in (1, 2, 3))
 FOUR = ("zero=2,sp=2/3", "data=2,sp=2/3")
 

@@ -38,7 +38,7 @@ def test_a_generator_with_its_text_encoders(tmp_path):
     )
     steps = audited(config, tmp_path / "run")
     video, short = steps["train on a video"], steps["train on a video, a short text"]
-    (forward,), (pull,) = video["stages.py block"], video["stages.py block, pull"]
+    (forward,), (pull,) = video["block.py block"], video["block.py block, pull"]
     assert forward["calls"] == pull["calls"] == 2  # of two layers
     assert {"FlashAttentionScore", "RmsNorm", "SiLU"} <= ops([forward])
     assert {"FlashAttentionScoreGrad", "RmsNormGrad", "SiLUGrad"} <= ops([pull])
@@ -62,13 +62,22 @@ def test_the_seeds_arithmetic_on_a_mesh_that_does_not_divide_the_sequence(tmp_pa
     # 9 patches of an image, one of them padding on the second of two ranks.
     config = configs.apply_overrides(
         config,
-        {"model.compute_dtype": "bfloat16", "model.num_layers": "5", "data.height": "48", "data.width": "48"},
+        {"model.compute_dtype": "bfloat16", "model.num_layers": "5", "data.height": "48", "data.width": "48"}
+        | {"train.recompute": "2"},
     )
     steps = audited(config, tmp_path, "zero=2,sp=2")
-    (block,) = steps["train on an image"]["stages.py block"]
-    assert block["calls"] == 5
-    exchanged = [launch for launch in block["launches"] if launch["kernel"] == "hccl"]
-    assert {launch["op"] for launch in exchanged} == {"AlltoAll"} and len(exchanged) == 4
+    graphs = steps["train on an image"]
+    parts = [graphs[f"block.py {name}"][0] for name in ("block", "queries", "attend", "queries, pull", "attend, pull")]
+    assert [part["calls"] for part in parts] == [
+        1,
+        4,
+        4,
+        4,
+        4,
+    ]  # the first block is computed again, the others are kept
+    for part, count in zip(parts, (4, 3, 1, 3, 2), strict=True):
+        exchanged = [launch for launch in part["launches"] if launch["kernel"] == "hccl"]
+        assert {launch["op"] for launch in exchanged} == {"AlltoAll"} and len(exchanged) == count
     assert "LayerNorm" not in ops(steps["train on an image"]["stages.py prologue"])
     assert "AllGather" in ops(steps["a step of sampling"]["stages.py epilogue"])
 

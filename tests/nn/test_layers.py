@@ -10,10 +10,6 @@ from moviegen.nn import composed, layers, layerwise
 from tests.numeric import assert_close, slopes
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 def numpy_rms_norm(x, scale, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
 
@@ -21,11 +17,6 @@ def numpy_rms_norm(x, scale, eps):
 def numpy_layer_norm(x, scale, bias, eps):
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * scale + bias
-
-
-def numpy_swiglu(x, gate, up, down):
-    y = x @ gate.T
-    return (y * sigmoid(y) * (x @ up.T)) @ down.T
 
 
 def numpy_attention(q, k, v, seen=1):
@@ -67,7 +58,6 @@ CASES = {
         functools.partial(numpy_layer_norm, eps=1e-3),
         dict(x=(2, 3, 8), scale=(8,), bias=(8,)),
     ),
-    "swiglu": (layers.swiglu, numpy_swiglu, dict(x=(2, 3, 4), gate=(6, 4), up=(6, 4), down=(5, 6))),
     "attention": (layers.attention, numpy_attention, dict(q=(2, 2, 5, 4), k=(2, 2, 3, 4), v=(2, 2, 3, 4))),
     "attention with a mask": (
         layers.attention,

@@ -231,6 +231,70 @@ def test_chain(input_grad, first, recompute):
         assert dx is None
 
 
+# ---- composition
+
+
+def halves(p, x, mask):
+    y = ops.tanh(ops.matmul(x, p["w"])) * mask
+    return y, y * y
+
+
+def scaled(p, y):
+    return y * p["scale"]
+
+
+def added(p, x, y):
+    return x + ops.tanh(y)
+
+
+PARTS = (
+    layerwise.Part(halves, ("w",), wrt=1),
+    layerwise.Part(scaled, ("scale",)),
+    layerwise.Part(added, (), adds=True),
+)
+
+
+def compose(halves, scaled, added):
+    """Values that are used twice, a function that is called twice, and one that gives two tensors."""
+
+    def whole(p, x, mask):
+        y, square = halves(p, x, mask)
+        z = added(p, x, scaled(p, y))
+        return added(p, z, square)
+
+    return whole
+
+
+def test_a_composition_of_parts_is_that_of_its_functions(monkeypatch):
+    """Twice, with other numbers: what one call keeps is not the other's; and of what is only added nothing is kept."""
+    whole = compose(*(part.fn for part in PARTS))
+    mask, held = array(2, 3, seed=7), []
+    monkeypatch.setattr(
+        layerwise, "pull", lambda *args, was=layerwise.pull: held.append((args[0], args[2])) or was(*args)
+    )
+    for seed in range(2):
+        weights = {"w": 0.3 * array(3, 3, seed=seed), "scale": array(3, seed=seed)}
+        x, dout = array(2, 3, seed=seed), ms.Tensor(array(2, 3, seed=5))
+        expected, pullback = layerwise.vjp(whole, weights, x, mask, wrt=1)
+        out, pull = layerwise.compose(compose, PARTS, weights, x, mask, wrt=1)
+        assert_close(out, expected.asnumpy(), tolerance=1e-6)
+        dparams, (dx,) = pull(weights, dout)
+        assert [fn for fn, _ in held] == [added, added, scaled, halves] and held[0][1][0] is dout
+        assert dparams.keys() == weights.keys()
+        held.clear()
+        numeric = slopes(functools.partial(numpy_sum, mask, dout.asnumpy()), weights | {"x": x})
+        (plain, (plain_dx,)), found = pullback(dout), dparams | {"x": dx}
+        for name, value in (plain | {"x": plain_dx}).items():
+            assert_close(found[name], value.asnumpy(), name, 1e-6)
+            assert_close(found[name], numeric[name], name)
+        held.clear()
+
+
+def numpy_sum(mask, dout, w, scale, x):
+    y = np.tanh(x @ w) * mask
+    return ((x + np.tanh(y * scale) + np.tanh(y * y)) * dout).sum()
+
+
 def test_equal_blocks_share_one_graph():
     def compiled(depth):
         @functools.lru_cache

@@ -29,7 +29,8 @@ def loss_and_grads(
     """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
 
     latents and noise (b c t h w), t (b,), text as in `model.apply`: this rank's samples. Of the blocks to `recompute`
-    (`shapes.recomputed`) only the inputs are kept for the way back, of others what their parts are given. Both results are those of the batch of all ranks; gradients are shards at ZeRO stage 2 and 3.
+    (`shapes.recomputed`) only the inputs are kept for the way back, of others those of their parts. Both results are those
+    of the batch of all ranks; gradients are shards at ZeRO stage 2 and 3.
     """
     params, latents, t, text, mask = model.check(params, cfg, latents, t, text, comm)
     noise = backend.tensor(noise)
