@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moviegen.errors import ConfigError
-from moviegen.models.transformer.shapes import SequenceShard, parameter_dtypes, shapes
+from moviegen.models.transformer.shapes import SequenceShard, parameter_dtypes, recomputed, shapes
 from moviegen.parallel.mesh import Group
 from tests.models.transformer.tiny_transformer import config
 
@@ -54,3 +54,11 @@ def test_a_shard_is_a_few_boxes_of_the_grid_in_order(grid, size):
         own = shard.indices()
         np.testing.assert_array_equal(np.concatenate([[], *found]), own[own < shard.patches])
         assert len(found) <= 5
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("all", [0, 1, 2, 3, 4]), ("1", [0, 1, 2, 3, 4]), ("2", [0, 2, 4]), (3, [0, 3]), ("9", [0]), ("none", [])],
+)
+def test_which_blocks_are_computed_again(policy, expected):
+    assert [*recomputed(policy, 5)] == expected
