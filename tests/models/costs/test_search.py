@@ -45,6 +45,19 @@ def test_what_is_told_leads_there(state_alone, config):
     assert again.mean == change.plan.mean and again.memory == change.plan.memory
 
 
+def test_recomputing_is_left_out_where_memory_is_left_and_taken_where_it_lacks():
+    """1B with a video of 14 336 tokens a card has memory to spare, with one of 73 728 it has not."""
+    for stage, policy, other in ((2, "all", "none"), (3, "none", "all")):
+        config = search.with_keys(
+            configs.load(f"experiments/1b_stage{stage}.py"), {"train.batch_size": 8, "train.recompute": policy}
+        )
+        plan = plans.of(config, "train", {"data": 1, "zero": 8, "sp": 1}, CARD)
+        assert plans.fits(plan) == (policy == "all")
+        (change,) = [c for c in search.changes(plan) if c.what == "recomputing"]
+        assert change.flags == (f"--config.train.recompute={other}",) and plans.fits(change.plan)
+        assert (change.plan.mean.seconds < plan.mean.seconds) == (other == "none")
+
+
 def test_the_cheapest_plan_fits_and_no_other_mesh_is_cheaper(state_alone, config):
     best = search.best_of(config, "train", 16, CARD)
     assert plans.fits(best) and best.config.train.batch_size % (best.axes["data"] * best.axes["zero"]) == 0
