@@ -1,6 +1,8 @@
 """Equal shards of parameters over a group of ranks: how an array is cut, and where each shard lies in it."""
 
 import functools
+import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from moviegen.parallel.mesh import Group
 from moviegen.storage import arraystore
 
 Shape = tuple[int, ...]
+BUCKET = 1 << 24  # values that travel in one message: 64 MB in float32
 
 
 def axis(shape: Shape, size: int) -> int:
@@ -53,3 +56,17 @@ def pad(own: np.ndarray, shape: Shape, group: Group) -> np.ndarray:
 def cut(array: np.ndarray, group: Group) -> np.ndarray:
     """This rank's shard of a whole array, padded with zeros; the array itself on a group of one."""
     return pad(array[bounds(array.shape, group)], array.shape, group)
+
+
+def buckets(shapes: Iterable[tuple[str, Shape]]) -> list[tuple[str, ...]]:
+    """Paths in groups of at most BUCKET values, to share a message's latency; a larger tensor is alone."""
+    found: list[list[str]] = []
+    filled = BUCKET
+    for path, shape in shapes:
+        size = math.prod(shape)
+        if filled + size > BUCKET:
+            found.append([])
+            filled = 0
+        found[-1].append(path)
+        filled += size
+    return [tuple(bucket) for bucket in found]

@@ -10,27 +10,12 @@ import mindspore as ms
 from mindspore import ops
 
 from moviegen.nn import kernels, tree
-from moviegen.parallel import collectives
+from moviegen.parallel import collectives, sharding
 from moviegen.parallel.mesh import Group, Mesh
 from moviegen.parallel.sharding import Shape, axis, shard_shape
 
-BUCKET = 1 << 24  # values: 64 MB in float32
 Tree = Mapping[str, ms.Tensor]
 Wait = Callable[[], list[ms.Tensor]]
-
-
-def buckets(shapes: Iterable[tuple[str, Shape]]) -> list[tuple[str, ...]]:
-    """Paths in groups of at most BUCKET values, to share a message's latency; a larger tensor is alone."""
-    found: list[list[str]] = []
-    filled = BUCKET
-    for path, shape in shapes:
-        size = math.prod(shape)
-        if filled + size > BUCKET:
-            found.append([])
-            filled = 0
-        found[-1].append(path)
-        filled += size
-    return [tuple(bucket) for bucket in found]
 
 
 def rows(x: ms.Tensor, size: int) -> ms.Tensor:
@@ -120,7 +105,7 @@ def start_whole(
         return cast
     own, messages = cast(), []
     for kind in sorted(set(kinds.values())):
-        for bucket in buckets((path, tuple(shapes[path])) for path in sorted(kinds) if kinds[path] == kind):
+        for bucket in sharding.buckets((path, tuple(shapes[path])) for path in sorted(kinds) if kinds[path] == kind):
             pieces, whole_shapes = (tuple(map(table.get, bucket)) for table in (own, shapes))
             messages.append((bucket, partial(_all_gather, group, pieces, whole_shapes)))
     return _send(messages)
@@ -182,8 +167,9 @@ def reducer(mesh: Mesh, stage: int) -> Callable[..., dict[str, ms.Tensor]]:
     """reduce(gradients of some parameters, last=False) -> the sums over all ranks of those that were exchanged.
 
     From stage 2 on the sums are shards; before, they are whole (at stage 1 the optimizer cuts them, once for all
-    micro-batches). Gradients are held back until there are BUCKET values of them, or `last` says that none follow. Where
-    exchanges overlap with computing, they are returned when the next ones are given, and all of them with the `last`.
+    micro-batches). Gradients are held back until there are `sharding.BUCKET` values of them, or `last` says that none
+    follow. Where exchanges overlap with computing, they are returned when the next ones are given, and all of them with
+    the `last`.
     """
     exchanges = (
         [(_all_reduce, mesh.world)] if stage < 2 else [(_reduce_scatter, mesh.shard), (_all_reduce, mesh.replicas)]
@@ -197,14 +183,16 @@ def reducer(mesh: Mesh, stage: int) -> Callable[..., dict[str, ms.Tensor]]:
         for i, (exchange, group) in enumerate(exchanges):
             arrived = under_way[i]()  # before more is sent: what one call gave is under way, what this one gave at hand
             sizes = [(path, tuple(x.shape)) for path, x in tensors.items()]
-            messages = ((paths, partial(exchange, group, tuple(map(tensors.pop, paths)))) for paths in buckets(sizes))
+            messages = (
+                (paths, partial(exchange, group, tuple(map(tensors.pop, paths)))) for paths in sharding.buckets(sizes)
+            )
             under_way[i], tensors = _send(messages), arrived
         return tensors
 
     def reduce(grads, last=False):
         # In float32: a sum of many in bfloat16 loses the small ones.
         waiting.update({path: _cast(g, ms.float32) for path, g in grads.items()})
-        if not last and sum(g.size for g in waiting.values()) < BUCKET:
+        if not last and sum(g.size for g in waiting.values()) < sharding.BUCKET:
             return {}
         done = dict(waiting)
         waiting.clear()

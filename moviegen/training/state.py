@@ -56,7 +56,7 @@ class Layout(NamedTuple):
     def pieces(self, paths: Iterable[str]) -> list[tuple[str, ...]]:
         """Paths in groups to give to `model` one after the other, so that nothing is in memory in two dtypes at once."""
         ordered = sorted(paths, key=lambda path: (self.dtypes.get(path, "float32"), path))  # the same on every rank
-        return zero.buckets((path, self.shapes[path]) for path in ordered)
+        return sharding.buckets((path, self.shapes[path]) for path in ordered)
 
     def whole(self, shards: Tree) -> Tree:
         """All-gathers every parameter, on every rank: for models that are small beside a training step."""

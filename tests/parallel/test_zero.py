@@ -32,7 +32,7 @@ def test_a_row_is_a_shard_and_joining_gives_the_tensor_back(shape, size):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parameters_are_gathered_in_few_messages(monkeypatch, dtype):
     """The other rank's shards come out of a table in place of a gather."""
-    monkeypatch.setattr(zero, "BUCKET", 60)
+    monkeypatch.setattr(sharding, "BUCKET", 60)
     shapes = {"modulation": (2, 3), "norm": (5,), "q": (4, 6), "wide": (9, 9)}
     arrays = {path: array(shape) for path, shape in shapes.items()}
     groups = [Group("", 2, rank) for rank in range(2)]
@@ -40,7 +40,7 @@ def test_parameters_are_gathered_in_few_messages(monkeypatch, dtype):
     messages = [
         bucket
         for paths in (sorted(lower), sorted(shapes.keys() - lower))
-        for bucket in zero.buckets((path, shapes[path]) for path in paths)
+        for bucket in sharding.buckets((path, shapes[path]) for path in paths)
     ]
     sent = []
 
@@ -159,7 +159,7 @@ TWICE = "start 2, wait 2, start 4, start 4, wait 4, start 6, wait 4, start 8, wa
 )
 def test_gradients_are_exchanged_while_the_next_are_computed(links, monkeypatch, mesh, stage, times, rows):
     """Each call waits for what the one before has started, before it starts its own; the last waits for all."""
-    monkeypatch.setattr(zero, "BUCKET", 4)
+    monkeypatch.setattr(sharding, "BUCKET", 4)
     reduce = zero.reducer(mesh, stage)
     found, returned = {}, []
     for i in (1, 2, 3):
@@ -175,13 +175,13 @@ def test_gradients_are_exchanged_while_the_next_are_computed(links, monkeypatch,
 
 
 def test_small_tensors_travel_together_and_a_large_one_alone(monkeypatch):
-    monkeypatch.setattr(zero, "BUCKET", 10)
-    found = zero.buckets([("a", (2, 2)), ("b", (6,)), ("c", (1,)), ("large", (30,)), ("d", (3, 3)), ("e", (1,))])
+    monkeypatch.setattr(sharding, "BUCKET", 10)
+    found = sharding.buckets([("a", (2, 2)), ("b", (6,)), ("c", (1,)), ("large", (30,)), ("d", (3, 3)), ("e", (1,))])
     assert found == [("a", "b"), ("c",), ("large",), ("d", "e")]
 
 
 def test_small_gradients_wait_for_each_other(monkeypatch):
-    monkeypatch.setattr(zero, "BUCKET", 10)
+    monkeypatch.setattr(sharding, "BUCKET", 10)
     reduce = zero.reducer(ONE, 2)
     a, b, c = (backend.tensor(np.full(n, n, np.float32)) for n in (4, 7, 3))
     assert reduce({"a": a}) == {}

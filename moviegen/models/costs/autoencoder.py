@@ -6,6 +6,7 @@ from typing import Any
 from moviegen.models.costs import work
 from moviegen.models.costs.work import IMAGE, VIDEO, Work
 from moviegen.models.tae import shapes
+from moviegen.parallel import sharding
 
 # VGG16's convolutions, as LPIPS takes features of them: (outputs, how often), after each of which sides are halved.
 VGG = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -102,7 +103,7 @@ def weights(config: Any) -> work.Weights:
     found = shapes.shapes(config.tae, adversarial if adversarial and adversarial.weight else None)
     values = [math.prod(shape) for shape in found.values()]
     each = 4 if config.tae.get("compute_dtype", "float32") == "float32" else 2
-    return work.Weights(len(values), sum(values), each * sum(values), work.messages(values))
+    return work.Weights(len(values), sum(values), each * sum(values), len(sharding.buckets(found.items())))
 
 
 def decoding(cfg: Any, frames: int, height: int, width: int) -> tuple[int, Work]:

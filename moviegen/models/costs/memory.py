@@ -15,7 +15,7 @@ from moviegen.models.costs.activations import FLOAT, Needs
 from moviegen.models.tae import shapes as tae
 from moviegen.models.transformer import shapes as transformer
 from moviegen.parallel import rules
-from moviegen.parallel.sharding import shard_shape
+from moviegen.parallel.sharding import BUCKET, shard_shape
 from moviegen.storage import safetensors_io
 
 KINDS = (
@@ -31,7 +31,6 @@ KINDS = (
     "process",  # interpreter, libraries, compiled graphs and what these keep
     "checkpoint",  # the copy that is written in the background
 )
-BUCKET = 1 << 24  # values of a message, of parallel/zero.py
 FRAMES = 32  # of a tile, of models/tae/tiles.py
 CLIPS, CLIP_PIXELS = 8, 1 << 19  # that are encoded at once, of data/encode.py
 LAYER = re.compile(r"(blocks/\d+|final|(?:en|de)coder/.*|discriminator/\d+)/")  # what is in none is a layer too

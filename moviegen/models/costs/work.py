@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from moviegen.models.transformer import shapes as transformer
-from moviegen.parallel import rules
+from moviegen.parallel import rules, sharding
 
-BUCKET = 1 << 24  # values in a message, of parallel/zero.py
 VIDEO, IMAGE = "a video", "an image"  # kinds of steps, as rules.token_counts names them
 
 
@@ -171,7 +170,7 @@ def _weights(text: str) -> Weights:
     kinds = transformer.parameter_dtypes(cfg)
     values = {path: math.prod(shape) for path, shape in transformer.shapes(cfg).items()}
     size = sum(n * (4 if kinds[path] == "float32" else 2) for path, n in values.items())
-    return Weights(len(values), sum(values.values()), size, messages(values.values()))
+    return Weights(len(values), sum(values.values()), size, len(sharding.buckets(transformer.shapes(cfg).items())))
 
 
 def exchanges(model: Weights, config: Any, axes: dict[str, int]) -> dict[str, Work]:
@@ -202,16 +201,6 @@ def exchanges(model: Weights, config: Any, axes: dict[str, int]) -> dict[str, Wo
         ),
         "update": Work(0, 0, 0, traffic, moved, model.arrays / 4, tuple(m for m in update if m.ranks > 1)),
     }
-
-
-def messages(sizes: Iterable[int]) -> int:
-    """How many messages of at most BUCKET values some tensors travel in; a larger one is alone (parallel/zero.py)."""
-    count, filled = 0, BUCKET
-    for size in sizes:
-        if filled + size > BUCKET:
-            count, filled = count + 1, 0
-        filled += size
-    return count
 
 
 def velocity(config: Any, axes: dict[str, int], samples: int, patches: int) -> Work:

@@ -15,7 +15,6 @@ from moviegen.models.costs import activations, memory
 from moviegen.models.tae import tiles
 from moviegen.models.transformer import model, shapes
 from moviegen.nn import composed
-from moviegen.parallel import zero
 from moviegen.storage import safetensors_io
 
 CARD, CPU = SimpleNamespace(name="910B2"), SimpleNamespace(name="CPU")
@@ -36,7 +35,7 @@ def of(config, job="train", card=CARD, **sizes):
 
 
 def test_numbers_of_other_files_are_theirs():
-    assert memory.BUCKET == zero.BUCKET and activations.SCORES == composed._SCORE_BYTES
+    assert activations.SCORES == composed._SCORE_BYTES
     assert (activations.CONTEXT_STEP, memory.FRAMES) == (model.CONTEXT_STEP, 8 * tiles.TILE)
     assert sum(map(math.prod, lpips.shapes().values())) == activations.LPIPS_VALUES
     assert activations.LPIPS_FRAMES == lpips.FRAMES and [n for _, n in activations.LPIPS] == list(lpips.STAGES)
