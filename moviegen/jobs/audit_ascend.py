@@ -33,7 +33,7 @@ def run(run: Run) -> dict[str, float]:
     kernels are not known.
     """
     ascend.table()
-    axes = {"data": run.mesh.data, "zero": run.mesh.zero, "sp": run.mesh.sp}
+    axes = run.mesh.axes
     with tempfile.TemporaryDirectory() as folder:
         steps, _ = isolate.call("moviegen.jobs.audit_ascend:compile_all", run.config, axes, folder)
     found, shape = findings(steps), ",".join(f"{axis}={size}" for axis, size in axes.items())

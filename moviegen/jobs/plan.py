@@ -20,7 +20,7 @@ Table = tuple[str, Sequence[str], list[list[str]]]  # title, heads, rows
 
 def run(run: Run) -> dict[str, float]:
     """Prints the plan; leaves plan.json and the page plan.html in the workdir. Returns the last plan's numbers."""
-    own, axes = run.config.get("plan", {}), {axis: getattr(run.mesh, axis) for axis in ("data", "zero", "sp")}
+    own, axes = run.config.get("plan", {}), run.mesh.axes
     card, metrics, noted, sections = cards.named(own.get("card", "")), {}, {}, []
     for name, config, job in _runs(run.config):
         plan = plans.of(config, job, axes, card) if not own.get("cards") else _best(config, job, own.cards, card)

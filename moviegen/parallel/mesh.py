@@ -39,6 +39,11 @@ class Mesh(NamedTuple):
     replicas: Group = ALONE  # the data-parallel group, whose ranks hold the same shard: along data
 
     @property
+    def axes(self) -> dict[str, int]:
+        """Sizes of the axes by name, as `parse` gives them."""
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
     def batch(self) -> Group:
         """This process's piece of the global batch (rank) and the number of pieces (size)."""
         return Group("", self.data * self.zero, self.world.rank // self.sp)

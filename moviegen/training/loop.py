@@ -161,10 +161,8 @@ def loss_and_grads(task: Task, params: Tree, step: int) -> tuple[Tree, Tree]:
     found, count = [], 0
     for inputs in task.micro_batches(step):
         more = task.loss_and_grads(params, inputs, step)
-        for total, part in zip(
-            found, more, strict=False
-        ):  # one by one, so that the gradients are not there a third time
-            for key in list(part):
+        for total, part in zip(found, more, strict=False):
+            for key in list(part):  # one by one, so that the gradients are not there a third time
                 total[key] = total[key] + part.pop(key)
         found = found or list(more)
         del more
