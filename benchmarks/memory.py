@@ -99,7 +99,7 @@ def settings(case: Case, folder: Path) -> Any:
     from moviegen import config as configs
 
     config = configs.load(str(Path(__file__).parents[1] / case.spec))
-    changed = {"train.steps": 4, "train.checkpoint_every": 4, "train.validate_every": 4} | case.settings
+    changed = {"train.steps": 4, "train.checkpoint_every": 2, "train.validate_every": 4} | case.settings
     if case.job == _TAE:
         changed["train.linear_start"] = 0
     else:

@@ -5,6 +5,6 @@ from ml_collections import ConfigDict
 from experiments import common
 
 
-def get_config(tiny: bool = False, compat: str = "paper") -> ConfigDict:
-    config = common.stage("1b", 1, compat)
+def get_config(tiny: bool = False, compat: str = "paper", buckets: bool = False) -> ConfigDict:
+    config = common.stage("1b", 1, compat, buckets)
     return common.shrink(config) if tiny else config

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from experiments import common
 
 
-def get_config(tiny: bool = False, compat: str = "paper") -> ConfigDict:
-    config = common.stage("30b", 1, compat)
+def get_config(tiny: bool = False, compat: str = "paper", buckets: bool = False) -> ConfigDict:
+    config = common.stage("30b", 1, compat, buckets)
     config.optim.accumulate = 7  # seed: 1, for its 5B
     return common.shrink(config) if tiny else config

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from experiments import common
 
 
-def get_config(tiny: bool = False, compat: str = "paper") -> ConfigDict:
-    config = common.stage("30b", 2, compat)
+def get_config(tiny: bool = False, compat: str = "paper", buckets: bool = False) -> ConfigDict:
+    config = common.stage("30b", 2, compat, buckets)
     config.train.batch_size = 1  # paper: 1536, later 3072
     config.ema.decay = 0.0
     return common.shrink(config) if tiny else config

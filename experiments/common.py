@@ -171,6 +171,31 @@ def text() -> ConfigDict:
     )
 
 
+def buckets(resolution: int = 0, **overrides: Any) -> dict:
+    """Shapes that clips of many sizes and lengths are sorted into: docs/data.md. At resolution 0 there is one, data's own."""
+    return (
+        dict(
+            resolution=resolution,  # every picture has about the area of a square with this side, in pixels
+            aspect_ratios=(
+                "16:9",
+                "4:3",
+                "1:1",
+                "3:4",
+                "9:16",
+            ),  # width:height; paper: five, of which it names the ends
+            # Paper: 256 frames from 10.67 s on, 192 from 8 s, 128 from 4 s; shown at 16 to 32 a second, by the clip's length.
+            frames=(256, 192, 128),
+            max_fps=(24.0, 24.0, 32.0),  # for each of `frames`
+            rates=(),  # at which clips may be shown, each at the slowest that its length allows; (): all whole ones from 16
+            max_upscale=1.0,  # files that would be enlarged more are too small; 0: none is
+            # "PATTERN=NUMBER" of buckets' names such as 128x192x336; the first that matches counts.
+            weights=(),  # how often samples are drawn; 1 where nothing says: 0.5 keeps one of two in an epoch, 0 none
+            batch_sizes=(),  # of all ranks; train.batch_size or data.tokens_per_batch where nothing says
+        )
+        | overrides
+    )
+
+
 def planning() -> dict:
     """Settings of what is predicted of a run: docs/plan.md."""
     return dict(
@@ -188,6 +213,7 @@ def planning() -> dict:
 STAGES = {
     1: dict(
         size=(256, 448),
+        resolution=256,
         num_frames=1,
         positions=(32, 32, 32),
         image_fraction=1.0,
@@ -197,6 +223,7 @@ STAGES = {
     ),
     2: dict(
         size=(256, 448),
+        resolution=256,
         num_frames=256,
         positions=(32, 32, 32),
         image_fraction=1 / 11,  # paper: 1 image batch to 10 of video; the seed has what its CSV happens to hold
@@ -206,6 +233,7 @@ STAGES = {
     ),
     3: dict(
         size=(576, 1024),
+        resolution=768,
         num_frames=256,
         positions=(32, 96, 96),
         image_fraction=1 / 11,
@@ -216,10 +244,11 @@ STAGES = {
 }
 
 
-def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
+def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = False) -> ConfigDict:
     """The experiment of one training stage; `train.init_from` takes the checkpoint folder of the stage before.
 
-    compat="seed" has the arithmetic of the seed's checkpoints, of generator and autoencoder: docs/models.md.
+    compat="seed" has the arithmetic of the seed's checkpoints, of generator and autoencoder: docs/models.md. in_buckets:
+    whether clips of all sizes and lengths are taken, in the shapes of the paper, or all in the seed's one (docs/data.md).
     """
     s = STAGES[number]
     height, width = s["size"]
@@ -248,7 +277,9 @@ def stage(size: str, number: int, compat: str = "paper") -> ConfigDict:
                 height=height,
                 width=width,
                 num_frames=s["num_frames"],
-                image_fraction=s["image_fraction"],
+                buckets=buckets(s["resolution"] if in_buckets else 0),
+                tokens_per_batch=0,  # of all ranks: gives each bucket the batch that it fills; 0: train.batch_size for all
+                image_fraction=s["image_fraction"],  # of the steps
                 text_drop_prob=0.2,  # of all encoders together; paper: unknown
                 text_drop_each=dict(ul2=0.0, metaclip=0.0, byt5=0.0),  # of each by itself, beyond that
                 max_bad_fraction=0.01,  # the seed replaces any number of bad rows in silence
@@ -340,6 +371,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
         )
         config.data.update(tae_weights="package:tiny_tae", num_samples=16)
     config.data.update(source="synthetic", height=height, width=width, num_frames=frames)
+    if "buckets" in config.data:
+        shapes = config.data.buckets
+        shapes.update(resolution=shapes.resolution // 8, frames=tuple(n // 8 for n in shapes.frames))
     if "lpips" in config.get("loss", {}):
         config.loss.lpips = 0.0  # needs weights that do not ship
         config.loss.outlier_start = config.loss.adversarial.start = 1

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from moviegen import config as configs, settings
 from moviegen.errors import ConfigError, Stopped
 from moviegen.nn import runtime
-from moviegen.parallel import heartbeat, mesh as meshes, rules
+from moviegen.parallel import buckets, heartbeat, mesh as meshes, rules
 from moviegen.parallel.mesh import ONE, Mesh, rank, ranks
 from moviegen.storage import files, lock
 
@@ -186,6 +186,9 @@ def check(config: ConfigDict, job: str, axes: dict[str, int], ranks: int) -> Non
         for key, words in wrong.items():
             own = f"stages.{stage}.{key}"
             found.append(f"{own if own in known else key} {words}")
+        if "data.buckets.resolution" in values and view.data.buckets.resolution and not wrong:
+            unit = axes["data"] * axes["zero"] * view.get("optim", {}).get("accumulate", 1) if of == "train" else 1
+            found += buckets.problems(view, unit)
         for words in rules.violations(axes, math.prod(axes.values()) if stage else ranks, view, of, wrong):
             found.append(f"stages.{stage}: {words}" if stage else f"mesh {shape} does not fit this experiment: {words}")
     found = list(dict.fromkeys(found))

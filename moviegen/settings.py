@@ -55,6 +55,11 @@ def several(each: Rule, count: int | None = None, least: int = 0) -> Rule:
     return Rule(f"a tuple of {amount}, each {each.words}", holds, (each.example,))
 
 
+def matching(regex: str, words: str) -> Rule:
+    """Text of a form."""
+    return Rule(words, lambda v: isinstance(v, str) and re.fullmatch(regex, v) is not None)
+
+
 def either(one: Rule, other: Rule) -> Rule:
     """What one of two rules allows."""
     return Rule(f"{one.words}, or {other.words}", lambda v: one.holds(v) or other.holds(v), one.example)
@@ -142,6 +147,15 @@ RULES: dict[str, Rule] = {
     "data.height": size,
     "data.width": size,
     "data.num_frames": whole(0),
+    "data.buckets.resolution": whole(0),
+    "data.buckets.aspect_ratios": several(matching(r"[1-9]\d*:[1-9]\d*", "width:height such as '16:9'"), least=1),
+    "data.buckets.frames": several(whole(2), least=1),
+    "data.buckets.max_fps": several(number(above=0), least=1),
+    "data.buckets.rates": several(number(above=0)),
+    "data.buckets.max_upscale": number(0),
+    "data.buckets.weights": several(matching(r".+=\d*\.?\d+", "'PATTERN=NUMBER' of buckets' names")),
+    "data.buckets.batch_sizes": several(matching(r".+=[1-9]\d*", "'PATTERN=NUMBER' of buckets' names")),
+    "data.tokens_per_batch": whole(0),
     "data.image_fraction": share,
     "data.image_batch_size": whole(1),
     "data.synthetic_fraction": share,
@@ -324,7 +338,8 @@ def _unfit(values: Mapping[str, Any], job: str, broken: Mapping[str, str]) -> di
     """Sizes of a video that the generator cannot take, where the settings of it hold by themselves."""
     section = {"train": "data", "encode_video": "data", "sample": "sample"}.get(job)
     patch, lengths = values.get("model.patch_size"), values.get("model.position_lengths")
-    if not section or not patch or {"model.patch_size", "model.position_lengths"} & broken.keys():
+    in_buckets = section == "data" and values.get("data.buckets.resolution")  # parallel/buckets.py tells of theirs
+    if not section or not patch or in_buckets or {"model.patch_size", "model.position_lengths"} & broken.keys():
         return {}
     found, frames = {}, 1 if values.get(f"{section}.image_fraction") == 1 else values.get(f"{section}.num_frames")
     for axis, side in enumerate(("num_frames", "height", "width")):

@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import Any
 
+from moviegen.parallel import buckets
+
 LARGE_WASTE = 0.05  # of the work of a sequence: above it a run says what its padding costs
 
 
@@ -27,7 +29,9 @@ def violations(axes: dict[str, int], ranks: int, config: Any, job: str, wrong: C
     if job in ("train", "train_tae") and "optim.accumulate" not in wrong:
         pieces = batches * config.optim.get("accumulate", 1)
         sizes = {"train.batch_size": config.train.batch_size}
-        if job == "train_tae" and config.data.image_fraction:
+        if job == "train" and buckets.configured(config):
+            sizes = {}  # each bucket has its own
+        elif job == "train_tae" and config.data.image_fraction:
             sizes["data.image_batch_size"] = config.data.image_batch_size
         found += [
             f"{key} is {size}, not a multiple of {pieces}: data {axes['data']} x zero {axes['zero']} x optim.accumulate"
@@ -73,12 +77,10 @@ def notes(axes: dict[str, int], config: Any, job: str) -> list[str]:
 
 
 def token_counts(config: Any) -> dict[str, int]:
-    """Length of the sequences that an experiment trains on: "a video" and "an image", those that it has."""
-    data, frames = config.data, {}
-    if data.num_frames > 1 and data.image_fraction < 1:
-        frames["a video"] = -(-data.num_frames // 8)
-    if data.num_frames == 1 or data.image_fraction:
-        frames["an image"] = 1
-    _, *patch = config.model.patch_size
-    height, width = (data[side] // 8 // p for side, p in zip(("height", "width"), patch, strict=True))
-    return {kind: max(1, n // config.model.patch_size[0]) * height * width for kind, n in frames.items()}
+    """Length of the sequences that an experiment trains on, by bucket: "a video", "an image", or several of a kind."""
+    found, counts = buckets.table(config), {}
+    kinds = [each.kind for each in found]
+    for each in found:
+        kind = "an image" if each.kind == "image" else "a video"
+        counts[kind if kinds.count(each.kind) == 1 else f"{kind} of {each.name}"] = buckets.tokens(each, config)
+    return counts

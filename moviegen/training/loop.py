@@ -105,11 +105,12 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
                 writer.write_scalars(done, _named(name, validated))
                 if notes["plateau"] is not None:
                     notes["plateau"] = optim.plateau(notes["plateau"], score, config.optim.plateau)
-            if stopped or _due(done, config.train.checkpoint_every, steps):
+            last = bool(stopped) or done == steps
+            if last or _due(done, config.train.checkpoint_every, steps):
                 if saving is not None:
                     saving.result()
                 meta = {"step": done, "score": score, "learning_rate": rate(config, notes["plateau"], done)} | notes
-                saving = states.save(folder, done, state, meta | task.meta(done), config, task.layout)
+                saving = states.save(folder, done, state, meta | task.meta(done), config, task.layout, last)
         if saving is not None:
             saving.result()
         writer.close()

@@ -209,8 +209,13 @@ def _network(tree: Tree, prefix: str, starts: Mapping[str, int]) -> Tree:
     return {path: value for path, value in tree.items() if prefix == next(filter(path.startswith, starts), "")}
 
 
-def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout: Layout) -> Future | None:
-    """Copies this rank's shards and writes them in the background; the first replica of the state alone is written."""
+def save(
+    folder: Path, step: int, state: State, meta: dict, config: Any, layout: Layout, last: bool = False
+) -> Future | None:
+    """Copies this rank's shards and writes them in the background; the first replica of the state alone is written.
+
+    Of the `last` save nothing is copied: no step follows that would change the state meanwhile.
+    """
     sync.wait(layout.mesh.world)  # rank 0 may have waited for the checkpoint before
     # New for every attempt and the same on every rank.
     token = sync.agree(int(time.time()) % 10_000_000, layout.mesh.world)
@@ -221,7 +226,8 @@ def save(folder: Path, step: int, state: State, meta: dict, config: Any, layout:
         trees["ema"] = state.ema
 
     def part(path, value):
-        return sharding.part(tuple(layout.shapes[path]), np.array(dtypes.to_numpy(path, value)), layout.shard)
+        array = dtypes.to_numpy(path, value)
+        return sharding.part(tuple(layout.shapes[path]), array if last else np.array(array), layout.shard)
 
     parts = {tree: {path: part(path, value) for path, value in values.items()} for tree, values in trees.items()}
     keep = config.train.keep_checkpoints, config.train.keep_every, config.train.keep_best

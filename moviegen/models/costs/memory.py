@@ -181,6 +181,8 @@ def _state(
     device["gathered layers"] = _gathered(shapes, kinds, ranks if sharded else 1, on_card)
     host = {"checkpoint": own + sum(kept.values())}
     if not on_card:
+        if config.train.checkpoint_every >= config.train.steps:
+            host["checkpoint"] = 0  # the last one is written from where the state lies
         # A compiled graph keeps what it was given and gave last: a layer's gradients, and four parts of its state.
         host["process"] = FLOAT * max(map(_values, _layers(shapes))) * (1 + 4 / ranks)
     (host if offload else device).update(kept)
