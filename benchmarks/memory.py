@@ -73,17 +73,46 @@ CASES = {
     "tae_small": Case(_TAE, _SMALL_TAE, {"train.batch_size": 4}, unseen=True),
 }
 
+# Of a machine of 24 GB, to which nothing else may happen: by name alone.
+LARGE = {
+    "train_1b": Case(
+        _TRAIN,
+        "experiments/1b_stage1.py",
+        {
+            "model.compute_dtype": "float32",
+            "train.batch_size": 1,
+            "train.steps": 5,
+            "train.checkpoint_every": 5,
+            "data.validation_csv": "",
+            "ema.decay": 0.0,
+        },
+    )
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.split("\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default all: {', '.join(CASES)}")
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"default all but the last: {', '.join(CASES | LARGE)}"
+    )
     names = parser.parse_args().cases or CASES
     print(f"{'case':20} {'MB':>7} {'predicted':>10}")
     for name in names:
+        case = (CASES | LARGE)[name]
         with tempfile.TemporaryDirectory() as folder:
-            measured = measure(CASES[name], Path(folder))
-        said = predicted(CASES[name])
-        print(f"{name:20} {measured / MB:7.0f} {said / MB:10.0f} {said / measured - 1:+8.1%}", flush=True)
+            measured = measure(case, Path(folder))
+            course = steps(Path(folder) / "run") if name in LARGE else ""
+        said = predicted(case)
+        print(f"{name:20} {measured / MB:7.0f} {said / MB:10.0f} {said / measured - 1:+8.1%}{course}", flush=True)
+
+
+def steps(workdir: Path) -> str:
+    """Loss of each step, and the seconds of one in the mean, the first left out."""
+    from moviegen.storage import writers
+
+    lines = [line for line in writers.read_metrics(workdir) if "train/image_loss" in line]
+    each = (lines[-1]["time"] - lines[0]["time"]) / (len(lines) - 1)
+    return f"  loss {', '.join(format(line['train/image_loss'], '.3f') for line in lines)}; {each:.1f} s a step"
 
 
 def predicted(case: Case) -> int:
@@ -104,7 +133,9 @@ def settings(case: Case, folder: Path) -> Any:
         changed["train.linear_start"] = 0
     else:
         changed |= {"data.source": "csv", "data.csv": str(folder / "train.csv"), "data.text_drop_prob": 0.0}
-        changed |= {"data.validation_csv": changed["data.csv"], "data.latent_folder": str(folder / "latents")}
+        changed = (
+            {"data.validation_csv": changed["data.csv"]} | changed | {"data.latent_folder": str(folder / "latents")}
+        )
         changed |= {f"data.text_folders.{name}": str(folder / name) for name in config.model.text_dims}
         changed |= {f"data.empty_text.{name}": str(folder / name / "0.npz") for name in config.model.text_dims}
         changed |= {f"text.budgets.{name}": TOKENS for name in config.model.text_dims}
