@@ -263,6 +263,7 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
                 source="csv",
                 csv="",
                 video_folder="",
+                metadata="",  # a csv of --job=check_data: what files' headers say, so that none is opened for it again
                 # --job=encode_text fills them; or the seed's npz files, with empty_text. It feeds ones for MetaCLIP.
                 text_folders=dict(ul2="", metaclip="", byt5=""),
                 empty_text=dict(ul2="", metaclip="", byt5=""),

@@ -20,6 +20,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 source="csv",
                 csv="",
                 video_folder="",
+                metadata="",  # a csv of --job=check_data: what files' headers say, so that none is opened for it again
                 num_frames=frames,
                 height=256,
                 width=256,

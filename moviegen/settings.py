@@ -136,6 +136,7 @@ RULES: dict[str, Rule] = {
     "data.source": one_of("csv", "clips", "synthetic"),
     "data.csv": text,
     "data.video_folder": text,
+    "data.metadata": text,
     "data.validation_csv": text,
     "data.text_folders.*": text,
     "data.empty_text.*": text,

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data import captions, video
+from moviegen.data import captions, metadata, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
@@ -113,10 +113,10 @@ def usable(data: Any, needed: int, cache: Path | None = None, world: Group = ALO
 
 def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:
     files = listed(data.csv, data.video_folder, outside=captions.allow_outside(data))
-    bad = _bad(data, len(files))
+    bad, table = _bad(data, len(files)), metadata.opened(data)
 
     def count(file: File) -> int:
-        frames = int(video.probe(file.path)["frames"])
+        frames = table.find(file.name, file.path).frames
         if frames < needed and not file.image:
             raise DataError(f"{file.path}: {frames} frames, {needed} are needed (data.num_frames, data.stride)")
         return frames

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moviegen.data import video
+from moviegen.data import metadata
 from moviegen.errors import DataError
 from moviegen.storage import files
 from moviegen.text import prompts
@@ -45,4 +45,5 @@ def of(row: Mapping[str, str | None], data: Any, cached: Mapping[str, float]) ->
             "its frame rate is not known: set data.fps or data.video_folder, add a column fps, or encode the videos first "
             "and set data.latent_folder"
         )
-    return video.read(files.inside(Path(data.video_folder), name, data.get("allow_outside", False)), 0, 1)[1]
+    path = files.inside(Path(data.video_folder), name, data.get("allow_outside", False))
+    return metadata.opened(data).find(name, path).fps
