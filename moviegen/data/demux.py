@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ _FORMATS = "asf,avi,flv,gif,h264,hevc,ivf,matroska,webm,mov,mp4,mpeg,mpegts,mpeg
 _MAX_PIXELS = 1 << 28  # of one frame: more is a broken or hostile header, and gigabytes
 # One packet is one frame in these. Elsewhere there are packets that show nothing (VP8's references, MPEG-4's skipped frames).
 _ONE_EACH = ("av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "vp9")
+_LEADING = 64  # packets, among which are all that refer to what is before the first key frame: decoders hold back 16
 
 
 class Index(NamedTuple):
@@ -49,6 +51,18 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise DataError(
             f"{path}: damaged, truncated or not a video of a kind that is read ({error.strerror})"
         ) from error
+
+
+def count(path: Path) -> int:
+    """Frames of `index`; of an MP4 or MOV file by its header and first packets alone, where these leave no doubt."""
+    with opened(path) as (container, stream):
+        if "mov" in container.format.name and stream.frames and stream.codec_context.codec.canonical_name in _ONE_EACH:
+            entries, size = list(stream.index_entries), path.stat().st_size
+            times = [packet.pts for packet in itertools.islice(container.demux(stream), _LEADING) if packet.size]
+            clear = entries and entries[0].is_keyframe and times and None not in times and times[0] == min(times)
+            if clear and all(each.size and each.pos + each.size <= size for each in entries):
+                return sum(not each.is_discard for each in entries)
+    return index(path).frames
 
 
 def index(path: Path) -> Index:

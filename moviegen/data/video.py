@@ -83,12 +83,13 @@ def probe(path: str | Path) -> dict[str, float]:
         height, width = _picture(path, None).shape[:2]
         return {"frames": 1, "fps": 0.0, "height": height, "width": width, "seconds": 0.0}
     with demux.opened(path) as (container, stream):
+        stream.thread_type = "NONE"  # of one frame: a dozen threads would read a dozen more first
         first = next(container.decode(stream), None)
         if first is None:
             raise DataError(f"{path}: holds no decodable video frame")
         height, width = view.viewer(path, stream, None)(first).shape[:2]
         fps = float(stream.average_rate or 0)
-    frames = demux.index(path).frames
+    frames = demux.count(path)
     return {"frames": frames, "fps": fps, "height": height, "width": width, "seconds": frames / fps if fps else 0.0}
 
 

@@ -57,3 +57,29 @@ def test_playlists_open_nothing(folder, monkeypatch):
     (folder / "concat:bt709.mp4").write_text("no video")
     with pytest.raises(DataError, match="concat:bt709.mp4: damaged"):
         video.read("concat:bt709.mp4")
+
+
+def test_a_header_tells_as_many_frames_as_are_there(folder, tmp_path, monkeypatch):
+    """Where it leaves doubts the whole file is looked through: a truncated one, and one that is written in fragments."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".mp4", ".mov", ".avi"))
+    shots = [odd.scene() // (i + 1) for i in range(80)]
+    for name, flags in (("start.mp4", "faststart"), ("parts.mp4", "frag_keyframe+empty_moov")):
+        with av.open(str(tmp_path / name), "w", options={"movflags": flags}) as new:
+            stream = new.add_stream("libx264", rate=8, options={"g": "8"})
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+            for shot in shots:
+                new.mux(stream.encode(av.VideoFrame.from_ndarray(shot)))
+            new.mux(stream.encode(None))
+    content = (tmp_path / "start.mp4").read_bytes()
+    (tmp_path / "short.mp4").write_bytes(content[: len(content) * 9 // 10])
+    found = {}
+    for path in [*paths, *tmp_path.iterdir()]:
+        try:
+            found[path.name] = demux.index(path).frames
+        except DataError:
+            continue
+        assert demux.count(path) == found[path.name], path.name
+    assert found["start.mp4"] == found["parts.mp4"] == 80 > found["short.mp4"] and len(found) > 12
+    monkeypatch.setattr(demux, "index", None)
+    assert demux.count(folder / "cut.mp4") == demux.count(folder / "bt709.mp4") == odd.FRAMES
+    assert demux.count(tmp_path / "start.mp4") == 80
