@@ -53,16 +53,17 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
-def count(path: Path) -> int:
-    """Frames of `index`; of an MP4 or MOV file by its header and first packets alone, where these leave no doubt."""
+def count(path: Path) -> Index:
+    """`index`; of an MP4 or MOV of one rate, where that leaves no doubt, by its header and first packets, and without times."""
     with opened(path) as (container, stream):
         if "mov" in container.format.name and stream.frames and stream.codec_context.codec.canonical_name in _ONE_EACH:
             entries, size = list(stream.index_entries), path.stat().st_size
             times = [packet.pts for packet in itertools.islice(container.demux(stream), _LEADING) if packet.size]
             clear = entries and entries[0].is_keyframe and times and None not in times and times[0] == min(times)
-            if clear and all(each.size and each.pos + each.size <= size for each in entries):
-                return sum(not each.is_discard for each in entries)
-    return index(path).frames
+            steady = np.ptp(np.diff([each.timestamp for each in entries])) <= 1 if len(entries) > 1 else True
+            if clear and steady and all(each.size and each.pos + each.size <= size for each in entries):
+                return Index(sum(not each.is_discard for each in entries), None, 0)
+    return index(path)
 
 
 def index(path: Path) -> Index:

@@ -17,6 +17,7 @@ from moviegen.errors import DataError
 from moviegen.storage import files
 
 IMAGE_SUFFIXES = image.SUFFIXES
+PIECE = 32  # frames of a film that are in memory at a time, and that the autoencoder encodes together
 
 
 def read(
@@ -42,6 +43,24 @@ def read(
     Returns uint8 (t h w c) RGB as a viewer shows it (docs/data.md), and the frames per second of the result (0 for an image,
     which is one frame). Raises DataError for a missing, damaged or truncated file, no video in it or too few frames.
     """
+    return next(stream(path, start, num_frames, stride, size, cover, at, fps, None))
+
+
+def stream(
+    path: str | Path,
+    start: int = 0,
+    num_frames: int | None = None,
+    stride: int = 1,
+    size: int | tuple[int, int] | None = None,
+    cover: tuple[int, int] | None = None,
+    at: tuple[float, float] = (0.5, 0.5),
+    fps: float = 0.0,
+    most: int | None = PIECE,
+) -> Iterator[tuple[np.ndarray, float]]:
+    """What `read` gives in pieces of `most` frames, the last of fewer, each with the rate: a long film is never in memory.
+
+    None: in one piece. What is wrong with the end of a file is raised when that is reached.
+    """
     if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
         raise ValueError(f"start {start}, num_frames {num_frames}, stride {stride}: expected start >= 0, others >= 1")
     path = files.existing(path)
@@ -49,17 +68,23 @@ def read(
     if is_image(path):
         if start or (num_frames or 1) != 1:
             raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
-        return _picture(path, box)[None], 0.0
+        yield _picture(path, box)[None], 0.0
+        return
     stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
-    if start and stop and not fps and (sought := _sought(path, range(start, stop, stride), box)):
-        return _stacked(path, sought[0]), sought[1] / stride
-    with demux.opened(path) as (container, stream):
-        frames, decoded, seen = [], 0, view.viewer(path, stream, box)
-        shown = itertools.islice(_at_rate(container.decode(stream), fps, stream.average_rate), stop)
+    at_once = start and stop and not fps and num_frames <= (most or num_frames)
+    if at_once and (sought := _sought(path, range(start, stop, stride), box)):
+        yield _stacked(path, sought[0], set()), sought[1] / stride
+        return
+    with demux.opened(path) as (container, coded):
+        frames, decoded, seen, sizes = [], 0, view.viewer(path, coded, box), set()
+        rate = (fps or float(coded.average_rate or 0)) / stride
+        shown = itertools.islice(_at_rate(container.decode(coded), fps, coded.average_rate), stop)
         for decoded, frame in enumerate(shown, 1):
             if decoded > start and (decoded - 1 - start) % stride == 0:
+                if len(frames) == most:
+                    yield _stacked(path, frames, sizes), rate
+                    frames = []
                 frames.append(seen(frame))
-        rate = (fps or float(stream.average_rate or 0)) / stride
     if decoded == 0:
         raise DataError(f"{path}: holds no decodable video frame")
     if stop is not None and decoded < stop:
@@ -68,7 +93,7 @@ def read(
         _check_whole(path, None if fps else decoded)
     if not frames:
         raise DataError(f"{path}: {decoded} frames, but frames from {start} were asked for")
-    return _stacked(path, frames), rate
+    yield _stacked(path, frames, sizes), rate
 
 
 def is_image(path: Path) -> bool:
@@ -77,7 +102,7 @@ def is_image(path: Path) -> bool:
 
 
 def probe(path: str | Path) -> dict[str, float]:
-    """Frames (counted, not the header's word), fps, height and width as `read` returns them, seconds. Raises DataError."""
+    """Frames (counted, not the header's word), fps, height and width as `read` returns them, and seconds. Raises DataError."""
     path = files.existing(path)
     if is_image(path):
         height, width = _picture(path, None).shape[:2]
@@ -88,9 +113,12 @@ def probe(path: str | Path) -> dict[str, float]:
         if first is None:
             raise DataError(f"{path}: holds no decodable video frame")
         height, width = view.viewer(path, stream, None)(first).shape[:2]
-        fps = float(stream.average_rate or 0)
-    frames = demux.count(path)
-    return {"frames": frames, "fps": fps, "height": height, "width": width, "seconds": frames / fps if fps else 0.0}
+        fps, unit = stream.average_rate or 0, stream.time_base
+    index = demux.count(path)
+    seconds = index.frames / fps if fps else 0
+    if fps and index.times is not None:  # of the file's clock, by which `read` takes frames at a rate
+        seconds = int(index.times[-1] - index.times[0]) * unit + 1 / fps
+    return {"frames": index.frames, "fps": float(fps), "height": height, "width": width, "seconds": float(seconds)}
 
 
 def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -179,10 +207,11 @@ def _check_whole(path: Path, decoded: int | None) -> None:
         raise DataError(f"{path}: truncated or damaged, its header promises {promised} frames but {decoded} decode")
 
 
-def _stacked(path: Path, frames: list[np.ndarray]) -> np.ndarray:
-    sizes = sorted({frame.shape[:2] for frame in frames})
-    if len(sizes) > 1:
-        raise DataError(f"{path}: its size changes, from {sizes[0]} to {sizes[-1]}: read it at one size")
+def _stacked(path: Path, frames: list[np.ndarray], seen: set[tuple[int, ...]]) -> np.ndarray:
+    """One piece; its frames' sizes come to those `seen` in the pieces before."""
+    seen |= {frame.shape[:2] for frame in frames}
+    if len(seen) > 1:
+        raise DataError(f"{path}: its size changes, from {min(seen)} to {max(seen)}: read it at one size")
     return np.stack(frames)
 
 

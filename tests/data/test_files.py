@@ -1,3 +1,4 @@
+import math
 import os
 import re
 import subprocess
@@ -63,6 +64,9 @@ def test_a_variable_rate_can_be_made_constant(table):
     shown = [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 8, 9, 10, 11]
     assert fps == 8 and 24 <= len(clip) <= 26  # how long the last one stays is not in the file
     np.testing.assert_array_equal(clip[:24], frames[shown])
+    for rate in (3, 8, 17):  # a clip that is too short is known by its header
+        seconds = video.probe(table.parent / "variable.mkv")["seconds"]
+        assert len(video.read(table.parent / "variable.mkv", fps=rate)[0]) == math.ceil(seconds * rate - 1e-6)
     half, fps = video.read(table.parent / "variable.mkv", num_frames=4, fps=4)
     assert fps == 4
     np.testing.assert_array_equal(half, frames[[0, 2, 3, 3]])

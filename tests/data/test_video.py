@@ -57,6 +57,16 @@ def test_read_takes_exactly_the_frames_asked_for(tmp_path):
     np.testing.assert_array_equal(video.read(path, start=5, stride=4)[0], frames[5::4])
 
 
+@pytest.mark.parametrize("arguments", [{}, {"fps": 9.0}, {"start": 3}, {"start": 1, "num_frames": 11, "stride": 3}])
+def test_a_stream_is_what_read_gives_in_pieces(tmp_path, arguments):
+    path = write_exact(tmp_path / "a.mkv", np.random.default_rng(0).integers(0, 256, (35, 16, 24, 3), dtype=np.uint8))
+    whole, rate = video.read(path, **arguments)
+    pieces = list(video.stream(path, **arguments, most=4))
+    assert {len(frames) for frames, _ in pieces[:-1]} == {4} and 1 <= len(pieces[-1][0]) <= 4
+    np.testing.assert_array_equal(np.concatenate([frames for frames, _ in pieces]), whole)
+    assert {own for _, own in pieces} == {rate}
+
+
 def test_b_frames_come_in_display_order(tmp_path):
     frames = np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 32 * 32 * 3).reshape(24, 32, 32, 3)
     video.write_mp4(tmp_path / "a.mp4", frames, 24)
