@@ -2,8 +2,7 @@
 
 import codecs
 import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,9 @@ from moviegen.data import rates, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.storage.files import refused
 from moviegen.text import prompts
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_START = 1 << 20
 
 
 class Caption(NamedTuple):
@@ -27,11 +29,15 @@ def rows(path: str, columns: Sequence[str], key: str = "data.csv") -> list[tuple
     Raises DataError for a file that is missing (naming the config `key`), is no text or no csv, or has not one of each of
     `columns`.
     """
+    return list(stream(path, columns, key))
+
+
+def stream(path: str, columns: Sequence[str], key: str = "data.csv") -> Iterator[tuple[int, dict]]:
+    """`rows`, one after another: those of a large table take several times the memory of its file."""
     if not path or not Path(path).is_file():
         raise DataError(f"{key} is {path!r}, which does not exist: name a csv file with {','.join(columns)}")
-    found = []
-    csv.field_size_limit((1 << 31) - 1)  # the text is in memory already; the default refuses captions of 131 kB
-    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), strict=True)
+    csv.field_size_limit((1 << 31) - 1)  # a line is in memory already; the default refuses captions of 131 kB
+    reader, last = csv.DictReader(_lines(path), strict=True), 1
     try:
         names = list(reader.fieldnames or ())
         for column in columns:
@@ -41,11 +47,29 @@ def rows(path: str, columns: Sequence[str], key: str = "data.csv") -> list[tuple
                     f"{reader.fieldnames}: the header names each column once, with commas between"
                 )
         for row in reader:
-            found.append((reader.line_num, row))
+            last = reader.line_num
+            yield last, row
     except csv.Error as error:
-        last = found[-1][0] if found else 1
         raise DataError(f"{path}, line {last + 1}: cannot be read as csv ({error}): mend its quotes") from error
-    return found
+
+
+def _lines(path: str) -> Iterator[str]:
+    """The lines of `_decoded`, with their line breaks."""
+    with refused(f"{path}: cannot be read", OSError), open(path, "rb") as file:
+        start = file.read(_START)
+    utf16 = start.startswith(_UTF16)
+    if not utf16 and b"\0" in start:
+        _decoded(path)
+    encoding = "utf-16" if utf16 else "utf-8-sig"
+    with refused(f"{path}: cannot be read", OSError), open(path, encoding=encoding, newline="") as file:
+        try:
+            for line in file:
+                if "\0" in line:
+                    raise UnicodeError("a zero byte")
+                yield line
+        except UnicodeError:
+            _decoded(path)  # says in which line
+            raise
 
 
 def video_name(cell: str | None) -> str:
@@ -63,8 +87,8 @@ def allow_outside(data: Any) -> bool:
 def _decoded(path: str) -> str:
     """The text of a file in UTF-8, or in UTF-16 where its first bytes say so: Excel writes both. DataError for others."""
     with refused(f"{path}: cannot be read", OSError), open(path, "rb") as file:
-        content = file.read(1 << 20)
-        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        content = file.read(_START)
+        utf16 = content.startswith(_UTF16)
         if utf16 or b"\0" not in content:  # a film of many gigabytes, named by mistake, is refused by its start
             content += file.read()
     try:

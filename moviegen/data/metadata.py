@@ -35,12 +35,12 @@ class Table:
     """The rows of a csv of metadata by file name, the last of each; a damaged one counts for nothing.
 
     Args:
-        csv: "" for none: every file is opened.
+        path: of the csv, which `append` begins where there is none; "": every file is opened.
     """
 
-    def __init__(self, csv: str = ""):
-        self.csv, self._said = csv, 0
-        self._rows = _read(csv) if csv else {}
+    def __init__(self, path: str = ""):
+        self.path, self._said = path, 0
+        self._rows = _read(path) if path and Path(path).is_file() else {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,12 +58,28 @@ class Table:
     def find(self, name: str, path: Path) -> Metadata:
         """What the file `name` of the table is; says so where it is opened though there is a csv. Raises as `row` does."""
         found, known = self.row(name, path)
-        if self.csv and not known and self._said <= NAMED:
+        if self.path and not known and self._said <= NAMED:
             self._said += 1
             why = "has changed since" if name in self._rows else "is not in it"
             what = f"{name} {why}" if self._said <= NAMED else "more files are not as it says"
-            print(f"{self.csv}: {what}, opened anew (--job=check_data brings it up to date)", flush=True)
+            print(f"{self.path}: {what}, opened anew (--job=check_data brings it up to date)", flush=True)
         return found.meta
+
+    def append(self, rows: Iterable[tuple[str, Row]]) -> None:
+        """Adds rows to the csv; what a kill left half written at its end is cut off before."""
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            if not file.tell():
+                file.write((",".join(COLUMNS) + "\n").encode())
+            _heal(file)
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            for name, row in rows:
+                if not {"\n", "\r"} & set(name):  # a row is a line, so that a torn one harms no other
+                    cells = (row.bytes, row.mtime_ns, *row.meta, row.digest)
+                    lines.writerow((name, *cells))
+                    self._rows[name] = ",".join(map(str, cells))
 
 
 def read(config: Any) -> Lookup:
@@ -89,20 +105,6 @@ def opened(data: Any) -> Table:
 
 
 _opened = functools.lru_cache(maxsize=2)(lambda path, changed, size: Table(path))
-
-
-def append(path: Path, rows: Iterable[tuple[str, Row]]) -> None:
-    """Adds rows to a csv, which is begun where there is none; what a kill left half written at its end is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        if not file.tell():
-            file.write((",".join(COLUMNS) + "\n").encode())
-        _heal(file)
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        for name, row in rows:
-            if not {"\n", "\r"} & set(name):  # a row is a line, so that a torn one harms no other
-                lines.writerow((name, row.bytes, row.mtime_ns, *row.meta, row.digest))
 
 
 def _heal(file: Any) -> None:

@@ -16,8 +16,9 @@ MADE_UP = Metadata(77, 12.5, 48, 64, 6.16)  # not what the file is: a lookup tha
 def note(folder: Path, name: str, meta: Metadata = MADE_UP) -> str:
     """A csv that says this of a file as it is now."""
     stat = (folder / name).stat()
-    metadata.append(folder / "metadata.csv", [(name, metadata.Row(stat.st_size, stat.st_mtime_ns, meta))])
-    return str(folder / "metadata.csv")
+    path = str(folder / "metadata.csv")
+    metadata.Table(path).append([(name, metadata.Row(stat.st_size, stat.st_mtime_ns, meta))])
+    return path
 
 
 @pytest.fixture
