@@ -260,6 +260,7 @@ JOB_RULES: dict[str, dict[str, Rule]] = {
     "train_tae": {"data.num_frames": whole(1)},
     "sample": {"sample.prompts": several(text, least=1)},
     "encode_video": {"data.latent_folder": filled},
+    "check_data": {"data.num_frames": whole(1)},
     "demo": {"sample.prompts": OWN_PROMPTS},
 }
 
@@ -284,6 +285,7 @@ NEEDS = {
         data.num_frames sample.fps sample.num_frames train.zero_stage""",
     "encode_video": f"""tae data.latent_folder data.tae_weights data.height data.width data.num_frames data.fps
         data.max_bad_fraction {_VIDEOS}""",
+    "check_data": f"data.height data.width data.num_frames data.image_fraction train.batch_size {_VIDEOS}",
     "fetch_text_encoder": "text",
     "evaluate": "evaluate tae data.height data.width",
     "export": "export model",

@@ -67,7 +67,9 @@ class Table:
 
     def append(self, rows: Iterable[tuple[str, Row]]) -> None:
         """Adds rows to the csv; what a kill left half written at its end is cut off before."""
-        path = Path(self.path)
+        rows, path = list(rows), Path(self.path)
+        if not rows:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
             if not file.tell():
