@@ -121,7 +121,8 @@ def mend(config: Any, bucket: Bucket, rows: int) -> str:
     """What would make a bucket fill a batch; "" where it does, or has no rows to train on."""
     if not bucket.weight or not 0 < rows < bucket.batch_size:
         return ""
-    more = f"{bucket.batch_size - rows} more rows"
+    lacking = bucket.batch_size - rows
+    more = f"{lacking} more row{'s' * (lacking > 1)}"
     if not buckets.configured(config):
         return f"{more}, or train.batch_size={rows}"
     return (
