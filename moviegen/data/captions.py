@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from moviegen.data import rates, video
 from moviegen.errors import ConfigError, DataError
+from moviegen.parallel import buckets
 from moviegen.storage.files import refused
 from moviegen.text import prompts
 
@@ -122,7 +123,7 @@ def read(
     """The usable prompts of a file and what is wrong with the others, {line: "line N: ..."}.
 
     A csv's caption tells the rate at which its clip is shown (`rates.of`, with the rates of the latents that are
-    `cached`) and its column `camera`, else `text.camera`; that of an image, which every row is at data.num_frames=1,
+    `cached`) and its column `camera`, else `text.camera`; that of an image, which every row may be (`buckets.images_alone`),
     neither. The lines of a txt are prompts for sampling. A row is bad with an empty `video` or caption, too many or too
     few fields, or an fps or camera that is none. Raises DataError as `rows` does.
     """
@@ -147,6 +148,6 @@ def _texts(row: dict, config: Any, cached: Mapping[str, float]) -> dict[str, str
         raise DataError("has more or fewer fields than the header: quote captions that contain commas")
     if not prompts.clean(row["caption"]):
         raise DataError("the caption is empty")
-    image = config.data.num_frames == 1 or video.is_image(Path(row["video"]))
+    image = buckets.images_alone(config) or video.is_image(Path(row["video"]))
     fps = rates.of(row, config.data, cached) if config.text.tell_fps and not image else 0
     return prompts.prepare(row["caption"], fps, row.get("camera") or config.text.camera, image)

@@ -15,7 +15,7 @@ from moviegen.storage.files import inside, write_json
 
 SUFFIXES = (*video.IMAGE_SUFFIXES, ".mp4", ".avi", ".mov", ".mkv", ".mpg", ".webm", ".gif")
 SHOWN = 20  # bad files that are printed; the rest is counted
-_THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, os.cpu_count() or 1)
 
 
 class File(NamedTuple):
@@ -121,7 +121,7 @@ def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:
             raise DataError(f"{file.path}: {frames} frames, {needed} are needed (data.num_frames, data.stride)")
         return frames
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         counts = {file: pool.submit(count, file) for file in files}
         return dict(each(files, bad, lambda file: counts[file].result())), bad
 

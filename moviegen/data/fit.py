@@ -38,24 +38,34 @@ class Fit(NamedTuple):
     seconds: float
 
 
-class TooShort(DataError):
+class Lost(DataError):
+    """A file that no bucket takes."""
+
+    reason = "no bucket of its kind"
+
+
+class TooShort(Lost):
     """A clip that does not fill the shortest bucket."""
 
+    reason = "too short"
 
-class TooSmall(DataError):
+
+class TooSmall(Lost):
     """A file that would be enlarged more than `data.buckets.max_upscale`."""
+
+    reason = "too small"
 
 
 def fit(table: Sequence[Bucket], meta: Metadata, max_upscale: float = 0.0, rate: float = 0.0) -> Fit:
     """The bucket of the nearest ratio, and of those the longest that the clip fills; never stretched, cut at the centre.
 
     rate: that the table of clips or `data.fps` states; 0: the slowest of the bucket's at which the clip fills it. Where all
-    buckets are of images a video is one too, its first frame. Raises TooShort or TooSmall.
+    buckets are of images a video is one too, its first frame. Raises Lost, which says why.
     """
     image = not meta.fps or all(each.kind == "image" for each in table)
     own = [each for each in table if (each.kind == "image") == image]
     if not own:
-        raise DataError(
+        raise Lost(
             f"is {'an image' if image else 'a video'}, and there is no bucket of {'images' if image else 'videos'}"
         )
     shape = math.log(meta.width / meta.height)

@@ -1,9 +1,9 @@
 """Cached latents: shards of safetensors with a manifest, or the seed's folder of npz files.
 
 A shard holds `mean/NAME` and `std/NAME` (t c h w), raw, of some videos, and in its metadata of each the kind, the sums for
-statistics, checksums, the rate at which it is shown, and what its file was (`fingerprint.of_file`). What is cached is what
-the shards' headers say, so a kill loses one shard's work, and any number of ranks may go on. Of several latents of one name
-the newest count.
+statistics, checksums, frames, height and width of its pixels, its bucket, the rate at which it is shown, and what its file
+was (`fingerprint.of_file`). What is cached is what the shards' headers say, so a kill loses one shard's work, and any number
+of ranks may go on. Of several latents of one name the newest count.
 """
 
 import functools
@@ -22,6 +22,7 @@ from crc32c import crc32c
 from moviegen import config as configs
 from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import weights as tae_weights
+from moviegen.parallel import buckets
 from moviegen.storage import arraystore, files, fingerprint as fingerprints, safetensors_io
 
 MANIFEST = "manifest.json"
@@ -31,17 +32,20 @@ _SHARD = re.compile(r"latents-(\d+)-(\d+)\.safetensors")  # the rank that wrote 
 _SUMS = ("count", "total", "square")
 _SEED = ("latent_mean", "latent_std")  # in the seed's npz files
 
+_SHAPE = ("height", "width", "num_frames", "fps")  # of all latents of a cache; in one of buckets each has its own
+
 Statistics = tuple[list[float], list[float]]  # (shift, scale) by channel
 
 
 def fingerprint(config: Any, weights: Path | None) -> dict[str, Any]:
     """What the latents of a cache depend on besides names; without the weights if there are none to name."""
-    data = config.data
+    data, shape = config.data, {}
+    if not buckets.configured(config):
+        shape = {key: data[key] for key in ("height", "width", "num_frames")} | {"fps": float(data.get("fps", 0.0))}
     outside = ("latent_shift", "latent_scale")  # of a space that latents are mapped to once they are read
     found = {
         "tae": {key: value for key, value in configs.to_plain(config.tae).items() if key not in outside},
-        **{key: data[key] for key in ("height", "width", "num_frames")},
-        "fps": float(data.get("fps", 0.0)),
+        **shape,
         "crop": "centre",
         "pixels": 2,  # how files are read (data/view.py): raised where the same file gives other pixels
         "dtype": data.get("latent_dtype", "float32"),
@@ -64,6 +68,7 @@ def check(folder: Path, config: Any) -> None:
     """Raises ConfigError, naming what differs, when a cache does not serve `config`.
 
     Fewer frames than are cached are as good. The dtypes are free. Weights are compared where data.tae_weights names some.
+    Where the config or the cache has buckets every entry has a shape of its own, which is none of the cache's.
     """
     found = _manifest(folder)
     if not found:
@@ -75,9 +80,11 @@ def check(folder: Path, config: Any) -> None:
         autoencoder.pop("compute_dtype", None)
     if weights is None:
         found.pop("weights", None)
-    if found.get("num_frames") == 0 or found.get("num_frames", -1) >= wanted["num_frames"]:
+    if found.get("num_frames") == 0 or found.get("num_frames", -1) >= wanted.get("num_frames", 0):
         wanted["num_frames"] = found["num_frames"]
     found.pop("statistics", None)
+    if buckets.configured(config) or not found.keys() & set(_SHAPE):
+        found, wanted = ({key: v for key, v in each.items() if key not in _SHAPE} for each in (found, wanted))
     differs = configs.changes(found, json.loads(json.dumps(wanted)))  # tuples are lists there
     if differs:
         raise ConfigError(
@@ -110,8 +117,9 @@ def autoencoder(folder: Path) -> str | None:
 class StoredLatents(NamedTuple):
     """One video's latents: in the shard `path`, or in an npz file of its own, which may be missing.
 
-    Of a shard's: (t c h w), checksums of mean and std (None in old shards), what their file was (None: nobody knows), and
-    the frames a second at which it is shown (0: none, or nobody knows).
+    Of a shard's: (t c h w), checksums of mean and std (None in old shards), what their file was (None: nobody knows), the
+    frames a second at which it is shown (0: none, or nobody knows), and its `Bucket.name` ("" in old shards), which says
+    how many frames of which height and width it was.
     """
 
     name: str
@@ -120,6 +128,7 @@ class StoredLatents(NamedTuple):
     checksums: list[int] | None = None
     file: list | None = None
     fps: float = 0.0
+    bucket: str = ""
 
     def __str__(self) -> str:
         return str(self.path) if self.path.suffix == ".npz" else f"{self.name} in {self.path}"
@@ -256,7 +265,7 @@ def _take(path: Path, cache: Cache) -> None:
             if len(own["sums"]["total"]) != shape[1] or len(own["file"] or (0, 0, "")) != 3:
                 raise ValueError(f"what is noted of {name} does not fit it")
         cache.shards[name] = StoredLatents(
-            name, path, shape, own.get("checksums"), own.get("file"), float(own.get("fps", 0))
+            name, path, shape, own.get("checksums"), own.get("file"), float(own.get("fps", 0)), own.get("bucket", "")
         )
     if entries is None:  # as once written: sums of the shard, before that those of all kinds together
         found = metadata.get("sums", {})
@@ -281,11 +290,19 @@ class ShardWriter:
         self._since = time.monotonic()
 
     def add(
-        self, name: str, mean: np.ndarray, std: np.ndarray, kind: str, file: list | None = None, fps: float = 0.0
+        self,
+        name: str,
+        mean: np.ndarray,
+        std: np.ndarray,
+        kind: str,
+        file: list | None = None,
+        fps: float = 0.0,
+        shape: tuple[int, int, int] | None = None,
     ) -> None:
         """Takes a video's posterior, (c t h w) each, that `check_finite` has passed.
 
-        `kind`: the sums that it counts in; `file`: what its file is, by `fingerprint.of_file`; `fps` of its frames, 0: none.
+        `kind`: the sums that it counts in; `file`: what its file is, by `fingerprint.of_file`; `fps` of its frames, 0: none;
+        `shape`: frames, height and width in pixels.
         """
         pair = [arraystore.cast(einops.rearrange(x, "c t h w -> t c h w"), self.dtype) for x in (mean, std)]
         self._waiting |= {f"mean/{name}": pair[0], f"std/{name}": pair[1]}
@@ -296,6 +313,8 @@ class ShardWriter:
             "file": file,
             "fps": fps,
         }
+        if shape:
+            noted |= dict(zip(("frames", "height", "width"), shape, strict=True), bucket=buckets.Bucket(*shape).name)
         self._entries[name] = noted
         size = sum(x.nbytes for x in self._waiting.values())
         if size >= SHARD_BYTES or time.monotonic() - self._since > SECONDS:

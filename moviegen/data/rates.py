@@ -30,8 +30,8 @@ def parse(text: str | None) -> float:
 def of(row: Mapping[str, str | None], data: Any, cached: Mapping[str, float]) -> float:
     """The rate of a csv's row: that of its latents in the cache, the csv's `fps`, `data.fps`, or the file's own.
 
-    cached: rates by name (`latent_cache.Cache.rates`). Raises DataError where the csv contradicts the latents, and where
-    the rate is the file's own and there is no file.
+    cached: rates by name (`latent_cache.Cache.rates`). Raises DataError where the csv contradicts the latents, where the
+    rate is the file's own and there is no file, and where it is that at which the clip fills its bucket: latents tell it.
     """
     name, stated = row["video"] or "", parse(row.get("fps"))
     if name in cached:
@@ -40,6 +40,11 @@ def of(row: Mapping[str, str | None], data: Any, cached: Mapping[str, float]) ->
         return cached[name]
     if stated or data.fps:
         return stated or data.fps
+    if data.get("buckets") and data.buckets.resolution:
+        raise DataError(
+            "its frame rate is not known: with data.buckets it follows from the clip's length. Encode the videos first "
+            "(--job=encode_video) and set data.latent_folder, or state it in a column fps"
+        )
     if not data.video_folder:
         raise DataError(
             "its frame rate is not known: set data.fps or data.video_folder, add a column fps, or encode the videos first "

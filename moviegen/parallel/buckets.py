@@ -117,6 +117,11 @@ def configured(config: Any) -> bool:
     return bool(config.data.get("buckets") and config.data.buckets.resolution)
 
 
+def images_alone(config: Any) -> bool:
+    """Whether every sample is an image: of a video one frame."""
+    return config.data.image_fraction == 1 if configured(config) else config.data.num_frames == 1
+
+
 def tokens(bucket: Bucket, config: Any) -> int:
     """Length of the sequence of one sample."""
     return math.prod(max(1, n // p) for n, p in zip(bucket.latents, config.model.patch_size, strict=True))

@@ -216,6 +216,145 @@ def test_rows_outside_the_folder_are_bad_unless_that_is_allowed(shared, tmp_path
     assert encode_video.run(Run(config, tmp_path)) == {"encoded": 0, "kept": 1, "bad": 2}
 
 
+# ---- into buckets
+
+
+@pytest.fixture
+def bucketed(tmp_path, monkeypatch):
+    """(config, what to run): videos of many sizes, a table of buckets for them, and a stand-in for the autoencoder."""
+    rng, folder = np.random.default_rng(0), tmp_path / "videos"
+    for name, frames, height, width, fps in (
+        ("long.mp4", 60, 32, 32, 24),  # 2.5 s: 16 frames at 16 a second, cut at both ends
+        ("wide.mp4", 9, 16, 64, 24),  # 0.375 s: 8 frames at 19 a second
+        ("stated.mp4", 60, 32, 32, 24),
+        ("short.mp4", 4, 32, 32, 24),
+    ):
+        video.write_mp4(folder / name, rng.integers(0, 255, (frames, height, width, 3), np.uint8), fps)
+    video.write_png(folder / "c.png", rng.integers(0, 255, (40, 32, 3), np.uint8))
+    video.write_png(folder / "small.png", rng.integers(0, 255, (8, 8, 3), np.uint8))
+    (folder / "broken.mp4").write_bytes(b"no")
+    names = ("long.mp4", "wide.mp4", "stated.mp4", "short.mp4", "c.png", "small.png", "broken.mp4")
+    rows = [f"{name},x {name},{12 if name == 'stated.mp4' else ''}" for name in names]
+    (tmp_path / "train.csv").write_text("\n".join(["video,caption,fps", *rows, ""]))
+    config = common.shrink(common.stage("1b", 2, in_buckets=True))
+    config.data.buckets.update(
+        resolution=32, aspect_ratios=("1:1", "2:1"), frames=(16, 8), max_fps=(16.0, 32.0), max_upscale=1.0
+    )
+    config.data.update(
+        source="csv",
+        csv=str(tmp_path / "train.csv"),
+        video_folder=str(folder),
+        latent_folder=str(tmp_path / "latents"),
+        max_bad_fraction=0.3,
+    )
+    monkeypatch.setattr(encode.tae_tiles, "encode", posterior)
+    monkeypatch.setattr(encode.tae_weights, "load_to_compute", lambda path, cfg: {})
+    return config, lambda: encode_video.run(Run(config, tmp_path))
+
+
+def posterior(params, cfg, clips):
+    mean = clips[:, :1, ::8, ::8, ::8] + np.arange(16, dtype=np.float32)[:, None, None, None]
+    return mean, np.zeros_like(mean)
+
+
+def test_files_go_to_their_buckets_and_the_rate_that_is_told_is_the_one_they_are_shown_at(bucketed, tmp_path, capsys):
+    config, run = bucketed
+    assert run() == {"encoded": 4, "kept": 0, "bad": 1, "lost": 2}
+    cache = latent_cache.open_cache(tmp_path / "latents")
+    shown = {
+        "long.mp4": ("16x32x32", 16.0, 12, 60),  # 40 frames are there at 16 a second
+        "wide.mp4": ("8x16x48", 19.0, 0, 9),
+        "stated.mp4": ("16x32x32", 12.0, 7, 60),  # 30 are at 12
+        "c.png": ("1x32x32", 0.0, 0, 1),
+    }
+    for name, (bucket, fps, start, _) in shown.items():
+        found = cache.find(name)
+        frames, height, width = map(int, bucket.split("x"))
+        assert (found.bucket, found.fps, found.shape()) == (bucket, fps, (-(-frames // 8), 16, height // 8, width // 8))
+        clip, _ = video.read(tmp_path / "videos" / name, start, frames, size=(height, width), fps=fps)
+        expected = posterior({}, None, video.to_model(clip)[None])[0][0]
+        np.testing.assert_array_equal(found.read()[0], expected.swapaxes(0, 1))
+    assert cache.sums["video"]["count"] == (2 * 16 * 2 + 12) and cache.sums["image"]["count"] == 16
+    found, _ = captions.read(config.data.csv, config, cached=cache.rates)
+    told = {row.video: row.texts["ul2"] for row in found}
+    assert {name: told[name] for name in shown} == {
+        "long.mp4": "FPS-16 x long.mp4",
+        "wide.mp4": "FPS-19 x wide.mp4",
+        "stated.mp4": "FPS-12 x stated.mp4",
+        "c.png": "x c.png",
+    }
+    printed = capsys.readouterr().out
+    assert "too short: line 5: short.mp4 has 0.17 s, 4 frames" in printed and "too small: line 7: small.png" in printed
+    assert "cannot be used: line 8: " in printed and "in no bucket: 1 too short, 1 too small" in printed
+    table = [line.split() for line in printed.splitlines() if "x32x32 " in line or "x16x48 " in line]
+    assert table == [
+        ["16x32x32", "2", "1.33", "0.0%", "0.0%"],
+        ["8x16x48", "1", "0.00", "0.0%", "25.0%"],
+        ["1x32x32", "1", "0.00", "20.0%", "0.0%"],
+    ]
+
+
+def test_without_latents_the_rate_of_a_bucket_is_asked_for_and_images_alone_tell_none(bucketed):
+    config, _ = bucketed
+    found, bad = captions.read(config.data.csv, config)
+    assert {row.video: row.texts["ul2"] for row in found} == {
+        "stated.mp4": "FPS-12 x stated.mp4",
+        "c.png": "x c.png",
+        "small.png": "x small.png",
+    }
+    assert "line 2: its frame rate is not known: with data.buckets it follows from the clip's length" in bad[2]
+    config.data.image_fraction = 1.0
+    assert [row.texts["ul2"] for row in captions.read(config.data.csv, config)[0]][0] == "x long.mp4"
+
+
+def test_another_table_encodes_again_what_it_shows_otherwise(bucketed, tmp_path, capsys):
+    config, run = bucketed
+    run()
+    (tmp_path / "videos" / "c.png").unlink()  # latents need no videos
+    assert run() == {"encoded": 0, "kept": 4, "bad": 1, "lost": 2}
+    config.data.buckets.max_fps = (8.0, 19.0)
+    config.data.buckets.rates = (8.0, 19.0)  # long is shown at 8 now
+    capsys.readouterr()
+    assert run() == {"encoded": 1, "kept": 3, "bad": 1, "lost": 2}
+    assert "1 files have another shape or rate by data.buckets than their latents" in capsys.readouterr().out
+    cache = latent_cache.open_cache(tmp_path / "latents")
+    assert {name: found.fps for name, found in cache.shards.items()} == {
+        "long.mp4": 8.0,
+        "wide.mp4": 19.0,
+        "stated.mp4": 12.0,
+        "c.png": 0.0,
+    }
+
+
+def test_a_cache_is_of_one_shape_or_of_buckets_to_write_and_either_to_train_on(bucketed, tmp_path):
+    config, run = bucketed
+    run()
+    latent_cache.check(tmp_path / "latents", config)
+    one = config.copy_and_resolve_references()
+    one.data.buckets.resolution = 0
+    latent_cache.check(tmp_path / "latents", one)
+    with pytest.raises(ConfigError, match="latents holds latents of something else .*height: null -> 32"):
+        encode_video.run(Run(one, tmp_path))
+    one.data.update(latent_folder=str(tmp_path / "other"), num_frames=8, max_bad_fraction=0.5)
+    encode_video.run(Run(one, tmp_path))
+    latent_cache.check(tmp_path / "other", config)
+    assert latent_cache.open_cache(tmp_path / "other").find("long.mp4").bucket == "8x32x48"
+    config.data.latent_folder = one.data.latent_folder
+    with pytest.raises(ConfigError, match="other holds latents of something else .*height: 32 -> null"):
+        run()
+
+
+def test_where_no_file_fits_a_bucket_that_is_the_error(bucketed):
+    config, run = bucketed
+    config.data.update(max_bad_fraction=1.0, image_fraction=0.0)
+    config.data.buckets.update(frames=(80,), max_fps=(16.0,))
+    Path(config.data.csv).write_text("video\nlong.mp4\nc.png\n")
+    with pytest.raises(
+        DataError, match="nothing is left to train on .0 encoded, 0 there before, 0 bad, 2 in no bucket"
+    ):
+        run()
+
+
 # ---- training on them
 
 
