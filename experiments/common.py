@@ -343,6 +343,7 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
             ),
             # --job=export: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
             export=dict(checkpoint="", weights="ema", dtype="float32", shard_bytes=5_000_000_000),
+            look=dict(count=16),  # --job=look: entries of the latent cache that are decoded and shown
             plan=planning(),
             convert=dict(kind="transformer", source="", target=""),  # --job=convert: the seed's weights; docs/models.md
             runtime=runtime(),

@@ -42,6 +42,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
             ),
             ema=dict(decay=0.99),
             plan=common.planning(),
+            look=dict(count=16),  # entries of the latent cache that --job=look shows
             sample=dict(
                 steps=25,
                 schedule="linear_quadratic",

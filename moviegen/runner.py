@@ -25,7 +25,10 @@ WITH_STAGES = ("demo",)
 # Jobs that look at what the experiment's own job would do: by themselves, for a mesh of ranks that need not exist.
 ANY_MESH = ("audit_ascend", "plan")
 # Jobs of which every rank would do all of the work.
-ONE_RANK = (*ANY_MESH, "check_data", "convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights")
+ONE_RANK = (
+    *ANY_MESH,
+    *("check_data", "convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights", "look"),
+)
 
 
 class Run(NamedTuple):

@@ -230,6 +230,7 @@ RULES: dict[str, Rule] = {
     "evaluate.lpips_weights": text,
     "evaluate.features": text,
     "evaluate.linear_baseline": flag,
+    "look.count": whole(1),
     "export.checkpoint": text,
     "export.weights": one_of("ema", "params"),
     "export.dtype": one_of("float32", "bfloat16", "float16"),
@@ -286,6 +287,7 @@ NEEDS = {
     "encode_video": f"""tae data.latent_folder data.tae_weights data.height data.width data.num_frames data.fps
         data.max_bad_fraction {_VIDEOS}""",
     "check_data": f"data.height data.width data.num_frames data.image_fraction train.batch_size {_VIDEOS}",
+    "look": "look seed tae data.source data.latent_folder data.tae_weights",
     "fetch_text_encoder": "text",
     "evaluate": "evaluate tae data.height data.width",
     "export": "export model",

@@ -30,6 +30,7 @@ class Stream(enum.IntEnum):
     RENDERED_IMAGE = 14  # index, split
     RENDERED_ORDER = 15  # of combinations: epoch, split
     TOY_WORD = 16  # word, encoder
+    LOOK = 17  # which entries of a cache are shown: no member; their posteriors: name
 
 
 def rng(stream: Stream, seed: int, *member: int | str) -> np.random.Generator:

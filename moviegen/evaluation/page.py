@@ -23,6 +23,7 @@ th { font-weight: 600; color: #55616b; border-bottom: 1px solid #b9c2c9; } td { 
 .grid.charts { grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); }
 figure { margin: 0; } figcaption { font-size: .86rem; color: #37424a; }
 video { width: 128px; height: 128px; image-rendering: pixelated; background: #eef1f3; margin-right: 4px; }
+video.own, img.own { width: auto; height: auto; max-width: 100%; }
 video.wide { width: 536px; height: 128px; max-width: 100%; }
 svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: #55616b; }
 """
@@ -61,6 +62,13 @@ def video(path: Path, kind: str = "") -> str:
 def picture(path: Path) -> str:
     """A PNG file inside the page."""
     return f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
+def linked(file: str) -> str:
+    """A picture or video in a file beside the page, at its own size."""
+    if file.endswith(".png"):
+        return f'<img class="own" src="{escape(file)}">'
+    return f'<video class="own" src="{escape(file)}" autoplay loop muted playsinline controls></video>'
 
 
 def card(content: str, caption: str) -> str:

@@ -70,7 +70,7 @@ def done(tmp_path_factory):
     (root / "train.csv").write_text("\n".join(["video,caption", *rows]))
     safetensors_io.write(tae.init(TAE, 0), root / "tae.safetensors")
     found = {"evaluate": moviegen.run(autoencoder(root), "evaluate", root / "evaluated")}
-    for job in ("encode_text", "encode_video", "train", "sample", "export", "import_weights"):
+    for job in ("encode_text", "encode_video", "train", "sample", "export", "import_weights", "look"):
         found[job] = moviegen.run(generator(root), job, root / "run")
     return found
 
