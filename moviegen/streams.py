@@ -15,13 +15,11 @@ class Stream(enum.IntEnum):
 
     PARAMETER = 0  # path
     NOISE = 1  # noise and time of a training sample: step, position in the global batch
-    IMAGE_STEP = 2  # whether a step of the generator trains on images: step
     ORDER = 3  # of the samples in an epoch: epoch
     SAMPLE = 4  # posterior, start and dropped text of a training sample: step, position in the global batch
     VALIDATION_SAMPLE = 5  # index
     VALIDATION_NOISE = 6  # index
     SAMPLING_NOISE = 7  # what a sampled video starts from: index
-    TAE_IMAGE_STEP = 8  # whether a step of the autoencoder trains on images: step
     CROP = 9  # which clip, and what of it: step, position in the global batch
     TAE_POSTERIOR = 10  # step, position in the global batch
     LINEAR_START = 11  # clips that the autoencoder's linear start is fitted to: index
@@ -31,6 +29,7 @@ class Stream(enum.IntEnum):
     RENDERED_ORDER = 15  # of combinations: epoch, split
     TOY_WORD = 16  # word, encoder
     LOOK = 17  # which entries of a cache are shown: no member; their posteriors: name
+    BUCKET = 18  # when a bucket's turns come: name
 
 
 def rng(stream: Stream, seed: int, *member: int | str) -> np.random.Generator:

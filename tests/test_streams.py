@@ -24,7 +24,8 @@ def test_a_member_is_the_same_every_time():
 
 def test_streams_keep_their_numbers():
     """They are part of every result: a stream that is taken out leaves its number unused."""
-    assert [stream.value for stream in Stream] == list(range(len(Stream)))
+    unused = {2, 8}  # whether a step trains on images, of generator and autoencoder: not by chance any more
+    assert [stream.value for stream in Stream] == sorted(set(range(len(Stream) + len(unused))) - unused)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5])

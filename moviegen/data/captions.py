@@ -123,9 +123,9 @@ def read(
     """The usable prompts of a file and what is wrong with the others, {line: "line N: ..."}.
 
     A csv's caption tells the rate at which its clip is shown (`rates.of`, with the rates of the latents that are
-    `cached`) and its column `camera`, else `text.camera`; that of an image, which every row may be (`buckets.images_alone`),
-    neither. The lines of a txt are prompts for sampling. A row is bad with an empty `video` or caption, too many or too
-    few fields, or an fps or camera that is none. Raises DataError as `rows` does.
+    `cached`) and its column `camera`, else `text.camera`; that of an image (`is_image`) neither. The lines of a
+    txt are prompts for sampling. A row is bad with an empty `video` or caption, too many or too few fields, or an fps or
+    camera that is none. Raises DataError as `rows` does.
     """
     if Path(path).is_file() and Path(path).suffix.lower() != ".csv":
         return _txt(path, config), {}
@@ -143,11 +143,16 @@ def _txt(path: str, config: Any) -> list[Caption]:
     return [Caption(number, "", prompts.of_request(line, config)) for number, line in numbered]
 
 
+def is_image(config: Any, name: str) -> bool:
+    """Whether a row is taken as an image: by its name, or as all are where an experiment trains on images alone."""
+    return buckets.images_alone(config) or video.is_image(Path(name))
+
+
 def _texts(row: dict, config: Any, cached: Mapping[str, float]) -> dict[str, str]:
     if None in row or None in row.values():
         raise DataError("has more or fewer fields than the header: quote captions that contain commas")
     if not prompts.clean(row["caption"]):
         raise DataError("the caption is empty")
-    image = buckets.images_alone(config) or video.is_image(Path(row["video"]))
+    image = is_image(config, row["video"])
     fps = rates.of(row, config.data, cached) if config.text.tell_fps and not image else 0
     return prompts.prepare(row["caption"], fps, row.get("camera") or config.text.camera, image)

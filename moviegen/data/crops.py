@@ -9,6 +9,7 @@ import numpy as np
 from moviegen import streams
 from moviegen.data import clips, files, synthetic, video
 from moviegen.errors import ConfigError, DataError
+from moviegen.parallel.buckets import image_steps
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.streams import Stream
 
@@ -19,11 +20,12 @@ Source = Callable[[np.random.Generator, int, int, int], np.ndarray]  # (rng, fra
 def batch(
     source: Source, data: Any, seed: int, step: int, batch_size: int, rank: int = 0, ranks: int = 1
 ) -> np.ndarray:
-    """One rank's clips of a step, float32 (b 3 t h w) in [-1, 1]: images (t = 1) in `image_fraction` of the steps.
+    """One rank's clips of a step, float32 (b 3 t h w) in [-1, 1]: images (t = 1) in `image_fraction` of the steps,
+    spread evenly.
 
     All ranks together hold batch_size clips, or `image_batch_size` images in an image step.
     """
-    key, frames, count = _size(data, seed, step, batch_size)
+    key, frames, count = _size(data, step, batch_size)
     if count % ranks:
         raise ConfigError(f"{key} is {count}, not a multiple of {ranks} ranks")
     rngs = (streams.rng(Stream.CROP, seed, step, i) for i in range(rank * count // ranks, (rank + 1) * count // ranks))
@@ -34,15 +36,15 @@ def names(source: Source, data: Any, seed: int, step: int, batch_size: int) -> l
     """The files of a step's clips, of all ranks, which are read for it again; none where the clips are of no files."""
     found: list[str] = []
     if data.source == "csv":
-        _, frames, count = _size(data, seed, step, batch_size)
+        _, frames, count = _size(data, step, batch_size)
         for i in range(count):
             source(streams.rng(Stream.CROP, seed, step, i), frames, data.height, data.width, found)
     return found
 
 
-def _size(data: Any, seed: int, step: int, batch_size: int) -> tuple[str, int, int]:
+def _size(data: Any, step: int, batch_size: int) -> tuple[str, int, int]:
     """Frames of a step's clips and how many clips there are, after the key that says so."""
-    if streams.rng(Stream.TAE_IMAGE_STEP, seed, step).random() < data.image_fraction:
+    if image_steps(data.image_fraction, step + 1) > image_steps(data.image_fraction, step):
         return "data.image_batch_size", 1, data.image_batch_size
     return "train.batch_size", data.num_frames, batch_size
 

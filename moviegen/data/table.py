@@ -1,36 +1,39 @@
 """Captioned videos as rows with their cached latents and text; those of a csv are looked up here."""
 
+import collections
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import einops
 import numpy as np
 
-from moviegen.data import captions, latent_cache, video
+from moviegen.data import captions, latent_cache
 from moviegen.errors import ConfigError, DataError
-from moviegen.parallel import sync
+from moviegen.parallel import buckets, sync
+from moviegen.parallel.buckets import Bucket
 from moviegen.parallel.mesh import ALONE, Group
 from moviegen.storage import files
 from moviegen.text import source, store
 
 
 class Row(NamedTuple):
-    """A sample's name in the table; where its latents and embeddings by encoder are; whether they are of an image."""
+    """A sample's name in the table; where its latents and embeddings by encoder are; the name of its bucket."""
 
     video: str
     latents: latent_cache.StoredLatents
     text: source.Found
-    image: bool
+    bucket: str
 
 
 def read(config: Any, path: str) -> list[Row]:
     """The usable rows of a csv with a column `video` (a path relative to the folders), each once.
 
     Rows whose files are missing, or whose latents do not fit the config, are listed, and more than `data.max_bad_fraction`
-    of them raise a DataError.
+    of them raise a DataError. So does a table of which no row fits one of the configured buckets; those that fit none are
+    counted by shape.
     """
     data = config.data
     text, cache = _opened(config)
@@ -45,6 +48,7 @@ def read(config: Any, path: str) -> list[Row]:
     if any(isinstance(found, store.StoredText) for found in text.empty.values()):
         prompts, unusable = captions.read(path, config, cached=cache.rates)
     usable, bad, again, texts = {}, [], [], {prompt.line: prompt.texts for prompt in prompts}
+    shapes, unfit = buckets.table(config), collections.Counter()
     for line, fields in captions.rows(path, ("video",)):
         if line in unusable:
             bad.append(unusable[line])
@@ -57,46 +61,78 @@ def read(config: Any, path: str) -> list[Row]:
         try:
             cache.check_name(captions.video_name(fields["video"]), captions.allow_outside(data))
             row = _row(fields["video"], cache, text, own)
-            _check(row, config)
+            usable[key] = row._replace(bucket=_bucket(row, config, shapes, unfit))
         except DataError as error:
             bad.append(f"line {line}: {error}")
-        else:
-            usable[key] = row
     if again:
         print(
             f"{path}: {len(again)} rows are there before, the first in line {again[0]}: each is taken once", flush=True
         )
     captions.refuse_too_many_bad(path, len(usable), bad, data.max_bad_fraction, "rows")
-    return list(usable.values())
+    for shape, count in unfit.most_common():
+        print(f"{path}: {count} rows of {shape} fit no bucket", flush=True)
+    found = [row for row in usable.values() if row.bucket]
+    if not found and buckets.configured(config):
+        raise DataError(
+            f"{path}: no row fits a bucket ({', '.join(each.name for each in shapes)}): encode the files for this table "
+            "(--job=encode_video into another data.latent_folder), or change data.buckets"
+        )
+    return found
 
 
-def _check(row: Row, config: Any) -> None:
-    """Raises DataError for a row whose files are missing, or whose latents are too short or of another size."""
+def _bucket(row: Row, config: Any, shapes: Sequence[Bucket], unfit: collections.Counter) -> str:
+    """The name of the bucket that a row's latents fit; "" for none, which is counted by shape.
+
+    Raises DataError for a row whose files are missing, or whose latents are of another autoencoder; where there is one shape
+    alone, also for those that are too short or of another size.
+    """
     for found in (row.latents, *row.text.values()):
         if not found.is_file():
             raise DataError(f"no {found}")
-    data, (frames, *rest) = config.data, row.latents.shape()
-    needed = 1 if row.image else -(-data.num_frames // 8)
-    if frames < needed:
+    data, (frames, *rest), image = config.data, row.latents.shape(), captions.is_image(config, row.video)
+    one_shape = not buckets.configured(config)
+    needed = 1 if image else -(-data.num_frames // 8)
+    if one_shape and frames < needed:
         raise DataError(f"{row.latents}: {frames} latent frames, data.num_frames asks for {needed}")
-    wanted = [config.tae.latent_channels, data.height // 8, data.width // 8]
+    wanted = [config.tae.latent_channels, *((data.height // 8, data.width // 8) if one_shape else rest[1:])]
     if rest != wanted:
-        raise DataError(f"{row.latents}: latents have (c h w) {rest}, data.height and data.width ask for {wanted}")
+        keys = "data.height and data.width ask" if one_shape else "tae.latent_channels asks"
+        raise DataError(f"{row.latents}: latents have (c h w) {rest}, {keys} for {wanted}")
+    fits = fitting(shapes, (frames, *rest), image)
+    if fits is None:
+        unfit[f"{1 if image else 8 * frames}x{8 * rest[1]}x{8 * rest[2]}"] += 1
+    return fits.name if fits else ""
+
+
+def fitting(shapes: Sequence[Bucket], latents: Sequence[int], image: bool) -> Bucket | None:
+    """The bucket for latents of this shape (t c h w): of its kind, height and width the longest that they fill, if any."""
+    frames, _, height, width = latents
+    kind = "image" if image else "video"
+    own = [each for each in shapes if (each.kind, *each.latents[1:]) == (kind, height, width)]
+    return max((each for each in own if each.latents[0] <= frames), key=lambda each: each.frames, default=None)
+
+
+def by_bucket(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by the names of their buckets, in the order in which they stand."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.bucket, []).append(row)
+    return found
 
 
 def read_once(config: Any, path: str, usable: Path, world: Group = ALONE) -> list[Row]:
-    """`read` by rank 0 alone; the others read the names of the usable rows, which it leaves in the file `usable`.
+    """`read` by rank 0 alone; the others read names and buckets of the usable rows, which it leaves in the file `usable`.
 
     Every rank looking for the files of every row would be thousands of lookups for each file.
     """
 
     def leave(found):
         texts = [{name: x.text for name, x in row.text.items() if isinstance(x, store.StoredText)} for row in found]
-        files.write_json([(row.video, own) for row, own in zip(found, texts, strict=True)], usable)
+        files.write_json([(row.video, own, row.bucket) for row, own in zip(found, texts, strict=True)], usable)
 
     def take():
         text, cache = _opened(config)
-        return [_row(name, cache, text, texts) for name, texts in json.loads(usable.read_text(encoding="utf-8"))]
+        return [_row(name, cache, text, *rest) for name, *rest in json.loads(usable.read_text(encoding="utf-8"))]
 
     return sync.found_by_first(world, lambda: read(config, path), leave, take, usable)
 
@@ -112,8 +148,10 @@ def _opened(config: Any) -> tuple[source.TextSource, latent_cache.Cache]:
     return source.stored(config), latent_cache.open_cache(config.data.latent_folder)
 
 
-def _row(name: str, cache: latent_cache.Cache, text: source.TextSource, texts: Mapping[str, str]) -> Row:
-    return Row(name, cache.find(name), text.find(os.path.splitext(name)[0], texts), video.is_image(Path(name)))
+def _row(
+    name: str, cache: latent_cache.Cache, text: source.TextSource, texts: Mapping[str, str], bucket: str = ""
+) -> Row:
+    return Row(name, cache.find(name), text.find(os.path.splitext(name)[0], texts), bucket)
 
 
 def read_latents(row: Row, frames: int, rng: np.random.Generator) -> np.ndarray:

@@ -39,20 +39,22 @@ def make(run: Run) -> loop.Task:
     kinds = parameter_dtypes(config.model)
     layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer, bool(config.ema.decay), kinds)
     exchange = comm.make(mesh, stage, shapes, kinds)
-    data = pipeline.open_data(config, run.workdir, mesh.world)
+    data = pipeline.open_data(config, run.workdir, mesh.world, mesh.batch.size * config.optim.accumulate)
     made_with = trained_with.describe(config, data.autoencoder)
     name, noted_rows = run.stage or "train", run.workdir / "rows.json"
 
     def micro_batches(step):
-        return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh))
+        size = pipeline.bucket_of(data, config, step).batch_size
+        return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh, size))
 
     def loss_and_grads(params, batch, step):
-        loss, grads = transformer_step.loss_and_grads(params, config.model, *batch, exchange, config.train.recompute)
+        loss, grads = transformer_step.loss_and_grads(
+            params, config.model, *batch[:4], exchange, config.train.recompute
+        )
         return {"loss": loss}, grads
 
     def numbers(losses, step):
-        kind = "image" if pipeline.is_image_step(config, step) else "video"
-        return losses, {f"{kind}_loss": losses["loss"]}
+        return losses, {f"{pipeline.bucket_of(data, config, step).kind}_loss": losses["loss"]}
 
     def validate(ema, step, writer):
         weights = layout.model(ema)
@@ -68,6 +70,7 @@ def make(run: Run) -> loop.Task:
         if config.train.init_from:
             found = checkpoint.lazy(config.train.init_from)[1]
             data = _taken_over(data, found, made_with, config.train.init_from, tell)
+            data = pipeline.taken_over(data, found.get("position") or {})
         if mesh.world.rank == 0:
             pipeline.note_names(data, noted_rows)
         return first_state(config, layout)
@@ -87,9 +90,10 @@ def make(run: Run) -> loop.Task:
             print(f"{name}: {line}", flush=True)
 
     def names(step):
-        return [row.video for row in pipeline.drawn(data, config, step, range(config.train.batch_size))]
+        size = pipeline.bucket_of(data, config, step).batch_size
+        return [row.video for row in pipeline.drawn(data, config, step, range(size))]
 
-    own = dict(validate=validate if "heldout" in data.rows else None, meta=meta, restore=restore)
+    own = dict(validate=validate if data.heldout else None, meta=meta, restore=restore)
     return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, names, **own)
 
 
@@ -118,10 +122,10 @@ def first_state(config: Any, layout: states.Layout) -> states.State:
     return states.fresh(transformer.init(config.model, config.seed, layout.place), layout)
 
 
-def _positions(config: Any, mesh: Mesh) -> list[range]:
-    """This rank's positions in the global batch, one range for each micro-batch."""
+def _positions(config: Any, mesh: Mesh, size: int) -> list[range]:
+    """This rank's positions in a global batch of this size, one range for each micro-batch."""
     batch, pieces = mesh.batch, config.optim.accumulate
-    each = config.train.batch_size // (batch.size * pieces)
+    each = size // (batch.size * pieces)
     return [range((batch.rank * pieces + i) * each, (batch.rank * pieces + i + 1) * each) for i in range(pieces)]
 
 
@@ -130,12 +134,11 @@ def _validate(params: Any, config: Any, data: pipeline.Data, exchange: comm.Comm
 
     The pieces of the ranks share the samples, in batches as large as those that are trained on.
     """
-    size = config.train.batch_size // (piece.size * config.optim.accumulate)
     total = 0.0
-    for batch, counted in pipeline.heldout_batches(data, VALIDATION_TIMES, size, piece):
+    for batch, counted in pipeline.heldout_batches(data, VALIDATION_TIMES, config.optim.accumulate, piece):
         noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
         velocity = transformer.apply(params, config.model, noisy, batch.t, batch.text, exchange).asnumpy()
         error = (velocity - flow.target(batch.latents, batch.noise)) ** 2
         total += float(error[:counted].mean((1, 2, 3, 4), dtype=np.float64).sum())
     total = float(exchange.all_reduce(backend.tensor(np.float32([total]))).asnumpy()[0]) / exchange.sequence.size
-    return total / (len(data.rows["heldout"]) * len(VALIDATION_TIMES))
+    return total / (sum(map(len, data.heldout.values())) * len(VALIDATION_TIMES))

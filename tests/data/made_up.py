@@ -19,12 +19,16 @@ class Latents(NamedTuple):
 
 
 def tables(arrays, captions, encoders, shift, scale) -> Tables:
-    """Rows of the arrays (n c t h w) by split, captions as the toy encoders take them."""
-    rows = {
-        split: [
-            Row(f"{split}/{i}", Latents(x), dict.fromkeys(encoders, captions[split][i]), x.shape[1] == 1)
+    """Rows of the arrays (n c t h w) by split, captions as the toy encoders take them.
+
+    A split is "video", "image" or "heldout", of several shapes "video/1", "video/2".
+    """
+    found = {"rows": {}, "heldout": {}}
+    for split, array in arrays.items():
+        frames, height, width = array.shape[2:]
+        name = f"{1 if split.startswith('image') else 8 * frames}x{8 * height}x{8 * width}"
+        found["heldout" if split.startswith("heldout") else "rows"][name] = [
+            Row(f"{split}/{i}", Latents(x), dict.fromkeys(encoders, captions[split][i]), name)
             for i, x in enumerate(array)
         ]
-        for split, array in arrays.items()
-    }
-    return Tables(rows, (shift, scale))
+    return Tables(**found, statistics=(shift, scale))

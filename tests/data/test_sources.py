@@ -36,7 +36,12 @@ def cached(weights, tmp_path_factory):
 
 def latents(tables, split):
     """Means and deviations (n c t h w) of a split."""
-    return np.stack([row.latents.read() for row in tables.rows[split]], 1).swapaxes(2, 3)
+    return np.stack([row.latents.read() for row in rows(tables)[split]], 1).swapaxes(2, 3)
+
+
+def rows(tables):
+    """Rows by split, of one shape."""
+    return {"image": tables.rows["1x24x24"], "video": tables.rows["8x24x24"], "heldout": tables.heldout["8x24x24"]}
 
 
 def test_latents_are_the_encoder_s_posteriors_of_the_set(cached, weights):
@@ -44,7 +49,7 @@ def test_latents_are_the_encoder_s_posteriors_of_the_set(cached, weights):
     config = settings(weights)
     params = safetensors_io.read(weights)
     count = {"video": 8, "image": 8, "heldout": sources.HELDOUT_SAMPLES}
-    assert {name: latents(found, name)[0].shape for name in found.rows} == {
+    assert {name: latents(found, name)[0].shape for name in rows(found)} == {
         name: (n, 16, 1, 3, 3) for name, n in count.items()
     }
 
@@ -58,17 +63,17 @@ def test_latents_are_the_encoder_s_posteriors_of_the_set(cached, weights):
 
     for name, index in (("video", 3), ("heldout", 30)):
         clip = synthetic.sample_clip(config.seed, index, "heldout" if name == "heldout" else "train", 8, 24)
-        expect(name, index, *clip, found.rows)
-    expect("image", 5, *synthetic.sample_image(config.seed, 5, "train", 24), found.rows)
+        expect(name, index, *clip, rows(found))
+    expect("image", 5, *synthetic.sample_image(config.seed, 5, "train", 24), rows(found))
 
 
 def test_training_on_images_alone_is_validated_on_images(cached, weights):
     found, folder = cached
     images = sources.open_tables(settings(weights, latent_folder=str(folder), image_fraction=1.0), folder.parent)
-    assert len(images.rows["heldout"]) == sources.HELDOUT_SAMPLES and all(row.image for row in images.rows["heldout"])
-    assert not any(row.image for row in found.rows["heldout"])
+    assert {name: len(own) for name, own in images.heldout.items()} == {"1x24x24": sources.HELDOUT_SAMPLES}
+    assert found.heldout.keys() == {"8x24x24"} and images.rows.keys() == {"1x24x24"}
     image, caption = synthetic.sample_image(settings("").seed, 5, "heldout", 24)
-    assert set(images.rows["heldout"][5].text.values()) == {caption} and " moves " not in caption and len(image) == 1
+    assert set(images.heldout["1x24x24"][5].text.values()) == {caption} and " moves " not in caption and len(image) == 1
 
 
 def test_statistics_give_zero_mean_and_unit_variance_with_half_of_the_channels_contrast(cached):
@@ -134,7 +139,7 @@ def test_a_kill_costs_the_rest_alone(cached, weights, killed, monkeypatch):
     assert {name.split("/")[0] for name in there} == {"image", "video"} and len(there) == 16
     assert "statistics" not in json.loads((killed / "manifest.json").read_text())
     again = sources.open_tables(settings(weights), killed.parent)
-    for split in found.rows:
+    for split in rows(found):
         np.testing.assert_array_equal(latents(again, split), latents(found, split))
     np.testing.assert_allclose(again.statistics, found.statistics)
     assert not list(killed.glob("*.tmp*"))
@@ -196,3 +201,68 @@ def test_clips_are_images_and_videos_of_the_same_shots():
     for split, frames in (("image", 1), ("video", 4)):
         assert [item.caption for item in tables[split]] == [shot.caption for shot in shots]
         np.testing.assert_array_equal(tables[split][1].frames(), clips.read_clip(shots[1], frames, (24, 32)))
+
+
+def in_buckets(**data):
+    config = small(num_samples=11, **data)
+    shapes = dict(resolution=32, aspect_ratios=("16:9", "1:1", "9:16"), frames=(16, 8), max_fps=(16.0, 16.0))
+    config.data.buckets.update(shapes)
+    return config
+
+
+def test_buckets_share_the_rendered_samples_in_turn():
+    tables = sources.embedded(in_buckets())
+    videos = ("16x32x48", "16x32x32", "16x48x32", "8x32x48", "8x32x32", "8x48x32")
+    assert [item.name for item in tables["video"][:7]] == [
+        *(f"video/{name}/{i:05d}" for i, name in enumerate(videos)),
+        "video/16x32x48/00006",
+    ]
+    assert [item.name for item in tables["heldout_image"][:2]] == [
+        "heldout_image/1x32x48/00000",
+        "heldout_image/1x32x32/00001",
+    ]
+    assert {split: len(items) for split, items in tables.items()} == {
+        "image": 11,
+        "video": 11,
+        "heldout_image": 32,
+        "heldout": 32,
+    }
+    for split, index, shape in (("video", 2, (16, 48, 32)), ("heldout", 3, (8, 32, 48)), ("image", 0, (1, 32, 48))):
+        item = tables[split][index]
+        assert item.frames().shape == (*shape, 3)
+    assert synthetic.judge(tables["video"][0].frames()) == tuple(synthetic.sample_combination(42, 0, "train"))
+    assert {split: len(items) for split, items in sources.embedded(in_buckets(image_fraction=1.0)).items()} == {
+        "image": 11,
+        "video": 0,
+        "heldout_image": 32,
+        "heldout": 0,
+    }
+
+
+def test_real_clips_are_of_one_shape():
+    with pytest.raises(ConfigError, match="data.buckets.resolution is 32 and data.source 'clips'"):
+        sources.embedded(in_buckets(source="clips"))
+
+
+def test_an_embedded_set_trains_and_validates_in_buckets(tmp_path, monkeypatch):
+    """Latents as an encoder would give, without one."""
+
+    def encoded(items, config, folder, *rest):
+        store = latent_cache.ShardWriter(folder, "float32", 0)
+        for item in items:
+            frames, height, width, _ = item.frames().shape
+            mean = np.random.default_rng(0).standard_normal((16, -(-frames // 8), height // 8, width // 8))
+            store.add(item.name, mean.astype(np.float32), np.ones_like(mean, np.float32), item.kind)
+        folder.mkdir()
+        store.flush()
+
+    monkeypatch.setattr(encode, "encode", encoded)
+    found = sources.open_tables(in_buckets(), tmp_path)
+    names = ["1x32x48", "1x32x32", "1x48x32"]
+    videos = ["16x32x48", "16x32x32", "16x48x32", "8x32x48", "8x32x32", "8x48x32"]
+    assert found.rows.keys() == found.heldout.keys() == {*names, *videos}
+    assert {name: len(own) for name, own in found.rows.items() if name in names} == dict(
+        zip(names, (4, 4, 3), strict=True)
+    )
+    for name, own in (*found.rows.items(), *found.heldout.items()):
+        assert all(row.video.split("/")[1] == name == row.bucket for row in own)

@@ -47,14 +47,17 @@ def config(tmp_path):
         num_frames=24,
         height=16,
         width=24,
+        image_fraction=0.5,
     )
-    return ConfigDict(dict(data=data, model=dict(text_dims=ENCODERS), tae=dict(latent_channels=16)))
+    return ConfigDict(
+        dict(data=data, train=dict(batch_size=2), model=dict(text_dims=ENCODERS), tae=dict(latent_channels=16))
+    )
 
 
 def test_rows_name_their_files(config, tmp_path):
     rows = table.read(config, str(tmp_path / "train.csv"))
     assert [row.latents.path for row in rows] == [tmp_path / "latents" / f"{s}.npz" for s in ("a", "deep/b", "c")]
-    assert [row.image for row in rows] == [False, False, True]
+    assert [row.bucket for row in rows] == ["24x16x24", "24x16x24", "1x16x24"]
     assert rows[1].text == {encoder: tmp_path / encoder / "deep/b.npz" for encoder in ENCODERS}
 
 
@@ -280,6 +283,85 @@ def test_clips_that_do_not_fit_are_bad_rows_at_the_start(config, tmp_path, capsy
         assert re.search(line, printed), line
     config.data.max_bad_fraction = 0.8
     assert [row.video for row in table.read(config, str(path))] == ["deep/b.mp4", "c.png"]
+
+
+@pytest.fixture
+def mixed(config, tmp_path):
+    """A cache of latents of many shapes, and a table of them."""
+    config.data.buckets = dict(
+        resolution=32,
+        aspect_ratios=("1:1", "2:1"),
+        frames=(32, 16),
+        max_fps=(16.0, 16.0),
+        rates=(),
+        weights=(),
+        batch_sizes=(),
+    )
+    shapes = {
+        "long.mp4": (7, 16, 4, 4),
+        "short.mp4": (3, 16, 4, 4),
+        "wide.mp4": (4, 16, 2, 6),
+        "wide.png": (1, 16, 2, 6),
+        "tall.mp4": (4, 16, 6, 2),
+        "taller.mp4": (2, 16, 6, 2),
+        "blink.mp4": (1, 16, 4, 4),
+        "tall.png": (1, 16, 6, 2),
+    }
+    writer = latent_cache.ShardWriter(tmp_path / "latents", "float32", 0)
+    for name, shape in shapes.items():
+        mean = np.random.default_rng(0).standard_normal(shape).astype(np.float32).swapaxes(0, 1)
+        writer.add(name, mean, np.ones_like(mean), "video")
+    thin = np.zeros((4, 8, 4, 4), np.float32)
+    np.savez(tmp_path / "latents" / "channels.npz", latent_mean=thin, latent_std=thin)
+    for name in (*shapes, "channels.mp4"):
+        for encoder, width in ENCODERS.items():
+            write_text(tmp_path / encoder / Path(name).with_suffix(".npz"), 5, 2, width)
+    writer.flush()
+    (tmp_path / "train.csv").write_text(
+        "video\n" + "".join(f"{name}\n" for name in (*shapes, "channels.mp4", "long.mp4"))
+    )
+    return config
+
+
+def test_rows_go_to_the_longest_bucket_that_their_latents_fill(mixed, tmp_path, capsys, monkeypatch):
+    mixed.data.max_bad_fraction = 0.12  # channels.mp4; what fits no bucket is not bad
+    path, usable = str(tmp_path / "train.csv"), tmp_path / "ranks" / "train.json"
+    rows = table.read(mixed, path)
+    assert {row.video: row.bucket for row in rows} == {
+        "long.mp4": "32x32x32",
+        "short.mp4": "16x32x32",
+        "wide.mp4": "32x16x48",
+        "wide.png": "1x16x48",
+    }
+    printed = capsys.readouterr().out
+    for line in ("1 rows of 32x48x16", "1 rows of 16x48x16", "1 rows of 8x32x32", "1 rows of 1x48x16"):
+        assert f"{path}: {line} fit no bucket\n" in printed
+    assert "1 of 9 rows cannot be used" in printed and "channels.npz: latents have" in printed
+    assert table.by_bucket(rows)["32x32x32"] == rows[:1]
+
+    monkeypatch.setattr(table.sync, "barrier", lambda group: None)
+    assert table.read_once(mixed, path, usable, Group("", 2, 0)) == rows
+    monkeypatch.setattr(table, "read", None)
+    assert table.read_once(mixed, path, usable, Group("", 2, 1)) == rows
+
+
+def test_where_training_is_on_images_alone_videos_are_images(mixed, tmp_path):
+    mixed.data.update(max_bad_fraction=0.12, image_fraction=1.0)
+    rows = table.read(mixed, str(tmp_path / "train.csv"))
+    assert {row.video: row.bucket for row in rows if row.video.startswith(("blink", "wide"))} == {
+        "blink.mp4": "1x32x32",
+        "wide.mp4": "1x16x48",
+        "wide.png": "1x16x48",
+    }
+
+
+def test_a_table_of_which_nothing_fits_a_bucket_is_refused(mixed, tmp_path):
+    mixed.data.max_bad_fraction = 0.12
+    mixed.data.buckets.resolution = 64
+    with pytest.raises(
+        DataError, match=r"train.csv: no row fits a bucket \(32x64x64, 32x48x96, 16x64x64,.*encode_video"
+    ):
+        table.read(mixed, str(tmp_path / "train.csv"))
 
 
 def test_rows_without_a_name_or_with_an_impossible_one_are_bad(config, tmp_path, capsys):

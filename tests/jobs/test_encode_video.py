@@ -389,10 +389,11 @@ def test_training_refuses_a_cache_that_does_not_fit(encoded, shared):
     pipeline.open_data(settings(shared, folder, num_frames=1, tae_weights=""), "unused")  # fewer are there too
 
 
-def first_latents(data, split):
-    """A draw of a split's first row, raw (c t h w)."""
+def first_latents(data, name):
+    """A draw of a bucket's first row, raw (c t h w)."""
     raw = data._replace(shift=[0.0], scale=[1.0])
-    return pipeline._latents(raw, data.rows[split][:1], [np.random.default_rng(0)])[0]
+    bucket = next(each for each in data.buckets if each.name == name)
+    return pipeline._latents(raw, bucket, data.rows[name][:1], [np.random.default_rng(0)])[0]
 
 
 def test_the_seed_s_npz_files_serve_as_well(encoded, shared, tmp_path, capsys):
@@ -404,19 +405,19 @@ def test_the_seed_s_npz_files_serve_as_well(encoded, shared, tmp_path, capsys):
     data = pipeline.open_data(settings(shared, tmp_path), "unused")
     assert "no manifest.json" in capsys.readouterr().out
     assert data.shift == [0.0609] * 16 and data.scale == [1.5305] * 16
-    expected = first_latents(pipeline.open_data(settings(shared, folder), "unused"), "video")
-    np.testing.assert_array_equal(first_latents(data, "video"), expected)
+    expected = first_latents(pipeline.open_data(settings(shared, folder), "unused"), "8x16x16")
+    np.testing.assert_array_equal(first_latents(data, "8x16x16"), expected)
 
 
 def test_images_and_videos_go_to_their_own_steps(encoded, shared):
     folder, _ = encoded
     config = settings(shared, folder)
     data = pipeline.open_data(config, "unused")
-    assert {name: len(rows) for name, rows in data.rows.items()} == {"image": 1, "video": 2}
-    image, found = stored(folder, "c.png"), first_latents(data, "image")
+    assert {name: len(rows) for name, rows in data.rows.items()} == {"1x16x16": 1, "8x16x16": 2}
+    image, found = stored(folder, "c.png"), first_latents(data, "1x16x16")
     assert abs(found - image["latent_mean"].swapaxes(0, 1)).max() < 6 * image["latent_std"].max()
     config.data.num_frames = 1
-    assert len(pipeline.open_data(config, "unused").rows["image"]) == 3
+    assert len(pipeline.open_data(config, "unused").rows["1x16x16"]) == 3
 
 
 def test_dropped_prompts_are_the_empty_embedding(encoded, shared):
@@ -434,8 +435,8 @@ def test_dropped_prompts_are_the_empty_embedding(encoded, shared):
 def test_validation_on_a_table_of_its_own(encoded, shared, capsys):
     config = settings(shared, encoded[0], validation_csv=str(shared / "train.csv"))
     data = pipeline.open_data(config, "unused")
-    assert len(data.rows["heldout"]) == 2
-    assert len(list(pipeline.heldout_batches(data, (0.5,), 2))) == 1
+    assert {name: len(rows) for name, rows in data.heldout.items()} == {"8x16x16": 2}
+    assert len(list(pipeline.heldout_batches(data, (0.5,)))) == 1
     assert "train.csv: 2 of 2 samples are trained on too (a.mp4, deep/b.mp4)" in capsys.readouterr().out
     config.data.validation_csv = "gone.csv"
     with pytest.raises(DataError, match="gone.csv"):

@@ -21,6 +21,8 @@ from moviegen.training import generator, loop, optim, state as states
 from moviegen.training.state import Layout
 from tests.data import made_up
 
+BUCKET = "16x16x16"
+
 
 def settings(**train_settings):
     config = common.shrink(common.stage("1b", 2))
@@ -123,8 +125,8 @@ def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path, monkeypa
 def test_what_a_run_leaves(unbroken):
     workdir, metrics = unbroken
     trees, meta = final(workdir)
-    assert meta["step"] == 4 and meta["position"]["video"]["epoch"] == 2 and meta["position"]["video"]["index"] == 4
-    assert meta["position"]["image"]["epoch"] == meta["position"]["image"]["index"] == 0
+    assert meta["step"] == 4 and meta["position"].keys() == {BUCKET}  # no step is of images
+    assert meta["position"][BUCKET]["epoch"] == 2 and meta["position"][BUCKET]["index"] == 4
     assert meta["score"] == metrics["heldout_loss"] and checkpoint.best(workdir / "checkpoints") in (2, 4)
     assert meta["latent_shift"] == [0.0] * 4 and meta["latent_scale"] == [1.0] * 4
     assert set(metrics) == {"loss", "video_loss", "heldout_loss"} and np.isfinite(list(metrics.values())).all()
@@ -164,10 +166,10 @@ def test_gradient_accumulation_is_the_same_batch_in_pieces(tmp_path):
         p: backend.tensor(v.asnumpy() + 0.1 * rng.standard_normal(v.shape).astype("f")) for p, v in params.items()
     }
     losses, grads = loop.loss_and_grads(generator.make(Run(config, tmp_path)), params, 3)
-    assert generator._positions(config, ONE) == [range(0, 4)]
+    assert generator._positions(config, ONE, 4) == [range(0, 4)]
     pieces = config.copy_and_resolve_references()
     pieces.optim.accumulate = 2
-    assert generator._positions(pieces, ONE) == [range(0, 2), range(2, 4)]
+    assert generator._positions(pieces, ONE, 4) == [range(0, 2), range(2, 4)]
     means, accumulated = loop.loss_and_grads(generator.make(Run(pieces, tmp_path)), params, 3)
     assert float(means["loss"]) == pytest.approx(float(losses["loss"]), rel=1e-6)
     assert accumulated.keys() == grads.keys() == params.keys()
@@ -242,7 +244,7 @@ def test_weights_follow_adamw_on_the_gradients(unbroken):
     state, data = optim.init_state(params), pipeline.open_data(config, "unused")
     for step in range(4):
         batch = pipeline.batch(data, config, step, range(4))
-        _, grads = transformer_step.loss_and_grads(params, config.model, *batch)
+        _, grads = transformer_step.loss_and_grads(params, config.model, *batch[:4])
         rate = 1e-2 * min(1, (step + 1) / 2)
         norm = math.sqrt(sum(optim.means(optim.square_sums(grads))))
         optim.adamw_update(params, grads, state, step, rate, config.optim, norm)
@@ -310,7 +312,7 @@ def test_the_next_stage_normalizes_as_the_stage_before(unbroken, tmp_path, monke
     task.first_state()
     noted = task.meta(0)
     assert noted["latent_shift"] == [0.0] * 4 and noted["latent_scale"] == [1.0] * 4
-    assert noted["position"]["video"]["epoch"] == noted["position"]["video"]["index"] == 0  # samples of its own
+    assert noted["position"] == final(unbroken[0])[1]["position"]  # it has the same samples, and goes on with them
     assert "scale 1, the data's 0.746" in capsys.readouterr().out
 
 
@@ -327,7 +329,7 @@ def test_weights_of_another_model_or_autoencoder_are_refused_or_named(unbroken, 
 
 def test_a_checkpoint_that_says_nothing_goes_on(tmp_path, capsys):
     _, noted = restored(tmp_path, settings(), {"step": 7, "samples_seen": 28})
-    assert noted["position"]["video"] == noted["position"]["video"] | {"epoch": 0, "index": 0}
+    assert noted["position"][BUCKET] == noted["position"][BUCKET] | {"epoch": 0, "index": 0}
     said = capsys.readouterr().out
     assert "does not say what its weights were trained with" in said and "which samples it has seen" in said
 
@@ -339,7 +341,7 @@ def test_another_batch_goes_on_where_the_samples_were(unbroken, capsys):
     task = generator.make(Run(config, workdir))
     step, _, _ = loop.resume(config, workdir / "checkpoints", task)
     assert step == 4 and task.meta(4)["position"] == final(workdir)[1]["position"]
-    now = task.meta(6)["position"]["video"]
+    now = task.meta(6)["position"][BUCKET]
     assert (now["epoch"], now["index"]) == (3, 2)
     assert "others than those of the checkpoint" not in capsys.readouterr().out
 
@@ -347,8 +349,8 @@ def test_another_batch_goes_on_where_the_samples_were(unbroken, capsys):
 def test_rows_that_are_new_or_gone_are_named(unbroken, tmp_path, monkeypatch, capsys):
     workdir, _ = unbroken
     generator.make(Run(settings(), tmp_path)).first_state()
-    rows = made_up_tables(settings(), None, None).rows
-    changed_tables(monkeypatch, rows=rows | {"video": [*rows["video"][1:], rows["video"][1]._replace(video="new.mp4")]})
+    rows = made_up_tables(settings(), None, None).rows[BUCKET]
+    changed_tables(monkeypatch, rows={BUCKET: [*rows[1:], rows[1]._replace(video="new.mp4")]})
     restored(tmp_path, settings(), final(workdir)[1])
     said = capsys.readouterr().out
     assert "6 then, 6 now; 1 new: new.mp4; 1 gone: video/0" in said and "images" not in said
@@ -379,7 +381,7 @@ def test_ranks_share_the_validation(tmp_path, monkeypatch, ranks):
     ranks = 1
     assert shared == pytest.approx(validate(0, 1, lambda x: x), rel=1e-6)
     errors = []
-    for batch, _ in pipeline.heldout_batches(data, generator.VALIDATION_TIMES, 1):
+    for batch, _ in pipeline.heldout_batches(data, generator.VALIDATION_TIMES, 12):
         noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
         velocity = noisy * 0.3 + batch.t.reshape(-1, 1, 1, 1, 1)
         errors.append(np.mean((velocity - flow.target(batch.latents, batch.noise)) ** 2))
