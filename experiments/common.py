@@ -371,7 +371,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config.sample.update(
             steps=4, num_frames=frames, height=height, width=width, prompts=("a red circle moves left",)
         )
-        config.data.update(tae_weights="package:tiny_tae", num_samples=16)
+        # Of each kind; in the 15 shapes of videos that stage 3's buckets have, a batch for each.
+        config.data.update(tae_weights="package:tiny_tae", num_samples=32 if config.data.buckets.resolution else 16)
     config.data.update(source="synthetic", height=height, width=width, num_frames=frames)
     if "buckets" in config.data:
         shapes = config.data.buckets

@@ -49,7 +49,8 @@ def test_two_ranks_equal_one(tmp_path):
 
     (one, meta), (two, other) = (checkpoint.load(tmp_path / ranks / "checkpoints") for ranks in "12")
     assert meta["step"] == other["step"] == 3 and meta["position"] == other["position"]
-    assert meta["position"]["image"]["epoch"] == 1 and meta["position"]["image"]["index"] == 4  # 3 x 4 of 8
+    place = meta["position"]["1x32x32"]
+    assert place["epoch"] == 1 and place["index"] == 4  # 3 x 4 of 8
     losses = [
         [line["train/image_loss"] for line in read_metrics(tmp_path / ranks) if "train/image_loss" in line]
         for ranks in "12"

@@ -66,8 +66,9 @@ def killed(folder, steps, rng):
     after = checkpoint.latest(folder / "checkpoints") or 0
     assert after >= max(before, wanted)
     if after:
-        position = checkpoint.load(folder / "checkpoints")[1]["position"]["1x32x48"]
-        assert position["epoch"] * position["rows"] + position["index"] == 2 * after
+        position = checkpoint.load(folder / "checkpoints")[1]["position"]
+        assert len(position) == 3  # buckets
+        assert sum(each["epoch"] * each["rows"] + each["index"] for each in position.values()) == 2 * after
     return saving
 
 

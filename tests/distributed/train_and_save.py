@@ -26,8 +26,10 @@ from tests.data import made_up  # noqa: E402
 
 def experiment(steps: int):
     config = common.shrink(common.stage("1b", 1))
-    config.model.update(hidden_size=8, num_layers=1, num_heads=2, ffn_size=12, position_lengths=(1, 2, 2))
+    config.model.update(hidden_size=8, num_layers=1, num_heads=2, ffn_size=12, position_lengths=(2, 2, 2))
     config.model.update(latent_channels=4, text_dims=dict(ul2=8, metaclip=8, byt5=8))
+    config.data.image_fraction = 0.25
+    config.data.buckets.update(resolution=32, aspect_ratios=("1:1",), frames=(16, 8), max_fps=(16.0, 16.0))
     config.optim.update(learning_rate=0.01, warmup_steps=2)
     config.ema.decay = 0.9
     config.train.update(steps=steps, checkpoint_every=1, keep_checkpoints=2, keep_every=10, validate_every=steps + 1)
@@ -35,14 +37,13 @@ def experiment(steps: int):
 
 
 def made_up_tables(config, workdir, world):
-    arrays = {
-        name: np.random.default_rng(0).standard_normal((6, 4, 1, 4, 4), np.float32) for name in ("video", "image")
-    }
-    captions = {name: [f"number {i}" for i in range(6)] for name in arrays}
+    shapes = {"video/long": (6, 4, 2, 4, 4), "video/short": (9, 4, 1, 4, 4), "image": (5, 4, 1, 4, 4)}
+    arrays = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
     return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
 
 
-def loss_and_grads(params, cfg, latents, noise, t, text, comm):
+def loss_and_grads(params, cfg, latents, noise, t, text, comm, recompute):
     loss = comm.all_reduce(backend.tensor(np.float32([(latents * noise).mean()])))
     return loss, {path: value * loss for path, value in params.items()}
 

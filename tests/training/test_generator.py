@@ -95,6 +95,50 @@ def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path):
     assert lines == [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(workdir)]
 
 
+def test_a_run_killed_amid_an_epoch_of_each_bucket_ends_exactly_as_an_unbroken_one(tmp_path, monkeypatch):
+    """Whatever is read ahead of the step; gradients are stood in for by the weights times what all of a batch goes into."""
+
+    def tables(config, workdir, world):
+        shapes = {"video/1": (7, 4, 2, 4, 4), "video/2": (5, 4, 1, 4, 4), "image": (9, 4, 1, 4, 4)}
+        arrays = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
+        return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
+
+    def loss_and_grads(params, cfg, latents, noise, t, text, *_):
+        parts = latents, noise, t, *(array for pair in text.values() for array in pair)
+        loss = backend.tensor(np.float32(sum(np.sin(array.astype(np.float32)).mean() for array in parts)))
+        return loss, {path: value * loss for path, value in params.items()}
+
+    def config(**train_settings):
+        made = settings(steps=11, checkpoint_every=4, **train_settings).unlock()
+        made.data.image_fraction = 0.25
+        made.data.buckets.update(resolution=32, aspect_ratios=("1:1",), frames=(16, 8), max_fps=(16.0, 16.0))
+        made.data.buckets.batch_sizes = ("8x.*=3", "1x.*=2")
+        return made.lock()
+
+    monkeypatch.setattr(sources, "open_tables", tables)
+    monkeypatch.setattr(transformer_step, "loss_and_grads", loss_and_grads)
+    metrics = generator.train(Run(config(), tmp_path / "unbroken"))
+    saved, killed = checkpoint.save, []
+
+    def kill_once(*args, **kwargs):
+        saved(*args, **kwargs)
+        if not killed:
+            killed.append(True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", kill_once)
+    with pytest.raises(KeyboardInterrupt):
+        generator.train(Run(config(), tmp_path / "killed"))
+    step = checkpoint.latest(tmp_path / "killed" / "checkpoints")
+    noted = checkpoint.load(tmp_path / "killed" / "checkpoints")[1]["position"]
+    assert step == 4 and sum(0 < place["index"] < place["rows"] for place in noted.values()) == 3
+    assert generator.train(Run(config(), tmp_path / "killed")) == metrics
+    (trees, meta), (expected, expected_meta) = (final(tmp_path / name) for name in ("killed", "unbroken"))
+    same_everywhere(trees, expected)
+    assert meta == expected_meta
+
+
 def test_float16_rehearses_ten_steps_validations_and_a_resume(tmp_path, monkeypatch):
     """Graphs are given the weights in the dtype that they are computed with in, and nobody casts them there."""
     cast, given, astype, flat = [], {}, ms.Tensor.astype, layerwise._flat
