@@ -324,6 +324,8 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
                 # The blocks that are computed again whole on the way back: "all", "none", or a number, every so many. Others
                 # keep what each of their products gave, which takes memory (docs/parallel.md). The seed recomputes all.
                 recompute="all",
+                peak_tflops=0.0,  # of one card, in model.compute_dtype: steps tell what share of it they use; 0: not known
+                profile_steps=(),  # (first, count): MindSpore's profile of these goes to WORKDIR/profile; (): none
                 rank_timeout=300.0,  # seconds without a sign of life of one rank after which the others end
             ),
             # In float32; the seed's bfloat16 average never moves. The decay is (1 + step) / (10 + step) until that exceeds

@@ -208,6 +208,10 @@ RULES: dict[str, Rule] = {
     "train.offload_optimizer": flag,
     "train.rank_timeout": number(above=0),
     "train.recompute": recompute,
+    "train.peak_tflops": number(0),
+    "train.profile_steps": either(
+        several(whole(1), 2), Rule("() for none", lambda v: isinstance(v, tuple | list) and not v)
+    ),
     "train.recompute_levels": several(whole(0)),
     "train.linear_start": whole(0),
     "ema.decay": number(0, below=1),

@@ -77,6 +77,12 @@ def square_sum(x: ms.Tensor) -> ms.Tensor:
     return _square_sum(x)
 
 
+def square_sums(x: ms.Tensor) -> ms.Tensor:
+    """Sums of the squares of each sample of x (b n c), (b,); for numbers to look at, not to be differentiated."""
+    b, n, c = x.shape
+    return ops.reshape(kernels.sums(ops.reshape(ops.square(x), (b, 1, n * c)), 2), (b,))
+
+
 @ops.constexpr
 def _frequencies(half: int, max_period: float) -> ms.Tensor:
     # By python: the CPU kernel of exp is off by 4e-6, a thousandth of a radian at t = 1000. Outside of the graph, where a

@@ -161,14 +161,14 @@ def _heal(path: Path, name: str, resume_step: int | None) -> None:
 
 
 class Progress:
-    """Prints "label done/total, numbers, rate, time left" on rank 0, at most every five seconds and at the end."""
+    """Prints "label done/total, numbers, words, rate, time left" on rank 0, at most every five seconds and at the end."""
 
     def __init__(self, label: str, total: int, rank: int = 0):
         self.label, self.total, self._silent = label, total, rank != 0
         self._begun, self._first, self._printed = 0.0, None, -math.inf
 
-    def update(self, done: int, **numbers: float) -> None:
-        """Notes that `done` of `total` are done; `numbers` are shown beside it."""
+    def update(self, done: int, *words: str, **numbers: float) -> None:
+        """Notes that `done` of `total` are done; `numbers` and `words` are shown beside it."""
         if self._silent:
             return
         now = time.monotonic()
@@ -180,6 +180,7 @@ class Progress:
         self._printed = now
         parts = [f"{self.label} {done}/{self.total}"]
         parts += [f"{k} {value}" if isinstance(value, int) else f"{k} {value:.4g}" for k, value in numbers.items()]
+        parts += words
         spent = now - self._begun
         if done > self._first and spent > 0:
             rate = (done - self._first) / spent

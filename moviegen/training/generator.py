@@ -5,27 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moviegen.data import pipeline, trained_with
-from moviegen.models import flow
 from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.models.transformer.shapes import parameter_dtypes
-from moviegen.nn import backend
 from moviegen.parallel import comm
-from moviegen.parallel.mesh import Group, Mesh
+from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
-from moviegen.training import loop, state as states
-
-VALIDATION_TIMES = tuple(np.linspace(0, 1, 12)[1:-1])  # ten times without the ends, as the seed's
+from moviegen.training import loop, meters, state as states, validation
 
 
 def train(run: Run) -> dict[str, float]:
     """Trains to `train.steps`; returns the last losses and the last held-out loss."""
     logged, validated = loop.train(run, make(run))
-    return logged | validated
+    return {key: value for key, value in (logged | validated).items() if "/" not in key}  # not their parts
 
 
 def make(run: Run) -> loop.Task:
@@ -42,24 +36,33 @@ def make(run: Run) -> loop.Task:
     data = pipeline.open_data(config, run.workdir, mesh.world, mesh.batch.size * config.optim.accumulate)
     made_with = trained_with.describe(config, data.autoencoder)
     name, noted_rows = run.stage or "train", run.workdir / "rows.json"
+    loads = {bucket: meters.load(config, bucket) for bucket in data.buckets}
 
     def micro_batches(step):
         size = pipeline.bucket_of(data, config, step).batch_size
         return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh, size))
 
     def loss_and_grads(params, batch, step):
-        loss, grads = transformer_step.loss_and_grads(
-            params, config.model, *batch[:4], exchange, config.train.recompute
-        )
-        return {"loss": loss}, grads
+        terms: list[Any] = []
+        given = *batch[:4], exchange, config.train.recompute, terms.append
+        loss, grads = transformer_step.loss_and_grads(params, config.model, *given)
+        return {"loss": loss} | meters.by_time(terms[0], batch.t, exchange.batches, exchange.sequence.size), grads
 
     def numbers(losses, step):
-        return losses, {f"{pipeline.bucket_of(data, config, step).kind}_loss": losses["loss"]}
+        shown = {"loss": losses["loss"]}
+        return shown, {f"{bucket_of(step).kind}_loss": losses["loss"]}
+
+    def parts(losses, step):
+        own = {f"loss/{bucket_of(step).name}": (losses["loss"], 1.0)} if len(data.rows) > 1 else {}
+        return own | meters.time_parts(losses)
+
+    def bucket_of(step):
+        return pipeline.bucket_of(data, config, step)
 
     def validate(ema, step, writer):
-        weights = layout.model(ema)
-        loss = _validate(weights, config, data, exchange, mesh.batch)
-        return {"heldout_loss": loss}, loss
+        found = validation.heldout_loss(layout.model(ema), config, data, exchange, mesh.batch)
+        tell([f"step {step}, held-out loss {found['heldout_loss']:.4g}"])
+        return found, found["heldout_loss"]
 
     def meta(step):
         own = {"latent_shift": data.shift, "latent_scale": data.scale, "trained_with": made_with}
@@ -94,6 +97,7 @@ def make(run: Run) -> loop.Task:
         return [row.video for row in pipeline.drawn(data, config, step, range(size))]
 
     own = dict(validate=validate if data.heldout else None, meta=meta, restore=restore)
+    own |= dict(parts=parts, load=lambda step: loads[bucket_of(step)])
     return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, names, **own)
 
 
@@ -127,18 +131,3 @@ def _positions(config: Any, mesh: Mesh, size: int) -> list[range]:
     batch, pieces = mesh.batch, config.optim.accumulate
     each = size // (batch.size * pieces)
     return [range((batch.rank * pieces + i) * each, (batch.rank * pieces + i + 1) * each) for i in range(pieces)]
-
-
-def _validate(params: Any, config: Any, data: pipeline.Data, exchange: comm.Comm, piece: Group) -> float:
-    """Flow-matching loss, a mean over the held-out samples, the same noise and times every time.
-
-    The pieces of the ranks share the samples, in batches as large as those that are trained on.
-    """
-    total = 0.0
-    for batch, counted in pipeline.heldout_batches(data, VALIDATION_TIMES, config.optim.accumulate, piece):
-        noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
-        velocity = transformer.apply(params, config.model, noisy, batch.t, batch.text, exchange).asnumpy()
-        error = (velocity - flow.target(batch.latents, batch.noise)) ** 2
-        total += float(error[:counted].mean((1, 2, 3, 4), dtype=np.float64).sum())
-    total = float(exchange.all_reduce(backend.tensor(np.float32([total]))).asnumpy()[0]) / exchange.sequence.size
-    return total / (sum(map(len, data.heldout.values())) * len(VALIDATION_TIMES))

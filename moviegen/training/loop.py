@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from moviegen.parallel import sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint, files, step_folders
 from moviegen.storage.writers import Progress, Writer
-from moviegen.training import optim, state as states, stop
+from moviegen.training import meters, optim, profile, state as states, stop
 
 Tree = dict[str, Any]
 FRESH_PLATEAU = {"best": float("inf"), "bad": 0, "factor": 1.0}
@@ -29,11 +30,15 @@ class Task(NamedTuple):
         layout: shapes of all parameters, and how they are sharded.
         first_state: () -> the state of step 0; called where there is no checkpoint to resume from.
         micro_batches: step -> this rank's inputs, one micro-batch after the other; all are of one size.
-        loss_and_grads: (params, inputs, step) -> (losses with "loss" among them, gradients), both of the global batch.
+        loss_and_grads: (params, inputs, step) -> (losses with "loss" among them, gradients), both of the global batch; also
+            vectors that `parts` is to see.
         numbers: (losses, step) -> (numbers for the progress line, numbers for the metrics).
+        parts: (losses, step) -> {name: (sum, count)} of a step's losses, of which means over all steps are logged.
+        load: step -> what it processes.
         names: step -> the names of its samples on all ranks, to tell of a step that is skipped.
         validate: (shards of the EMA weights, step, writer) -> (metrics, score), where the lowest score is the best.
             None where there is nothing to validate on.
+        show: (shards of the EMA weights, step, writer) -> None, every `valid.every` steps: samples to look at.
         meta: step -> what a checkpoint notes besides what the loop itself does.
         restore: (a checkpoint's meta) -> None; called once where a run goes on from one.
         export: (shards of the EMA weights) -> a file that it writes at the end. Like the others, every rank calls it.
@@ -47,7 +52,10 @@ class Task(NamedTuple):
     loss_and_grads: Callable[[Tree, Any, int], tuple[Tree, Tree]]
     numbers: Callable[[dict[str, float], int], tuple[dict[str, float], dict[str, float]]]
     names: Callable[[int], list[str]]
+    parts: Callable[[dict[str, Any], int], dict[str, tuple[float, float]]] = lambda losses, step: {}
+    load: Callable[[int], meters.Load] = lambda step: meters.Load()
     validate: Callable[[Tree, int, Writer], tuple[dict[str, float], float]] | None = None
+    show: Callable[[Tree, int, Writer], None] | None = None
     meta: Callable[[int], dict[str, Any]] = lambda step: {}
     restore: Callable[[dict[str, Any]], None] = lambda meta: None
     export: Callable[[Tree], Path] | None = None
@@ -76,12 +84,16 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     validated: dict[str, float] = {}
     saving, done, stopped, skipped = None, start, [], []
     most_skipped = min(config.train.max_bad_steps, steps)
-    with stop.requests() as asked:
+    meter = meters.Meter(world.size, config.train.get("peak_tflops", 0.0))
+    task = task._replace(micro_batches=meter.waiting(task.micro_batches))
+    with stop.requests() as asked, profile.steps(config, run.workdir, world.rank) as profiled:
         while done < steps and not stopped:
             step, done, score = done, done + 1, None  # the score is that of the weights after this step
+            begun, due = time.monotonic(), _due(done, config.train.log_every, steps)
+            profiled(done)
             losses, grads = loss_and_grads(task, state.params, step)
             lr = rate(config, notes["plateau"], step)
-            outcome = states.update(state, grads, step, lr, config, task.layout, task.starts, losses | asked)
+            outcome = states.update(state, grads, step, lr, config, task.layout, task.starts, losses | asked, due)
             del losses, grads  # or they would be there beside the next step's
             if outcome.broken:
                 skipped.append(_what_is_wrong(task, step, outcome))
@@ -94,17 +106,22 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
             else:
                 skipped.clear()
             stopped = [each for each in asked if outcome.numbers.pop(each)]  # by the signals that came on any rank
-            if not skipped and _due(done, config.train.log_every, steps):
+            parts = {} if skipped else task.parts(outcome.numbers, step)
+            meter.add(time.monotonic() - begun, task.load(step), parts)
+            if not skipped and due:
                 shown, metrics = task.numbers(outcome.numbers, step)
                 logged |= shown | metrics
-                others = {"norm": outcome.norm, "lr": lr, "skipped_steps": notes["skipped_steps"]}
+                others = {"norm": outcome.norm, "weight_norm": outcome.weight_norm, "lr": lr}
+                others |= {"skipped_steps": notes["skipped_steps"]} | meter.read()
                 writer.write_scalars(done, _named(name, metrics | others))
-                progress.update(done, **shown)
+                progress.update(done, *meters.words(others), **shown, norm=outcome.norm, lr=lr)
             if task.validate is not None and _due(done, config.train.validate_every, steps):
                 validated, score = task.validate(states.ema_weights(state), done, writer)
                 writer.write_scalars(done, _named(name, validated))
                 if notes["plateau"] is not None:
                     notes["plateau"] = optim.plateau(notes["plateau"], score, config.optim.plateau)
+            if task.show is not None and _due(done, config.valid.every, steps):
+                task.show(states.ema_weights(state), done, writer)
             last = bool(stopped) or done == steps
             if last or _due(done, config.train.checkpoint_every, steps):
                 if saving is not None:

@@ -118,10 +118,12 @@ def square_sums(grads: Mapping[str, ms.Tensor]) -> list[ms.Tensor]:
     return [_square_sum(len(chunk))(*[grads[path] for path in chunk]) for chunk in _chunks(grads)]
 
 
-def means(scalars: Sequence[Any], group: Group = ALONE) -> list[float]:
-    """Means over the group of scalars on the device: one message, and the one time that a step waits for the device."""
-    joined = ops.concat([ops.reshape(backend.tensor(x), (1,)) for x in scalars])
-    return [float(total) / group.size for total in collectives.all_reduce(group)(joined).asnumpy()]
+def means(values: Sequence[Any], group: Group = ALONE) -> list[Any]:
+    """Means over the group of numbers and vectors on the device: one message, and the one time that a step waits for it."""
+    parts = [ops.reshape(backend.tensor(x), (-1,)) for x in values]
+    found = collectives.all_reduce(group)(ops.concat(parts)).asnumpy().astype(np.float64) / group.size
+    found = np.split(found, np.cumsum([part.shape[0] for part in parts])[:-1])
+    return [vector if len(vector) > 1 else float(vector[0]) for vector in found]
 
 
 def adamw_update(

@@ -83,11 +83,13 @@ class Outcome(NamedTuple):
         numbers: the numbers that `update` was given.
         norm: global norm of the gradients, without those of the networks in `starts`.
         broken: what of these and of those networks' norms is not finite; the state was updated if nothing is.
+        weight_norm: of the same networks' weights before the update; None where it was not asked for.
     """
 
-    numbers: dict[str, float]
+    numbers: dict[str, Any]
     norm: float
     broken: dict[str, float]
+    weight_norm: float | None = None
 
 
 def fresh(master: Tree, layout: Layout) -> State:
@@ -169,13 +171,14 @@ def update(
     layout: Layout,
     starts: Mapping[str, int] = {},
     numbers: Mapping[str, Any] = {},
+    weigh: bool = False,
 ) -> Outcome:
     """One optimizer step in place, with the gradients as the model's step gives them; none if anything is not finite.
 
     `starts` ({prefix of paths: first step}) tells networks with optimizer steps of their own, such as a discriminator:
     they have their own global norm and clipping, and count their steps from the first one. Before it they stay as they
-    are, and `grads` need not have them. `numbers` are scalars, such as the losses, that must be finite too; the means over
-    all ranks are returned.
+    are, and `grads` need not have them. `numbers` are scalars, such as the losses, that must be finite too, and vectors; the
+    means over all ranks are returned. With `weigh` the weights' norm is too.
     """
     shard, own, sums = layout.shard, {}, {}
     for prefix in (prefix for prefix, start in {"": 0, **starts}.items() if step >= start):
@@ -183,12 +186,16 @@ def update(
         if layout.zero_stage == 1 and shard.size > 1:
             own[prefix] = zero.own(own[prefix], shard)
         sums[prefix] = optim.square_sums({path.removeprefix(prefix): g for path, g in own[prefix].items()})
+    if weigh:
+        sums["weight_"] = optim.square_sums(_network(state.master, "", starts))
     # Over all ranks, not those of a shard group alone: replicas must not differ in what they do about it.
     read = iter(optim.means([*numbers.values(), *itertools.chain(*sums.values())], layout.mesh.world))
     numbers = dict(zip(numbers, read, strict=False))
     norms = {prefix: math.sqrt(shard.size * sum(itertools.islice(read, len(s)))) for prefix, s in sums.items()}
+    weight_norm = norms.pop("weight_", None)
     found = numbers | {f"{prefix}norm": norm for prefix, norm in norms.items()}
-    outcome = Outcome(numbers, norms[""], {key: value for key, value in found.items() if not math.isfinite(value)})
+    broken = {key: x for key, x in found.items() if isinstance(x, float) and not math.isfinite(x)}
+    outcome = Outcome(numbers, norms[""], broken, weight_norm)
     if outcome.broken:
         return outcome
     for prefix, norm in norms.items():

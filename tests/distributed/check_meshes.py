@@ -19,12 +19,12 @@ from moviegen.parallel import (
     sync,  # noqa: E402
 )
 from moviegen.runner import Run  # noqa: E402
-from moviegen.training import generator  # noqa: E402
+from moviegen.training import validation  # noqa: E402
 from tests.distributed import links  # noqa: E402
 
 # Whatever is computed, on any mesh, is computed of as many samples at a time: most graphs are compiled once.
 MICRO_BATCH = 4
-generator.VALIDATION_TIMES, sources.HELDOUT_SAMPLES = (0.5,), MICRO_BATCH + 2  # which two ranks share as 4 and 2
+validation.TIMES, sources.HELDOUT_SAMPLES = (0.5,), MICRO_BATCH + 2  # which two ranks share as 4 and 2
 
 
 def experiment(folder: Path, steps: int):

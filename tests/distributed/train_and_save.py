@@ -43,7 +43,8 @@ def made_up_tables(config, workdir, world):
     return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
 
 
-def loss_and_grads(params, cfg, latents, noise, t, text, comm, recompute):
+def loss_and_grads(params, cfg, latents, noise, t, text, comm, recompute, note):
+    note(backend.tensor(np.zeros(len(t), np.float32)))
     loss = comm.all_reduce(backend.tensor(np.float32([(latents * noise).mean()])))
     return loss, {path: value * loss for path, value in params.items()}
 

@@ -65,6 +65,7 @@ CASES = {
         dict(q=(2, 2, 5, 4), k=(2, 2, 3, 4), v=(2, 2, 3, 4), seen=(2, 1, 1, 3)),
     ),
     "square_sum": (layers.square_sum, lambda x: (x**2).sum(), dict(x=(2, 3, 4))),
+    "square_sums": (layers.square_sums, lambda x: (x**2).sum((1, 2)), dict(x=(2, 3, 4))),
 }
 
 

@@ -9,17 +9,17 @@ import pytest
 from experiments import common
 from moviegen.data import pipeline, sources
 from moviegen.errors import ConfigError, DataError
-from moviegen.models import flow
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.models.transformer.shapes import parameter_dtypes
 from moviegen.nn import backend, layerwise
-from moviegen.parallel.mesh import ONE, Group
+from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
-from moviegen.training import generator, loop, optim, state as states
+from moviegen.training import generator, loop, optim, state as states, validation
 from moviegen.training.state import Layout
 from tests.data import made_up
+from tests.training.logs import lines
 
 BUCKET = "16x16x16"
 
@@ -91,8 +91,7 @@ def test_a_resumed_run_ends_exactly_as_an_unbroken_one(unbroken, tmp_path):
     (trees, meta), (expected, expected_meta) = final(tmp_path), final(workdir)
     same_everywhere(trees, expected)
     assert meta == expected_meta and resumed == metrics
-    lines = [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(tmp_path)]
-    assert lines == [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(workdir)]
+    assert lines(tmp_path) == lines(workdir)
 
 
 def test_a_run_killed_amid_an_epoch_of_each_bucket_ends_exactly_as_an_unbroken_one(tmp_path, monkeypatch):
@@ -104,7 +103,8 @@ def test_a_run_killed_amid_an_epoch_of_each_bucket_ends_exactly_as_an_unbroken_o
         captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
         return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
 
-    def loss_and_grads(params, cfg, latents, noise, t, text, *_):
+    def loss_and_grads(params, cfg, latents, noise, t, text, exchange, recompute, note):
+        note(backend.tensor(np.zeros(len(t), np.float32)))
         parts = latents, noise, t, *(array for pair in text.values() for array in pair)
         loss = backend.tensor(np.float32(sum(np.sin(array.astype(np.float32)).mean() for array in parts)))
         return loss, {path: value * loss for path, value in params.items()}
@@ -273,7 +273,7 @@ def test_the_plateau_rule_lowers_the_rate_and_survives_a_resume(tmp_path, monkey
         made.optim.warmup_steps = 0
         return made
 
-    monkeypatch.setattr(generator, "_validate", lambda *args: 1.0)
+    monkeypatch.setattr(validation, "heldout_loss", lambda *args: {"heldout_loss": 1.0})
     generator.train(Run(config(2), tmp_path))
     generator.train(Run(config(4), tmp_path))
     rates = [line["train/lr"] for line in read_metrics(tmp_path) if "train/lr" in line]
@@ -402,41 +402,11 @@ def test_rows_that_are_new_or_gone_are_named(unbroken, tmp_path, monkeypatch, ca
     assert "1 new" not in capsys.readouterr().out  # names are compared with those of the last start
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ranks_share_the_validation(tmp_path, monkeypatch, ranks):
-    config = settings(batch_size=12)
-    data = pipeline.open_data(config, tmp_path)
-    parts, sizes = [], set()
-
-    def apply(params, cfg, latents, t, text, exchange):
-        sizes.add(len(t))
-        return backend.tensor(latents * np.float32(0.3) + t.reshape(-1, 1, 1, 1, 1))
-
-    def validate(rank, accumulate, all_reduce):
-        config.optim.accumulate = accumulate
-        exchange = generator.comm.LOCAL._replace(all_reduce=all_reduce)
-        return generator._validate({}, config, data, exchange, Group("", ranks, rank))
-
-    monkeypatch.setattr(generator.transformer, "apply", apply)
-    for rank in range(ranks):
-        validate(rank, 2, lambda x: parts.append(x.asnumpy()) or x)
-    assert sizes == {12 // (2 * ranks)}  # of a micro-batch, for which the graphs are there
-    shared = validate(0, 2, lambda x: backend.tensor(sum(parts)))
-    ranks = 1
-    assert shared == pytest.approx(validate(0, 1, lambda x: x), rel=1e-6)
-    errors = []
-    for batch, _ in pipeline.heldout_batches(data, generator.VALIDATION_TIMES, 12):
-        noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
-        velocity = noisy * 0.3 + batch.t.reshape(-1, 1, 1, 1, 1)
-        errors.append(np.mean((velocity - flow.target(batch.latents, batch.noise)) ** 2))
-    assert len(errors) == 50 and shared == pytest.approx(np.mean(errors), rel=1e-5)
-
-
 def test_an_average_in_host_memory_is_moved_once_a_validation(tmp_path, monkeypatch):
     moved, config = [], settings(offload_optimizer=True)
     task = generator.make(Run(config, tmp_path))
     to_tensors = backend.to_tensors
     monkeypatch.setattr(backend, "to_tensors", lambda tree: moved.append(type(tree["patch"])) or to_tensors(tree))
-    monkeypatch.setattr(generator.transformer, "apply", lambda params, cfg, x, *rest: backend.tensor(0 * x))
+    monkeypatch.setattr(validation.transformer, "apply", lambda params, cfg, x, *rest: backend.tensor(0 * x))
     task.validate({"patch": np.ones(3, np.float32)}, 0, None)
     assert moved == [np.ndarray]

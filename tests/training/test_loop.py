@@ -15,8 +15,8 @@ from moviegen.parallel import signals
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
-from moviegen.storage.writers import read_metrics
 from moviegen.training import loop, optim, state as states, stop
+from tests.training.logs import lines
 
 
 def settings(**train_settings):
@@ -76,10 +76,6 @@ def test_a_start_removes_what_a_kill_left_half_written(tmp_path):
     shutil.copytree(tmp_path / "checkpoints" / "step-00000007", left)
     train(tmp_path, Stub())
     assert not left.exists() and checkpoint.latest(tmp_path / "checkpoints") == 7
-
-
-def lines(workdir):
-    return [{key: value for key, value in line.items() if key != "time"} for line in read_metrics(workdir)]
 
 
 def test_it_logs_validates_and_saves_when_due_and_at_the_end(tmp_path, capsys):

@@ -190,7 +190,7 @@ def make_epilogue(patch, shard, eps, dtype):
 
 @functools.lru_cache
 def make_loss(patch, shard, batches, eps, dtype):
-    """loss(p, x (b n d), time (b d), target (b c t h w)) -> this rank's term of the mean squared error, a scalar.
+    """loss(p, x (b n d), time (b d), target (b c t h w)) -> this rank's term of the mean squared error, and each sample's (b,).
 
     The mean over `batches` as large as this one and all ranks of a sequence is the sum of all ranks' terms.
     """
@@ -203,6 +203,6 @@ def make_loss(patch, shard, batches, eps, dtype):
         if padding:
             error = error * real
         count = batches * wanted.shape[0] * patches * wanted.shape[2]
-        return layers.square_sum(error) / count
+        return layers.square_sum(error) / count, layers.square_sums(error) / count
 
     return loss

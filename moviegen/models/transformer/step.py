@@ -1,6 +1,6 @@
 """One training step of the transformer: the flow-matching loss, its gradients, and their exchange between ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mindspore as ms
@@ -25,12 +25,14 @@ def loss_and_grads(
     text: Text,
     comm: Comm = LOCAL,
     recompute: str | int = "all",
+    note: Callable[[ms.Tensor], Any] | None = None,
 ) -> tuple[ms.Tensor, Params]:
     """Flow-matching loss, the mean squared error of the velocity, and its gradient for every parameter.
 
     latents and noise (b c t h w), t (b,), text as in `model.apply`: this rank's samples. Of the blocks to `recompute`
     (`shapes.recomputed`) only the inputs are kept for the way back, of others those of their parts. Both results are those
-    of the batch of all ranks; gradients are shards at ZeRO stage 2 and 3.
+    of the batch of all ranks; gradients are shards at ZeRO stage 2 and 3. `note` gets what each of this rank's samples adds
+    to the loss, (b,).
     """
     params, latents, t, text, mask = model.check(params, cfg, latents, t, text, comm)
     noise = backend.tensor(noise)
@@ -54,7 +56,11 @@ def loss_and_grads(
     for i in range(cfg.num_layers):
         x, pull = there(i, x, pos, modulation, context, *mask[:1])
         pulls.append(pull)
-    loss, dfinal, (dx, dtime) = layerwise.value_and_grad(stage.loss, weights(), x, time, target, wrt=2)
+    (loss, each), dfinal, (dx, dtime) = layerwise.value_and_grad(
+        stage.loss, weights(), x, time, target, wrt=2, aux=True
+    )
+    if note is not None:
+        note(each)
     del x, pull  # they hold what the last block kept, until it is done with
 
     grads = reduce(tree.join({"final": dfinal}))

@@ -73,7 +73,7 @@ def main():
             f"{name}: prologue, back": read(layerwise.pull, stage.prologue, outer, start, begun, 0),
             f"{name}: block": read(layerwise.run, stage.block, block, *x),
             f"{name}: block, back": read(layerwise.pull, stage.block, block, x, x[:1], 4),
-            f"{name}: loss": read(layerwise.value_and_grad, stage.loss, final, x[0], time, latents),
+            f"{name}: loss": read(layerwise.value_and_grad, stage.loss, final, x[0], time, latents, aux=True),
             f"{name}: epilogue": read(layerwise.run, stage.epilogue, final, x[0], time),
         }
     print(json.dumps(found))

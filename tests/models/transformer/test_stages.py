@@ -57,9 +57,10 @@ def test_the_loss_is_that_of_the_velocity():
     x, time, target = draw(8, 2, 6, 8), draw(9, 2, 8), draw(10, 2, 3, 1, 4, 6)
     shard = SequenceShard((1, 2, 3))
     velocity = layerwise.run(stages.make_epilogue((1, 2, 2), shard, 1e-5, "float32"), p, x, time).asnumpy()
-    loss = layerwise.run(stages.make_loss((1, 2, 2), shard, 1, 1e-5, "float32"), p, x, time, target).asnumpy()
+    loss, each = layerwise.run(stages.make_loss((1, 2, 2), shard, 1, 1e-5, "float32"), p, x, time, target)
     assert velocity.shape == target.shape
     assert float(loss) == pytest.approx(((velocity - target) ** 2).mean(), rel=1e-5)
+    np.testing.assert_allclose(each.asnumpy(), ((velocity - target) ** 2).mean((1, 2, 3, 4)) / 2, rtol=1e-5)
 
 
 def test_shares_of_the_loss_add_up_to_it():
@@ -68,14 +69,16 @@ def test_shares_of_the_loss_add_up_to_it():
 
     def share(shard, batches, x):
         loss = stages.make_loss((1, 2, 2), shard, batches, 1e-5, "float32")
-        return float(layerwise.run(loss, p, x, time, target).asnumpy())
+        found, each = layerwise.run(loss, p, x, time, target)
+        assert float(found) == pytest.approx(each.asnumpy().sum(), rel=1e-5)
+        return each.asnumpy()
 
     whole = share(SequenceShard((1, 2, 3)), 1, x)
-    assert share(SequenceShard((1, 2, 3)), 3, x) == pytest.approx(whole / 3, rel=1e-5)
+    np.testing.assert_allclose(share(SequenceShard((1, 2, 3)), 3, x), whole / 3, rtol=1e-5)
     for size in (2, 4):  # with 4 ranks the last two tokens are padding
         each = shards((1, 2, 3), size)
         shares = [share(shard, 1, stages.make_take(shard)(ms.Tensor(x))) for shard in each]
-        assert sum(shares) == pytest.approx(whole, rel=1e-5)
+        np.testing.assert_allclose(sum(shares), whole, rtol=1e-5)
 
 
 def test_equal_settings_give_the_same_function():

@@ -69,7 +69,7 @@ def whole_loss(cfg, grid, masked):
         x, pos, time, modulation, context = prologue(p, noisy, t, *text, *mask)
         for i in range(cfg.num_layers):
             x = block(tree.sub(p, f"blocks/{i}"), x, pos, modulation, context, *mask)
-        return loss(tree.sub(p, "final"), x, time, target)
+        return loss(tree.sub(p, "final"), x, time, target)[0]
 
     return paths, run
 
