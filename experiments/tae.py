@@ -68,6 +68,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 keep_every=0,
                 keep_best=True,
                 rank_timeout=300.0,
+                profile_steps=(),  # (first, count), experiments/common.py
                 init_from="",
             ),
         )

@@ -36,6 +36,8 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                 zero_stage=3,
                 offload_optimizer=False,
                 recompute="all",  # experiments/common.py
+                peak_tflops=0.0,  # the same
+                profile_steps=(),
                 rank_timeout=300.0,
                 # Latents as small and smooth as these show their content early: what moves where is decided below t = 0.2.
                 time_logit_mean=-1.0,

@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
                 keep_every=0,
                 keep_best=False,
                 rank_timeout=300.0,
+                profile_steps=(),  # (first, count), experiments/common.py
                 init_from="",
                 linear_start=64,
             ),

@@ -215,6 +215,8 @@ RULES: dict[str, Rule] = {
     "train.recompute_levels": several(whole(0)),
     "train.linear_start": whole(0),
     "ema.decay": number(0, below=1),
+    "valid.prompts": several(filled),
+    "valid.every": every,
     "sample.steps": whole(1),
     "sample.schedule": one_of("linear", "linear_quadratic"),
     "sample.guidance_scale": number(0),
@@ -323,6 +325,8 @@ def missing(values: Mapping[str, Any], job: str, ranks: int = 1) -> list[str]:
     """Returns the sections and keys that a job on so many ranks needs and `values` does not have."""
     source = values.get("data.source")
     needed = f"{NEEDS.get(job, '')} {NEEDS.get(f'{job}/{source}', '')}".split()
+    if job == "train" and values.get("valid.prompts"):
+        needed += ["valid.every", "sample"]
     if ranks > 1:
         needed.append("train.rank_timeout")
     return [key for key in needed if key not in values and not any(have.startswith(f"{key}.") for have in values)]
@@ -340,7 +344,8 @@ def broken(values: Mapping[str, Any], job: str) -> dict[str, str]:
         found["sample.steps"] = (
             f"is {values['sample.steps']}, expected at most {most}: sample.schedule is 'linear_quadratic'"
         )
-    return found | _unfit(values, job, found)
+    previews = job == "train" and values.get("valid.prompts")
+    return found | _unfit(values, job, found) | (_unfit(values, "sample", found) if previews else {})
 
 
 def _unfit(values: Mapping[str, Any], job: str, broken: Mapping[str, str]) -> dict[str, str]:

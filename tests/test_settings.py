@@ -56,6 +56,13 @@ def test_the_tables_name_jobs_and_stages_that_there_are():
         ("train.keep_checkpoints", "0", "is 0, expected a whole number of at least 1"),
         ("train.zero_stage", "4", "is 4, expected a whole number from 0 to 3"),
         ("train.rank_timeout", "0", "is 0.0, expected a number above 0"),
+        ("train.peak_tflops", "-1", "is -1.0, expected a number of at least 0"),
+        (
+            "train.profile_steps",
+            "5",
+            "is (5,), expected a tuple of 2, each a whole number of at least 1, or () for none",
+        ),
+        ("valid.every", "0", "is 0, expected a whole number of at least 1"),
         ("optim.accumulate", "0", "is 0, expected a whole number of at least 1"),
         ("optim.betas", "0.9", r"is (0.9,), expected a tuple of 2, each a number of at least 0 and below 1"),
         ("optim.betas", "0.9,0.99,0.999", "expected a tuple of 2"),
@@ -88,6 +95,17 @@ def test_what_a_sampling_refuses():
     with pytest.raises(ConfigError):  # which is said here so that no weights are read first
         flow.schedule("linear_quadratic", settings.LINEAR_QUADRATIC_STEPS + 1)
     flow.schedule("linear_quadratic", settings.LINEAR_QUADRATIC_STEPS)
+
+
+def test_samples_in_training_must_be_of_a_size_that_the_model_can_make():
+    runner.check(configs.apply_overrides(configs.load(STAGE), {"sample.width": "40"}), "train", ONE, 1)
+    said = refused(STAGE, {"valid.prompts": "a red circle", "sample.width": "40"})
+    assert said == "sample.width is 40, expected a multiple of 16: 8 x model.patch_size"
+    config = configs.load(STAGE).unlock()
+    config.valid.prompts = ("a red circle",)
+    del config.sample
+    with pytest.raises(ConfigError, match="no sample, which --job=train needs"):
+        runner.check(config, "train", ONE, 1)
 
 
 def test_a_conversion_s_names_are_a_choice():

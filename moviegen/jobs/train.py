@@ -1,5 +1,10 @@
 """Trains the generator; a killed run continues from its workdir as if nothing had happened."""
 
+from moviegen.runner import Run
+from moviegen.sampling import previews
 from moviegen.training import generator
 
-run = generator.train
+
+def run(run: Run) -> dict[str, float]:
+    """Trains to `train.steps` and samples `valid.prompts` as it goes."""
+    return generator.train(run, previews.show(run))

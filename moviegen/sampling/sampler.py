@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,13 @@ from moviegen.nn import backend
 from moviegen.parallel import comm, sync
 from moviegen.parallel.comm import Comm
 from moviegen.runner import Run
-from moviegen.sampling.assignment import assign
+from moviegen.sampling.assignment import Assignment, assign
 from moviegen.sampling.generate import generate, noise
 from moviegen.storage import checkpoint, files, step_folders
 from moviegen.storage.writers import Progress
 from moviegen.text import online
 from moviegen.text.encoders import Encoder
+from moviegen.text.source import Embeddings
 from moviegen.training import state as states
 
 SHEET_FRAMES = 8
@@ -38,6 +39,14 @@ class Request(NamedTuple):
 
     prompt: str
     index: int
+
+
+class Generator(NamedTuple):
+    """Weights as the model computes with them, what that exchanges on the mesh, statistics of the latents that they make."""
+
+    params: dict[str, Any]
+    exchange: Comm
+    statistics: ConfigDict
 
 
 class Sampler:
@@ -52,10 +61,7 @@ class Sampler:
     def __init__(self, run: Run, keep_encoders: bool = False):
         self.run, config = run, run.config
         self.encoders: dict[str, Encoder] | None = {} if keep_encoders else None
-        self.latent_shape = latent_shape(config)
-        tae.compute_dtype(config.tae)  # checked before anything is generated
-        tiles = len(tae_tiles.starts(self.latent_shape[1]))
-        self.assignment = assign(run.mesh, config.sample.guidance_scale != 1, tiles)
+        self.assignment = assignment(run)
         folder = Path(config.sample.checkpoint or run.workdir / "checkpoints")
         step = checkpoint.latest(folder)
         if step is None:
@@ -80,18 +86,9 @@ class Sampler:
         # Before the generator's weights are read, since encoders are as large.
         text = online.encode([request.prompt for request in requests], config, self.run.mesh, self.encoders)
         progress = Progress("sample", len(requests), self.run.mesh.world.rank)
-        for batch, decoded_here in by.batches(len(requests), config.sample.batch_size):
-            rows = {name: (values[[*batch, -1]], mask[[*batch, -1]]) for name, (values, mask) in text.items()}
-            start = noise(config.seed, [requests[number].index for number in batch], self.latent_shape)
-            params, exchange, statistics = self._generator
-            latents = generate(params, config, rows, start, by, exchange)
-            for place in decoded_here:
-                pieces = self._decode(latents[place], statistics)
-                if by.tile_group.rank == 0:
-                    yield requests[batch[place]], pieces
-                    progress.update(batch[place] + 1)
-                for _ in pieces:  # the other ranks of the group decode their tiles of it
-                    pass
+        for number, pieces in made(requests, text, config, by, self._generator, lambda: self._decoder):
+            yield requests[number], pieces
+            progress.update(number + 1)
 
     def _check_what_it_was_trained_with(self) -> None:
         """Says on what the checkpoint and this config differ. ConfigError where they cannot make a picture together."""
@@ -105,8 +102,7 @@ class Sampler:
             print(f"sample: {line}", flush=True)
 
     @functools.cached_property
-    def _generator(self) -> tuple[dict[str, Any], Comm, ConfigDict]:
-        """EMA weights, what computing with them exchanges on the mesh, and the statistics of the latents they make."""
+    def _generator(self) -> Generator:
         config, mesh, zero_stage = self.run.config, self.run.mesh, self.run.config.train.zero_stage
         shapes, kinds = transformer.shapes(config.model), parameter_dtypes(config.model)
         params, meta = states.load_ema(self.folder, states.Layout(shapes, mesh, zero_stage, dtypes=kinds))
@@ -114,18 +110,45 @@ class Sampler:
             print(f"sample: weights of step {meta['step']} in {self.folder.parent}", flush=True)
         exchange = comm.make(mesh, zero_stage, shapes, kinds)
         statistics = tae_weights.latent_statistics(meta, config.tae.latent_channels, self.folder)
-        return params, exchange, ConfigDict(statistics)
+        return Generator(params, exchange, ConfigDict(statistics))
 
     @functools.cached_property
     def _decoder(self) -> dict[str, Any]:
         return tae_weights.load_to_compute(self.tae_weights, self.run.config.tae)
 
-    def _decode(self, latents: np.ndarray, statistics: ConfigDict) -> Iterator[np.ndarray]:
-        """Frames of one sample's latents (c t h w), in pieces."""
-        config, group = self.run.config, self.assignment.tile_group
-        raw = tae.denormalize(backend.tensor(latents[None]), statistics)
-        stream = tae_tiles.stream(self._decoder, config.tae, raw, config.sample.num_frames, group)
-        return (video.to_uint8(piece[0]) for piece in stream)
+
+def made(
+    requests: Sequence[Request],
+    text: Embeddings,
+    config: Any,
+    by: Assignment,
+    generator: Generator,
+    decoder: Callable[[], dict[str, Any]],
+) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """Yields the number of each request of which this rank has the video, and its frames as `Sampler.sample` does.
+
+    text: embeddings of the requests' prompts and, last, of the empty one. decoder() gives the autoencoder's weights.
+    """
+    for batch, decoded_here in by.batches(len(requests), config.sample.batch_size):
+        rows = {name: (values[[*batch, -1]], mask[[*batch, -1]]) for name, (values, mask) in text.items()}
+        start = noise(config.seed, [requests[number].index for number in batch], latent_shape(config))
+        latents = generate(generator.params, config, rows, start, by, generator.exchange)
+        for place in decoded_here:
+            raw = tae.denormalize(backend.tensor(latents[place][None]), generator.statistics)
+            stream = tae_tiles.stream(decoder(), config.tae, raw, config.sample.num_frames, by.tile_group)
+            pieces = (video.to_uint8(piece[0]) for piece in stream)
+            if by.tile_group.rank == 0:
+                yield batch[place], pieces
+            for _ in pieces:  # the other ranks of the group decode their tiles of it
+                pass
+
+
+def assignment(run: Run) -> Assignment:
+    """Returns this rank's part of the samplings of a run. ConfigError for a size or dtype that its models cannot make."""
+    config = run.config
+    tae.compute_dtype(config.tae)
+    tiles = len(tae_tiles.starts(latent_shape(config)[1]))
+    return assign(run.mesh, config.sample.guidance_scale != 1, tiles)
 
 
 def latent_shape(config: Any) -> tuple[int, int, int, int]:

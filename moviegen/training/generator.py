@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from moviegen.data import pipeline, trained_with
 from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer, step as transformer_step
@@ -13,16 +15,23 @@ from moviegen.parallel import comm
 from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
+from moviegen.storage.writers import Writer
 from moviegen.training import loop, meters, state as states, validation
 
+Show = Callable[[Any, comm.Comm, Any, int, Writer], None]
 
-def train(run: Run) -> dict[str, float]:
-    """Trains to `train.steps`; returns the last losses and the last held-out loss."""
-    logged, validated = loop.train(run, make(run))
+
+def train(run: Run, show: Show | None = None) -> dict[str, float]:
+    """Trains to `train.steps`; returns the last losses and the last held-out loss.
+
+    `show` (weights, what computing with them exchanges, the latents' statistics, step, writer) is called every `valid.every`
+    steps.
+    """
+    logged, validated = loop.train(run, make(run, show))
     return {key: value for key, value in (logged | validated).items() if "/" not in key}  # not their parts
 
 
-def make(run: Run) -> loop.Task:
+def make(run: Run, show: Show | None = None) -> loop.Task:
     """The training of the generator that `run.config` describes.
 
     Its metrics are named by the run's stage ("t2i/video_loss"), or by "train" where there is none. ConfigError or
@@ -64,6 +73,10 @@ def make(run: Run) -> loop.Task:
         tell([f"step {step}, held-out loss {found['heldout_loss']:.4g}"])
         return found, found["heldout_loss"]
 
+    def sample(ema, step, writer):
+        statistics = ConfigDict({"latent_shift": tuple(data.shift), "latent_scale": tuple(data.scale)})
+        show(layout.model(ema), exchange, statistics, step, writer)
+
     def meta(step):
         own = {"latent_shift": data.shift, "latent_scale": data.scale, "trained_with": made_with}
         return own | {"position": pipeline.position(data, config, step)}
@@ -97,7 +110,7 @@ def make(run: Run) -> loop.Task:
         return [row.video for row in pipeline.drawn(data, config, step, range(size))]
 
     own = dict(validate=validate if data.heldout else None, meta=meta, restore=restore)
-    own |= dict(parts=parts, load=lambda step: loads[bucket_of(step)])
+    own |= dict(show=sample if show is not None else None, parts=parts, load=lambda step: loads[bucket_of(step)])
     return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, names, **own)
 
 

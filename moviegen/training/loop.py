@@ -120,7 +120,7 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
                 writer.write_scalars(done, _named(name, validated))
                 if notes["plateau"] is not None:
                     notes["plateau"] = optim.plateau(notes["plateau"], score, config.optim.plateau)
-            if task.show is not None and _due(done, config.valid.every, steps):
+            if task.show is not None and not stopped and _due(done, config.valid.every, steps):
                 task.show(states.ema_weights(state), done, writer)
             last = bool(stopped) or done == steps
             if last or _due(done, config.train.checkpoint_every, steps):

@@ -1,6 +1,8 @@
 """Run as several ranks: samples the same prompts on every mesh named, each into a folder of its name.
 
 check_sampling.py FOLDER data=1 data=2 sp=2 sp=2/float16 ...    # mesh [/ compute dtype]
+
+And once more by what training does with valid.prompts, as the step 1 of a run in the same folder.
 """
 
 import sys
@@ -20,8 +22,10 @@ from moviegen.parallel import (
     sync,  # noqa: E402
 )
 from moviegen.runner import Run  # noqa: E402
+from moviegen.sampling import previews  # noqa: E402
 from moviegen.sampling.sampler import Request, Sampler  # noqa: E402
 from moviegen.storage import checkpoint, safetensors_io  # noqa: E402
+from moviegen.storage.writers import Writer  # noqa: E402
 
 FRAMES = 48  # 6 latent frames: two tiles
 # 9, 55 and 60 tokens of the three encoders: the longest texts of each make 92, so that they are packed into 64.
@@ -46,6 +50,7 @@ def experiment(folder: Path):
     config.tae = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=2)
     config.sample.update(num_frames=FRAMES, height=16, width=16, steps=2, guidance_scale=3.0, batch_size=2)
     config.sample.update(checkpoint=str(folder / "start"), prompts=PROMPTS)
+    config.valid.prompts = PROMPTS
     config.data.tae_weights = str(folder / "tae.safetensors")
     return config
 
@@ -76,8 +81,13 @@ def main(folder: str, *wanted: str) -> None:
         into = folder / (name.replace("/", "-") if size > 1 else f"{name}-by-{meshes.rank()}")
         into.mkdir(exist_ok=True)  # the other ranks make it too
         requests = [Request(prompt, index) for index, prompt in enumerate(config.sample.prompts)]
-        for request, pieces in Sampler(Run(config, into, mesh)).sample(requests):
+        run = Run(config, into, mesh)
+        sampler = Sampler(run)
+        for request, pieces in sampler.sample(requests):
             np.save(into / f"{request.index}.npy", np.concatenate(list(pieces)))
+        writer = Writer(into, rank=mesh.world.rank)
+        previews.show(run)(*sampler._generator, 1, writer)
+        writer.close()
     sync.barrier(world.world)
 
 

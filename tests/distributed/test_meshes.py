@@ -9,6 +9,7 @@ import pytest
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import read_metrics
 from tests.distributed import ranks
+from tests.training import logs
 
 TWO = ("data=2/0", "zero=2/1", "zero=2/2/float32/links", "zero=2/3/float32/links/none", "sp=2/3/float32/2")
 HALF = ("zero=2/3/float16/links", "sp=2/2/float16/links")
@@ -25,21 +26,18 @@ def losses(folder, name):
 
 def compare(folder, names):
     one, meta = checkpoint.load(folder / "data=1-0" / "checkpoints")
-    losses = [line["train/video_loss"] for line in read_metrics(folder / "data=1-0") if "train/video_loss" in line]
-    heldout = [line["train/heldout_loss"] for line in read_metrics(folder / "data=1-0") if "train/heldout_loss" in line]
-    assert meta["step"] == 5 and len(losses) >= 2 and len(heldout) == 1
+    logged = logs.lines(folder / "data=1-0")
+    assert meta["step"] == 5 and sum("train/video_loss" in line for line in logged) == 5
+    assert sum("train/heldout_loss" in line for line in logged) == 1
+    by_time = {key for line in logged for key in line if key.startswith("train/loss/t")}
+    assert len(by_time) > 5 and all("train/weight_norm" in line for line in logged if "train/norm" in line)
     for name in names:
         other, its_meta = checkpoint.load(folder / name.replace("/", "-") / "checkpoints")
         for key in ("step", "position", "latent_shift", "latent_scale"):
             assert its_meta[key] == meta[key]
         np.testing.assert_allclose(its_meta["plateau"]["best"], meta["plateau"]["best"], atol=1e-5)
-        lines = read_metrics(folder / name.replace("/", "-"))
-        np.testing.assert_allclose(
-            [line["train/video_loss"] for line in lines if "train/video_loss" in line], losses, atol=1e-5, err_msg=name
-        )
-        np.testing.assert_allclose(
-            [line["train/heldout_loss"] for line in lines if "train/heldout_loss" in line], heldout, atol=1e-5
-        )
+        for found, line in zip(logs.lines(folder / name.replace("/", "-")), logged, strict=True):
+            assert found == pytest.approx(line, rel=1e-5, abs=1e-5), name
         assert other.keys() == one.keys()
         for tree, values in one.items():
             assert other[tree].keys() == values.keys()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from moviegen.data import video
 from tests.distributed import ranks
 
 MESHES = ("data=2", "zero=2", "sp=2")
@@ -16,6 +17,10 @@ def test_every_mesh_samples_what_one_rank_does(tmp_path):
         for name in MESHES:
             other = np.load(tmp_path / name / f"{index}.npy")
             assert np.abs(other.astype(int) - one).max() <= 1, f"{name}: sample {index}"
+            (shown,) = (tmp_path / name / "previews/step-00000001").glob(f"{index:02d}-*.mp4")
+            assert np.abs(video.read(shown)[0].astype(int) - one).mean() < 5, (
+                f"{name}: preview {index}"
+            )  # as compressed
         for name in HALF:
             other = np.load(tmp_path / name.replace("/", "-") / f"{index}.npy")
             assert np.abs(other.astype(int) - one).mean() < 1, f"{name}: sample {index}"

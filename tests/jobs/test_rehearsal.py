@@ -54,14 +54,19 @@ def generator(root):
     config.data.tae_weights = str(root / "tae.safetensors")
     config.sample.update(num_frames=8, height=16, width=16, steps=2, prompts=("a green cross",), batch_size=1)
     config.train.update(steps=2, batch_size=2, validate_every=2)
+    config.valid.update(prompts=config.sample.prompts, every=1)
     config.import_weights.path = str(root / "run/export")
     return in_float16(config)
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("rehearsal")
+
+
+@pytest.fixture(scope="module")
+def done(root):
     """The metrics of each job."""
-    root = tmp_path_factory.mktemp("rehearsal")
     tiny_encoders.make(root / "encoders")
     for name in CAPTIONS:
         pixels = np.random.default_rng(0).integers(0, 255, (8, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
@@ -73,6 +78,15 @@ def done(tmp_path_factory):
     for job in ("encode_text", "encode_video", "train", "sample", "export", "import_weights", "look"):
         found[job] = moviegen.run(generator(root), job, root / "run")
     return found
+
+
+def test_training_samples_its_prompts_as_it_goes(root, done):
+    """With text encoders at hand; the last samples are those that --job=sample makes of the same weights."""
+    folders = ("previews/step-00000001", "previews/step-00000002", "samples")
+    _, last, sampled = (video.read(root / "run" / each / "00-a-green-cross.mp4")[0] for each in folders)
+    np.testing.assert_array_equal(last, sampled)
+    page = (root / "run/samples.html").read_text()
+    assert [page.count(text) for text in ("a green cross<", "<video", "step 1<", "step 2<")] == [1, 2, 1, 1]
 
 
 def test_every_job_that_computes_is_rehearsed(done):
