@@ -331,7 +331,7 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
             # In float32; the seed's bfloat16 average never moves. The decay is (1 + step) / (10 + step) until that exceeds
             # this (the seed's grows to it as 1 - exp(-step / 2000)). 0: no average is kept, and none takes memory.
             ema=dict(decay=0.9999),
-            # Videos of these prompts, made as `sample` says from the same noise every so many steps: docs/training.md.
+            # Videos of these prompts, made as `sample` says from the same noise every so many steps: docs/metrics.md.
             valid=dict(prompts=(), every=2500),
             sample=dict(
                 steps=50,

@@ -15,8 +15,8 @@ from moviegen.parallel.buckets import Bucket, tokens
 
 TIME_BINS = 10  # of flow times from 0 to 1
 # What depends on the machine and its clock, and so differs from run to run.
-MEASURED = ("step_seconds", "samples_per_second", "tokens_per_second", "tflops_per_second", "utilisation", "data_wait")
-MEASURED += ("memory_gb", "device_gb")
+MEASURED = ("step_seconds", "samples_per_second", "tokens_per_second", "tflops_per_second", "utilisation")
+MEASURED += ("data_wait", "data_wait_share", "memory_gb", "device_gb")
 NO_BUCKETS = {"resolution": 0, "weights": (), "batch_sizes": ()}
 
 
@@ -59,7 +59,7 @@ class Meter:
     """Sums up the steps of a run on `ranks` ranks of `peak` TFLOP/s (0: unknown) until it is read."""
 
     def __init__(self, ranks: int, peak: float = 0.0):
-        self._whole_peak, self._waited = ranks * peak * 1e12, 0.0
+        self._peak = ranks * peak * 1e12
         self._clear()
 
     def _clear(self) -> None:
@@ -95,13 +95,14 @@ class Meter:
             "samples_per_second": samples,
             "tokens_per_second": tokens,
             "tflops_per_second": flop / 1e12,
-            "utilisation": flop / self._whole_peak if self._whole_peak else 0.0,
-            "data_wait": self._waiting / self._seconds,
+            "utilisation": flop / self._peak if self._peak else 0.0,
+            "data_wait": self._waiting / self._steps,
+            "data_wait_share": self._waiting / self._seconds,
             "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
             "device_gb": kernels.form(int, ms.runtime.max_memory_allocated)() / 1e9,
         }
         self._clear()
-        return losses | {key: float(x) for key, x in found.items() if x or key == "data_wait"}
+        return losses | {key: float(x) for key, x in found.items() if x or key.startswith("data_wait")}
 
 
 def words(measured: Mapping[str, float]) -> list[str]:
@@ -111,7 +112,7 @@ def words(measured: Mapping[str, float]) -> list[str]:
     if "utilisation" in measured:
         found[-1] += f" ({measured['utilisation']:.0%})"
     memory = measured.get("device_gb", measured["memory_gb"])
-    return [*found, f"waits {measured['data_wait']:.0%}", f"{short(memory)} GB"]
+    return [*found, f"waits {measured['data_wait_share']:.0%}", f"{short(memory)} GB"]
 
 
 def short(number: float) -> str:

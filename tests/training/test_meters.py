@@ -46,11 +46,14 @@ def test_a_meter_sums_up_steps_until_it_is_read(monkeypatch):
     memory = found.pop("memory_gb")
     assert memory == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.01)
     rates = dict(samples_per_second=3.0, tokens_per_second=75.0, tflops_per_second=3.0, utilisation=0.5)
-    assert found == {"loss/a": 2.5, "loss/b": 1.5, "step_seconds": 2.0, "data_wait": 0.125} | rates
+    assert (
+        found
+        == {"loss/a": 2.5, "loss/b": 1.5, "step_seconds": 2.0, "data_wait": 0.25, "data_wait_share": 0.125} | rates
+    )
     words = meters.words(found | {"memory_gb": 1.5})
     assert words == ["3 samples/s", "75 tokens/s", "3 TFLOP/s (50%)", "waits 12%", "1.5 GB"]
     meter.add(2.0, Load(4), {})
-    assert meter.read().keys() == {"step_seconds", "samples_per_second", "data_wait", "memory_gb"}
+    assert meter.read().keys() == {"step_seconds", "samples_per_second", "data_wait", "data_wait_share", "memory_gb"}
 
 
 @pytest.mark.parametrize("shapes", [False, True])
