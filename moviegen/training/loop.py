@@ -89,8 +89,8 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     with stop.requests() as asked, profile.steps(config, run.workdir, world.rank) as profiled:
         while done < steps and not stopped:
             step, done, score = done, done + 1, None  # the score is that of the weights after this step
-            begun, due = time.monotonic(), _due(done, config.train.log_every, steps)
             profiled(done)
+            begun, due = time.monotonic(), _due(done, config.train.log_every, steps)
             losses, grads = loss_and_grads(task, state.params, step)
             lr = rate(config, notes["plateau"], step)
             outcome = states.update(state, grads, step, lr, config, task.layout, task.starts, losses | asked, due)
