@@ -12,7 +12,6 @@ from moviegen.training import generator, optim
 from tests.training.logs import lines
 
 CLOSE = 0.02
-SMOOTHED = 20  # steps, over which each point of a curve is a mean
 
 
 def rounded(x):
@@ -48,39 +47,43 @@ def test_steps_between_times_in_bfloat16_are_not_those_of_the_schedule(of):
     assert np.abs(np.diff(rounded(of(flow.schedule("linear_quadratic", 50)))) / exact - 1).max() > 4 * CLOSE
 
 
-@pytest.fixture(scope="module")
-def curves(tmp_path_factory):
-    """(dtype) -> losses of 200 steps of the tiny stage 1, smoothed, and those of the average on held-out samples."""
-    folder = tmp_path_factory.mktemp("curves")
+@pytest.fixture
+def curves(tmp_path, monkeypatch):
+    """(dtype) -> losses of 200 steps of the tiny stage 1, and those of the average on held-out samples."""
+    update = optim.ema_update
+    # As late in a run: at its beginning the decay is lower, so that what there is to add to the average is larger.
+    monkeypatch.setattr(optim, "ema_update", lambda ema, params, decay: update(ema, params, 0.99))
 
     def run(name, dtype):
         config = configs.load("experiments/1b_stage1.py:tiny").unlock()
         config.model.compute_dtype = dtype
-        config.train.update(steps=200, batch_size=8, validate_every=50, checkpoint_every=200)
+        config.train.update(steps=200, batch_size=8, validate_every=100, checkpoint_every=200)
         config.optim.learning_rate = 3e-4
-        config.data.latent_folder = str(folder / "latents")
-        generator.train(Run(config, folder / name))
-        told = lines(folder / name)
+        config.data.latent_folder = str(tmp_path / "latents")
+        generator.train(Run(config, tmp_path / name))
+        told = lines(tmp_path / name)
         losses, heldout = (
             np.array([line[key] for line in told if key in line]) for key in ("train/image_loss", "train/heldout_loss")
         )
-        assert len(losses) == 200 and len(heldout) == 4
-        return np.convolve(losses, np.ones(SMOOTHED) / SMOOTHED, "valid"), heldout
+        assert len(losses) == 200 and len(heldout) == 2
+        return losses, heldout
 
     return run
 
 
 @pytest.mark.slow
 def test_bfloat16_stays_within_two_percent_and_times_or_an_average_in_it_would_not(curves, monkeypatch):
-    def off(name, of):
-        return float(np.abs(curves(name, "bfloat16_simulated")[of] / exact[of] - 1).max())
+    def off(name):
+        found = [float(np.abs(a / b - 1).max()) for a, b in zip(curves(name, "bfloat16_simulated"), exact, strict=True)]
+        print(f"{name} in bfloat16: the loss is off by {found[0]:.2%}, that of the average by {found[1]:.2%}")
+        return found
 
     exact = curves("exact", "float32")
-    assert exact[0][-1] < 0.8 * exact[0][0]
-    assert off("products", 0) < CLOSE and off("products", 1) < CLOSE
+    assert np.mean(exact[0][-20:]) < 0.8 * np.mean(exact[0][:20])
+    assert max(off("products")) < CLOSE
     with monkeypatch.context() as patch:
         sample_times = flow.sample_times
         patch.setattr(flow, "sample_times", lambda *args: rounded(sample_times(*args)))
-        assert off("times", 0) > CLOSE
+        assert off("times")[0] > CLOSE
     average_in_bfloat16(monkeypatch)
-    assert off("average", 1) > CLOSE
+    assert off("average")[1] > CLOSE
