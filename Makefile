@@ -6,11 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow precision lint bench clean
 help:
 	@echo "make demo       set up, then train both models at toy size and sample videos (runs/tiny/report.html)"
 	@echo "make test       set up, then check style and run the tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make precision  200 steps with products, times and the average of the weights in bfloat16 (docs/numbers.md)"
 	@echo "make bench      measure speed and memory"
 	@echo "make lint       style checks alone"
 	@echo "make clean      remove .venv and build leftovers (runs/ is kept)"
@@ -35,6 +36,9 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python tests/run.py -m slow
+
+precision: $(READY)
+	$(BIN)/python -m pytest -q -s -m slow tests/training/test_precision.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
