@@ -1,6 +1,7 @@
 """The loop by itself, around three numbers that are drawn to a target."""
 
 import _thread
+import re
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from moviegen.parallel import signals
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
-from moviegen.training import loop, optim, state as states, stop
+from moviegen.training import loop, meters, optim, state as states, stop
 from tests.training.logs import lines
 
 
@@ -87,6 +88,8 @@ def test_it_logs_validates_and_saves_when_due_and_at_the_end(tmp_path, capsys):
     assert [line["step"] for line in found if "stub/distance" in line] == [4, 7]
     assert all(line.keys() >= {"stub/twice", "stub/norm", "stub/lr"} for line in found if "stub/loss" in line)
     assert [line["stub/skipped_steps"] for line in found if "stub/loss" in line] == [0, 0, 0]
+    before = np.linalg.norm(checkpoint.load(tmp_path / "checkpoints", 2)[0]["params"]["w"])
+    assert found[0]["stub/weight_norm"] == pytest.approx(before, rel=1e-6)
     assert logged == {"loss": found[-2]["stub/loss"], "twice": found[-2]["stub/twice"]}
     assert validated == {"distance": found[-1]["stub/distance"]}
     folder = tmp_path / "checkpoints"
@@ -131,6 +134,27 @@ def test_a_resumed_run_ends_as_an_unbroken_one_and_a_finished_one_is_not_run_aga
     for tree, values in expected.items():
         np.testing.assert_array_equal(found[tree]["w"], values["w"], err_msg=tree)
     assert train(tmp_path / "cut", resumed) == ({}, {}) and resumed.steps == [4, 5, 6]
+
+
+def test_samples_are_shown_when_due_and_at_the_end_and_parts_are_means_since_the_last_line(tmp_path, capsys):
+    config, shown = settings(), []
+    config.valid = dict(every=3)
+    show = lambda ema, step, writer: shown.append((step, float(ema["w"].asnumpy().sum())))  # noqa: E731
+    parts = lambda losses, step: {"loss/even": (float(step), 1.0)} if step % 2 == 0 else {}  # noqa: E731
+    loads = dict(parts=parts, load=lambda step: meters.Load(2, 10))
+    loop.train(Run(config, tmp_path), Stub(show=show, **loads).task())
+    assert [step for step, _ in shown] == [3, 6, 7]
+    average = checkpoint.load(tmp_path / "checkpoints", 6)[0]["ema"]["w"]
+    assert shown[1][1] == pytest.approx(float(average.sum()), rel=1e-6)
+    found = [line for line in lines(tmp_path) if "stub/loss" in line]
+    assert [line["stub/loss/even"] for line in found] == [1.0, 4.0, 6.0]  # of steps 0 and 2, of 4, of 6
+    assert re.search(
+        r"stub 7/7  loss \S+  norm \S+  lr 0.1  \S+ samples/s  \S+ tokens/s  waits ", capsys.readouterr().out
+    )
+    shown.clear()
+    with pytest.raises(Stopped):  # a run that is to end does not start what may take minutes
+        loop.train(Run(config, tmp_path / "cut"), Signalled(signal.SIGTERM, 2, show=show).task())
+    assert not shown
 
 
 def test_losses_and_gradients_are_the_mean_over_micro_batches():
@@ -234,8 +258,8 @@ comes = _thread.interrupt_main
 class Signalled(Stub):
     """A signal comes within a step; `after` is what is done then."""
 
-    def __init__(self, signum, step, after=lambda: None):
-        super().__init__()
+    def __init__(self, signum, step, after=lambda: None, **changes):
+        super().__init__(**changes)
         self.signum, self.step, self.after = signum, step, after
 
     def micro_batches(self, step):
