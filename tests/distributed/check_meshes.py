@@ -2,14 +2,16 @@
 
 check_meshes.py FOLDER STEPS data=1,zero=2,sp=2/3 sp=2/3/float16/links@10 sp=2/3/float32/none ...
 
-Each is mesh / ZeRO stage [/ compute dtype [/ links: exchanges overlap with computing, as on Ascend] [/ train.recompute]]
-[@ its own steps, of half the batch].
+Each is mesh / ZeRO stage [/ compute dtype [/ links: exchanges overlap with computing, as on Ascend] [/ train.recompute]
+[/ buckets: of three shapes]] [@ its own steps, of half the batch].
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
 from moviegen.data import sources  # noqa: E402
@@ -20,6 +22,7 @@ from moviegen.parallel import (
 )
 from moviegen.runner import Run  # noqa: E402
 from moviegen.training import validation  # noqa: E402
+from tests.data import made_up  # noqa: E402
 from tests.distributed import links  # noqa: E402
 
 # Whatever is computed, on any mesh, is computed of as many samples at a time: most graphs are compiled once.
@@ -49,8 +52,26 @@ def experiment(folder: Path, steps: int):
     return config
 
 
+def use_buckets(config) -> None:
+    """Of 18, 16 and 9 tokens, the last of images in every fourth step; all micro-batches are of one size."""
+    shapes = dict(resolution=48, aspect_ratios=("1:1", "2:1"), frames=(16,), max_fps=(16.0,))
+    config.data.buckets.update(shapes | dict(weights=("1x32x64=0",), batch_sizes=("16x32x64=16",)))
+    config.data.image_fraction = 0.25
+    config.model.position_lengths = (2, 3, 4)
+    config.train.batch_size = 8
+
+
+def made_up_tables(config, workdir, world):
+    """Of each bucket more rows than a batch, and held-out ones that batches do not divide."""
+    shapes = {"video/square": (20, 16, 2, 6, 6), "video/wide": (17, 16, 2, 4, 8), "image": (9, 16, 1, 6, 6)}
+    shapes |= {"heldout/square": (5, 16, 2, 6, 6), "heldout/wide": (3, 16, 2, 4, 8)}
+    arrays = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
+    return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 16, [1.0] * 16)
+
+
 def main(folder: str, steps: str, *wanted: str) -> None:
-    folder = Path(folder)
+    folder, open_tables = Path(folder), sources.open_tables
     world = meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     for name in wanted:
         name, _, until = name.partition("@")
@@ -63,7 +84,10 @@ def main(folder: str, steps: str, *wanted: str) -> None:
         if until:
             config.train.batch_size //= 2
         config.model.compute_dtype = how[0] if how else "float32"
-        config.train.recompute = next((each for each in how[1:] if each != "links"), "all")
+        config.train.recompute = next((each for each in how[1:] if each not in ("links", "buckets")), "all")
+        sources.open_tables = made_up_tables if "buckets" in how else open_tables
+        if "buckets" in how:
+            use_buckets(config)
         config.optim.accumulate = config.train.batch_size // (axes["data"] * axes["zero"] * MICRO_BATCH)
 
         def work(size=size, axes=axes, config=config, name=name):

@@ -15,6 +15,7 @@ TWO = ("data=2/0", "zero=2/1", "zero=2/2/float32/links", "zero=2/3/float32/links
 HALF = ("zero=2/3/float16/links", "sp=2/2/float16/links")
 MORE = ("zero=2/2", "zero=2/3", "sp=2/3", "zero=2/1/float32/links", "zero=2/3/float32/links")
 MORE_HALF = tuple(f"{mesh}/float16/links" for mesh in ("zero=2/1", "zero=2/2", "sp=2/1", "sp=2/3"))
+BUCKETS = tuple(f"{mesh}/float32/buckets" for mesh in ("data=2/0", "zero=2/2", "sp=2/3"))
 FOUR = ("zero=2,sp=2/3", "data=2,sp=2/3")
 
 
@@ -24,10 +25,11 @@ def losses(folder, name):
     return [line[key] for line in lines for key in keys if key in line]
 
 
-def compare(folder, names):
-    one, meta = checkpoint.load(folder / "data=1-0" / "checkpoints")
-    logged = [{key: value for key, value in line.items() if key != "stage"} for line in logs.lines(folder / "data=1-0")]
-    assert meta["step"] == 5 and sum("train/video_loss" in line for line in logged) == 5
+def compare(folder, names, reference="data=1-0", kinds=("video",)):
+    one, meta = checkpoint.load(folder / reference / "checkpoints")
+    logged = [{key: value for key, value in line.items() if key != "stage"} for line in logs.lines(folder / reference)]
+    counts = [sum(f"train/{kind}_loss" in line for line in logged) for kind in kinds]
+    assert meta["step"] == 5 and all(counts) and sum(counts) == 5
     assert sum("train/heldout_loss" in line for line in logged) == 1
     by_time = {key for line in logged for key in line if key.startswith("train/loss/t")}
     assert len(by_time) > 5 and all("train/weight_norm" in line for line in logged if "train/norm" in line)
@@ -66,3 +68,13 @@ def test_every_mesh_trains_as_one_rank_does(tmp_path, count, names, half):
         found, exact = losses(tmp_path, name), losses(tmp_path, "data=1/0/float32")
         assert len(found) == 12 and found != exact  # ten steps, and a validation after five and after ten
         np.testing.assert_allclose(found, exact, rtol=1e-2, err_msg=name)
+
+
+@pytest.mark.slow
+def test_every_mesh_trains_on_three_buckets_as_one_rank_does(tmp_path):
+    """Two of videos and one of images, of 18, 16 and 9 tokens: the same samples, losses, places and weights."""
+    ranks.run("check_meshes.py", 2, tmp_path, str(tmp_path), "5", "data=1/0/float32/buckets", *BUCKETS)
+    compare(tmp_path, BUCKETS, "data=1-0-float32-buckets", ("video", "image"))
+    places = checkpoint.load(tmp_path / "data=1-0-float32-buckets" / "checkpoints")[1]["position"]
+    assert places.keys() == {"16x48x48", "16x32x64", "1x48x48"}
+    assert all(place["epoch"] + place["index"] for place in places.values())  # each has been drawn from
