@@ -34,22 +34,24 @@ class Row(NamedTuple):
 class Table:
     """The rows of a csv of metadata by file name, the last of each; a damaged one counts for nothing.
 
+    `cells` has what is behind the name as one text: a million rows of a few numbers each would be gigabytes.
+
     Args:
         path: of the csv, which `append` begins where there is none; "": every file is opened.
     """
 
     def __init__(self, path: str = ""):
         self.path, self._said = path, 0
-        self._rows = _read(path) if path and Path(path).is_file() else {}
+        self.cells = _read(path) if path and Path(path).is_file() else {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.cells)
 
     def row(self, name: str, path: Path) -> tuple[Row, bool]:
         """What the file is, and whether the csv knew. DataError where it is missing or cannot be read."""
         with refused(f"{path}: cannot be read", OSError):
             stat = existing(path).stat()
-        found = _parsed(self._rows.get(name, ""))
+        found = parsed(self.cells.get(name, ""))
         if found and (found.bytes, found.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return found, True
         found = Metadata(**video.probe(path))
@@ -60,7 +62,7 @@ class Table:
         found, known = self.row(name, path)
         if self.path and not known and self._said <= NAMED:
             self._said += 1
-            why = "has changed since" if name in self._rows else "is not in it"
+            why = "has changed since" if name in self.cells else "is not in it"
             what = f"{name} {why}" if self._said <= NAMED else "more files are not as it says"
             print(f"{self.path}: {what}, opened anew (--job=check_data brings it up to date)", flush=True)
         return found.meta
@@ -81,7 +83,7 @@ class Table:
                 if not {"\n", "\r"} & set(name):  # a row is a line, so that a torn one harms no other
                     cells = (row.bytes, row.mtime_ns, *row.meta, row.digest)
                     lines.writerow((name, *cells))
-                    self._rows[name] = ",".join(map(str, cells))
+                    self.cells[name] = ",".join(map(str, cells))
 
 
 def read(config: Any) -> Lookup:
@@ -117,7 +119,6 @@ def _heal(file: Any) -> None:
 
 
 def _read(path: str) -> dict[str, str]:
-    """The cells after the name, as one text: a million rows of a few numbers each would be gigabytes."""
     rows = {}
     with refused(f"{path}: cannot be read", OSError, UnicodeDecodeError), open(path, encoding="utf-8") as file:
         if file.readline().rstrip("\n") != ",".join(COLUMNS):
@@ -132,7 +133,8 @@ def _read(path: str) -> dict[str, str]:
     return rows
 
 
-def _parsed(cells: str) -> Row | None:
+def parsed(cells: str) -> Row | None:
+    """The cells behind a file's name; None where they are damaged."""
     try:
         size, changed, frames, fps, height, width, seconds, digest = cells.split(",")
         meta = Metadata(int(frames), float(fps), int(height), int(width), float(seconds))

@@ -48,5 +48,7 @@ def of_request(prompt: str, config: Any) -> dict[str, str]:
 def clean(text: str) -> str:
     """Unicode composed (NFC: the same letter is the same bytes), control and invisible characters out, spaces single."""
     text = unicodedata.normalize("NFC", text)
-    kept = (c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") or c in "\t\n\r\u200d" else "" for c in text)
-    return " ".join("".join(kept).split())
+    if not text.isprintable():  # character by character only where one may go: a million captions would take minutes
+        kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") or c in "\t\n\r\u200d")
+        text = "".join(kept)
+    return " ".join(text.split())
