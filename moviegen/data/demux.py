@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ _FORMATS = "asf,avi,flv,gif,h264,hevc,ivf,matroska,webm,mov,mp4,mpeg,mpegts,mpeg
 _MAX_PIXELS = 1 << 28  # of one frame: more is a broken or hostile header, and gigabytes
 # One packet is one frame in these. Elsewhere there are packets that show nothing (VP8's references, MPEG-4's skipped frames).
 _ONE_EACH = ("av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "vp9")
-_LEADING = 64  # packets, among which are all that refer to what is before the first key frame: decoders hold back 16
+_REACH = 64  # packets: one that is shown before another that comes first in the file is no further from it; H.264's reach is 16
 
 
 class Index(NamedTuple):
@@ -53,17 +54,25 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
-def count(path: Path) -> Index:
-    """`index`; of an MP4 or MOV of one rate, where that leaves no doubt, by its header and first packets, and without times."""
+def extent(path: Path) -> tuple[int, Fraction | None]:
+    """Frames of `index`, and seconds from the first to the last, where the file tells.
+
+    An MP4 or MOV file's header and its first and last packets say so, where they leave no doubt; others are looked through.
+    Raises DataError.
+    """
     with opened(path) as (container, stream):
+        unit = stream.time_base
         if "mov" in container.format.name and stream.frames and stream.codec_context.codec.canonical_name in _ONE_EACH:
             entries, size = list(stream.index_entries), path.stat().st_size
-            times = [packet.pts for packet in itertools.islice(container.demux(stream), _LEADING) if packet.size]
-            clear = entries and entries[0].is_keyframe and times and None not in times and times[0] == min(times)
-            steady = np.ptp(np.diff([each.timestamp for each in entries])) <= 1 if len(entries) > 1 else True
-            if clear and steady and all(each.size and each.pos + each.size <= size for each in entries):
-                return Index(sum(not each.is_discard for each in entries), None, 0)
-    return index(path)
+            first = [packet.pts for packet in itertools.islice(container.demux(stream), _REACH) if packet.size]
+            clear = entries and entries[0].is_keyframe and first and None not in first and first[0] == min(first)
+            if clear and all(0 < each.size <= size - each.pos and not each.is_discard for each in entries):
+                container.seek(entries[-min(_REACH, len(entries))].timestamp, stream=stream, any_frame=True)
+                last = [packet.pts for packet in container.demux(stream) if packet.size]
+                if last and None not in last:
+                    return len(entries), (max(last) - first[0]) * unit
+    found = index(path)
+    return found.frames, None if found.times is None else int(found.times[-1] - found.times[0]) * unit
 
 
 def index(path: Path) -> Index:

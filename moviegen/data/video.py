@@ -113,12 +113,11 @@ def probe(path: str | Path) -> dict[str, float]:
         if first is None:
             raise DataError(f"{path}: holds no decodable video frame")
         height, width = view.viewer(path, stream, None)(first).shape[:2]
-        fps, unit = stream.average_rate or 0, stream.time_base
-    index = demux.count(path)
-    seconds = index.frames / fps if fps else 0
-    if fps and index.times is not None:  # of the file's clock, by which `read` takes frames at a rate
-        seconds = int(index.times[-1] - index.times[0]) * unit + 1 / fps
-    return {"frames": index.frames, "fps": float(fps), "height": height, "width": width, "seconds": float(seconds)}
+        fps = stream.average_rate or 0
+    frames, seconds = demux.extent(path)
+    if fps:  # of the file's clock, by which `read` takes frames at a rate
+        seconds = frames / fps if seconds is None else seconds + 1 / fps
+    return {"frames": frames, "fps": float(fps), "height": height, "width": width, "seconds": float(seconds or 0)}
 
 
 def height_width(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -59,7 +59,7 @@ def test_playlists_open_nothing(folder, monkeypatch):
         video.read("concat:bt709.mp4")
 
 
-def test_a_header_tells_as_many_frames_as_are_there(folder, tmp_path, monkeypatch):
+def test_a_header_tells_how_many_frames_are_there_and_how_long(folder, tmp_path, monkeypatch):
     """Where it leaves doubts the whole file is looked through: a truncated one, and one that is written in fragments."""
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".mp4", ".mov", ".avi"))
     shots = [odd.scene() // (i + 1) for i in range(80)]
@@ -72,14 +72,27 @@ def test_a_header_tells_as_many_frames_as_are_there(folder, tmp_path, monkeypatc
             new.mux(stream.encode(None))
     content = (tmp_path / "start.mp4").read_bytes()
     (tmp_path / "short.mp4").write_bytes(content[: len(content) * 9 // 10])
+    with av.open(str(tmp_path / "uneven.mp4"), "w") as new:
+        stream = new.add_stream("libx264", rate=8, options={"g": "200", "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for i, shot in enumerate([*shots, *shots]):
+            frame = av.VideoFrame.from_ndarray(shot)
+            frame.pts = i + 3 * (i // 40)
+            new.mux(stream.encode(frame))
+        new.mux(stream.encode(None))
     found = {}
     for path in [*paths, *tmp_path.iterdir()]:
         try:
-            found[path.name] = demux.index(path).frames
+            found[path.name] = demux.index(path)
         except DataError:
             continue
-        assert demux.count(path).frames == found[path.name], path.name
-    assert found["start.mp4"] == found["parts.mp4"] == 80 > found["short.mp4"] and len(found) > 12
+        frames, times = found[path.name].frames, found[path.name].times
+        with demux.opened(path) as (_, stream):
+            unit = stream.time_base
+        span = None if times is None else int(times[-1] - times[0]) * unit
+        assert demux.extent(path) == (frames, span), path.name
+    assert found["start.mp4"].frames == found["parts.mp4"].frames == 80 > found["short.mp4"].frames and len(found) > 12
     monkeypatch.setattr(demux, "index", None)
-    assert demux.count(folder / "cut.mp4").frames == demux.count(folder / "bt709.mp4").frames == odd.FRAMES
-    assert demux.count(tmp_path / "start.mp4").frames == 80
+    assert demux.extent(folder / "bt709.mp4") == (odd.FRAMES, (odd.FRAMES - 1) / 8)
+    assert demux.extent(tmp_path / "start.mp4") == (80, 79 / 8)
+    assert demux.extent(tmp_path / "uneven.mp4") == (160, (159 + 9) / 8)
