@@ -63,6 +63,10 @@ def open_checks(config: Any, table: metadata.Table) -> Checks:
     folder, cache = data.get("latent_folder", ""), None
     if folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
         cache = latent_cache.open_cache(folder)
+        try:
+            latent_cache.check(Path(folder), config)
+        except ConfigError as error:
+            notes.append(f"training would stop: {error}")
     elif folder:
         notes.append(f"data.latent_folder: there are no latents yet in {folder} (--job=encode_video)")
     text, by_text, lengths = None, True, {}

@@ -29,7 +29,7 @@ FILES = {
 }
 ROWS = [(name, name) for name in FILES] + [
     ("a.mp4", "a.mp4"),
-    ("a.mp4", "said in other words"),
+    ("a.mp4", 'said "IN" other words'),
     ("like.mp4", "  "),
     ("gone.mp4", "x"),
     ("../a.mp4", "x"),
@@ -68,6 +68,7 @@ def config(tmp_path):
     config.data.update(source="csv", csv=str(tmp_path / "train.csv"), validation_csv=str(tmp_path / "held.csv"))
     config.data.update(video_folder=str(folder), metadata=known.path, latent_folder=str(cached))
     config.data.text_folders.ul2 = str(tmp_path / "ul2")
+    config.text.budgets.byt5 = 2
     return config
 
 
@@ -93,6 +94,7 @@ def test_every_row_is_taken_or_lost_for_its_reason(config, tmp_path, capsys):
     assert (video["batch"], video["batches_an_epoch"], video["seconds"], video["seconds_cut"]) == (2, 3, 60.0, 48.0)
     assert video["mend"] == "" and "1 more row, or data.buckets.batch_sizes=('1x32x32=1',)" in filled["1x32x32"]["mend"]
     assert own["captions"]["ul2"] == {"unit": "words", "median": 2, "p95": 4, "most": 5, "budget": None, "cut": None}
+    assert own["captions"]["byt5"] == {"unit": "tokens", "median": 1, "p95": 2, "most": 3, "budget": 2, "cut": 1}
     assert len(own["worst"]) == 6 and own["worst"][0]["why"] == "80% of its seconds are cut away"
     assert noted["validation"]["taken"] == 2
     said = capsys.readouterr().out
@@ -102,7 +104,7 @@ def test_every_row_is_taken_or_lost_for_its_reason(config, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 11 and {row["reason"] for row in rows} == lost.keys()
     page = (tmp_path / "run/check_data.html").read_text()
-    assert page.count("said in other words") == 2 and "32x32x48: 6 of 6 rows" in page
+    assert page.count("said &quot;IN&quot; other words") == 2 and "32x32x48: 6 of 6 rows" in page
 
 
 def test_what_is_not_there_is_no_reason(config, tmp_path):
