@@ -76,7 +76,7 @@ def fit(table: Sequence[Bucket], meta: Metadata, max_upscale: float = 0.0, rate:
             f"is {meta.width}x{meta.height}, which {width}x{height} enlarges {scale:.2f} times: "
             f"data.buckets.max_upscale is {max_upscale:g}"
         )
-    rows, columns = (1 - want / (scale * have) for want, have in ((height, meta.height), (width, meta.width)))
+    rows, columns = (max(0.0, 1 - want / (scale * have)) for want, have in ((height, meta.height), (width, meta.width)))
     lengths = sorted((b for b in own if (b.height, b.width) == (height, width)), key=lambda b: -b.frames)
     if image:
         return Fit(lengths[0], 0.0, 0, scale, rows, columns, 0.0)
