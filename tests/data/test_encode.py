@@ -58,6 +58,44 @@ def test_large_videos_are_encoded_one_by_one(shapes, tmp_path):
     assert shapes == [(1, 3, 8, 256, 256)] * 2
 
 
+def film(number, pieces, side, then=None):
+    """An item whose frames come in pieces of 32, the last of 8, and what it reads as it goes."""
+    pixels, seen = np.random.default_rng(number).integers(0, 255, (32 * pieces - 24, side, side, 3), np.uint8), []
+
+    def frames():
+        for at in range(0, len(pixels), 32):
+            seen.append(at)
+            yield pixels[at : at + 32]
+            if then:
+                raise then
+
+    return encode.Item(f"{number}", "video", frames), pixels, seen
+
+
+def test_a_film_is_encoded_as_its_pieces_come_and_is_what_it_is_whole(shapes, tmp_path, monkeypatch):
+    (item, pixels, seen), stub, order = film(1, 3, 128), encode.tae_tiles.encode, []
+    monkeypatch.setattr(encode.tae_tiles, "encode", lambda *args: order.append(len(seen)) or stub(*args))
+    assert encode.encode([item], settings(), tmp_path / "a", "a")["encoded"] == 1
+    assert shapes == [(1, 3, 32, 128, 128)] * 2 + [(1, 3, 8, 128, 128)] and order == [1, 2, 3]
+    encode.encode([item._replace(frames=lambda: pixels)], settings(), tmp_path / "b", "a")
+    assert shapes[3:] == [(1, 3, 72, 128, 128)]
+    found = [latent_cache.open_cache(tmp_path / folder).find("1") for folder in "ab"]
+    np.testing.assert_array_equal(*(each.read()[0] for each in found))
+    assert [each.bucket for each in found] == ["72x128x128"] * 2 and found[0].shape() == (9, 16, 1, 1)
+
+
+def test_clips_of_several_pieces_that_are_small_are_encoded_together(shapes, tmp_path):
+    encode.encode([film(i, 2, 16)[0] for i in range(8)], settings(), tmp_path, "a")
+    assert shapes == [(8, 3, 40, 16, 16)]
+
+
+def test_a_film_that_breaks_in_the_middle_is_bad_and_alone(shapes, tmp_path, capsys):
+    items = [film(1, 3, 128, then=DataError("it is torn"))[0], item(2), film(3, 3, 128)[0]]
+    assert encode.encode(items, settings(), tmp_path, "a") == {"encoded": 2, "kept": 0, "bad": 1}
+    assert "cannot be used: it is torn" in capsys.readouterr().out
+    assert latent_cache.open_cache(tmp_path).shards.keys() == {"2", "3"}
+
+
 def test_what_was_read_before_too_many_are_bad_is_kept(shapes, tmp_path):
     def missing():
         raise DataError("gone")
