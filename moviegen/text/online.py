@@ -37,12 +37,12 @@ def encode(
         samples.append(text.find(prompt, own) if prompt else text.empty)
         for name, found in samples[-1].items():
             _check_there(found, prompt, own[name], name)
-    embedded = text.read(samples)
+    embedded = source.unpadded(samples)
     for name, files in looked.items():
         arrays = _run(files, [each[name] for each in texts], config, mesh, kept)
         whose = (f"{prompt!r} by {files.folder}" for prompt in given)
-        embedded[name] = source.pad_text([source.finite(*each) for each in zip(arrays, whose, strict=True)])
-    return embedded
+        embedded[name] = [source.finite(*each) for each in zip(arrays, whose, strict=True)]
+    return source.pad_text(embedded, source.budgets(config))
 
 
 def _run(files: encoders.Files, texts: list[str], config: Any, mesh: Mesh, kept: dict | None) -> list[np.ndarray]:

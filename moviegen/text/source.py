@@ -16,7 +16,9 @@ from moviegen.text.store import StoredText
 
 Found = Mapping[str, StoredText | Path | str]  # by encoder: in a store, in an npz of the seed's, the toy's own text
 Embeddings = dict[str, tuple[np.ndarray, np.ndarray]]  # (b l d) and masks (b l) by encoder
-TEXT_STEP = 64  # tokens, that text is padded to a multiple of: every length is a graph of its own
+TEXT_STEP = 64  # tokens, that text beyond its budget is padded to a multiple of
+HALF_STEP = 16  # tokens, that half of a budget is a multiple of: what a card's products are cut into
+TOY_BUDGET = 32  # tokens of the toy, for each encoder: twice those of the longest captions of the embedded sets
 
 
 class TextSource(NamedTuple):
@@ -40,7 +42,7 @@ def is_toy(config: Any) -> bool:
 
 def open_text(config: Any) -> TextSource:
     """The source of a config's embeddings."""
-    return _toy(config.model) if is_toy(config) else stored(config)
+    return _toy(config) if is_toy(config) else stored(config)
 
 
 def folders(config: Any) -> dict[str, str]:
@@ -68,39 +70,75 @@ def stored(config: Any, without: Collection[str] = ()) -> TextSource:
         encoder: StoredText(folder, "") if in_store[encoder] else Path(config.data.empty_text.get(encoder, ""))
         for encoder, folder in places.items()
     }
-    return TextSource(functools.partial(prompts.of_request, config=config), find, empty, read_text)
+    read = functools.partial(read_text, budgets=budgets(config))
+    return TextSource(functools.partial(prompts.of_request, config=config), find, empty, read)
 
 
-def _toy(model: Any) -> TextSource:
-    widths = {name: model.text_dims[name] for name in shapes.encoders(model)}
+def _toy(config: Any) -> TextSource:
+    widths = {name: config.model.text_dims[name] for name in shapes.encoders(config.model)}
 
     def prepare(prompt: str) -> dict[str, str]:
         return dict.fromkeys(widths, prompt)
 
     def read(samples: Sequence[Found]) -> Embeddings:
-        return {
-            encoder: toy.encode([sample[encoder] for sample in samples], {encoder: width})[encoder]
-            for encoder, width in widths.items()
-        }
+        found = {name: [toy.encode(sample[name], name, width) for sample in samples] for name, width in widths.items()}
+        return pad_text(found, dict.fromkeys(widths, TOY_BUDGET))
 
     return TextSource(prepare, lambda name, texts: texts, prepare(""), read)
 
 
-def read_text(samples: Sequence[Found]) -> Embeddings:
-    """Cached embeddings of some samples, l the longest rounded up to TEXT_STEP. Raises DataError."""
+def read_text(samples: Sequence[Found], budgets: Mapping[str, int] = {}) -> Embeddings:
+    """Cached embeddings of some samples, padded as `pad_text` does. Raises DataError."""
+    return pad_text(unpadded(samples), budgets)
+
+
+def unpadded(samples: Sequence[Found]) -> dict[str, list[np.ndarray]]:
+    """Cached embeddings (l d) of each of some samples, by encoder. Raises DataError."""
     text = {}
     for name in samples[0]:
         found = [_embeddings(sample[name]) for sample in samples]
         widths = {values.shape[1] for values in found}
         if len(widths) > 1:
             raise DataError(f"embeddings of {name} are {sorted(widths)} wide: they are of several encoders")
-        text[name] = pad_text(found)
+        text[name] = found
     return text
 
 
-def pad_text(found: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (l d) of some texts as (b l d), zeros behind each, and the masks (b l); l > 0 even if all are empty."""
-    return tokenizers.pad(found, -(-max(1, *map(len, found)) // TEXT_STEP) * TEXT_STEP, np.float32)
+def budgets(config: Any) -> dict[str, int]:
+    """Tokens that the longest cached texts have, by encoder; nothing where an experiment does not say."""
+    return dict(config.get("text", {}).get("budgets", {}))
+
+
+def pad_text(found: Mapping[str, Sequence[np.ndarray]], budgets: Mapping[str, int]) -> Embeddings:
+    """Embeddings (l d) of some texts, by encoder, as (b l d) with zeros behind each, and the masks (b l); l > 0."""
+    longest = {name: max(1, *map(len, texts)) for name, texts in found.items()}
+    return {name: tokenizers.pad(found[name], n, np.float32) for name, n in lengths(longest, budgets).items()}
+
+
+def lengths(longest: Mapping[str, int], budgets: Mapping[str, int]) -> dict[str, int]:
+    """What texts are padded to, given the longest by encoder: half of their budgets, or where one does not fit all of them.
+
+    Every length is a graph of its own, and these are two. Texts beyond a budget, or without one, are padded to a multiple of
+    TEXT_STEP.
+    """
+    halves = {name: -(-budgets.get(name, 0) // (2 * HALF_STEP)) * HALF_STEP for name in longest}
+    whole = 1 + any(0 < half < longest[name] for name, half in halves.items())
+    return {
+        name: whole * half if longest[name] <= 2 * half else -(-longest[name] // TEXT_STEP) * TEXT_STEP
+        for name, half in halves.items()
+    }
+
+
+def possible_lengths(config: Any) -> list[dict[str, int]]:
+    """All that `lengths` gives for an experiment's batches, as far as texts keep to their budgets; nothing without these.
+
+    The captions of the toy all have one.
+    """
+    names = shapes.encoders(config.model)
+    if is_toy(config):
+        return [dict.fromkeys(names, TOY_BUDGET // 2)]
+    most = {name: count for name, count in budgets(config).items() if name in names}
+    return [lengths(dict.fromkeys(names, 1), most), lengths(most, most)] if len(most) == len(names) else []
 
 
 def _embeddings(file: StoredText | Path) -> np.ndarray:

@@ -12,8 +12,9 @@ from moviegen.data import pipeline, sources
 from moviegen.data.order import Order
 from moviegen.errors import ConfigError
 from moviegen.models import flow
-from moviegen.models.text import toy as toy_text
+from moviegen.models.text import toy
 from moviegen.parallel.mesh import Group
+from moviegen.text import source
 from tests.data import made_up
 
 DIMS = {"ul2": 8, "metaclip": 4, "byt5": 4}
@@ -43,6 +44,11 @@ def opened(monkeypatch):
 @pytest.fixture
 def data(opened):
     return opened(config())
+
+
+def encoded(prompts, widths):
+    found = {name: [toy.encode(prompt, name, width) for prompt in prompts] for name, width in widths.items()}
+    return source.pad_text(found, dict.fromkeys(widths, source.TOY_BUDGET))
 
 
 def indices(batch):
@@ -86,7 +92,7 @@ def test_latents_are_normalized_and_text_belongs_to_them(data):
     batch = pipeline.batch(data, config(), 0, range(4))
     for row, index in enumerate(indices(batch)):
         assert (batch.latents[row, 1] == (index - 1) * 2).all()
-        expected = toy_text.encode([f"video {index}"], DIMS)
+        expected = encoded([f"video {index}"], DIMS)
         for name, (embedding, mask) in expected.items():
             np.testing.assert_array_equal(batch.text[name][0][row], embedding[0])
             np.testing.assert_array_equal(batch.text[name][1][row], mask[0])
@@ -100,7 +106,7 @@ def test_noise_and_times_are_those_of_flow_matching(data):
 
 
 def test_share_of_dropped_prompts(data):
-    empty = toy_text.encode([""], DIMS)["ul2"][0][0]
+    empty = encoded([""], DIMS)["ul2"][0][0]
     for probability, low, high in ((0.0, 0, 0), (0.3, 0.2, 0.4), (1.0, 1, 1)):
         cfg = config(text_drop_prob=probability)
         made = [pipeline.batch(data, cfg, step, range(4)) for step in range(60)]
@@ -112,7 +118,7 @@ def test_share_of_dropped_prompts(data):
 
 
 def test_encoders_are_dropped_each_by_itself_and_all_together(data):
-    empty = toy_text.encode([""], DIMS)
+    empty = encoded([""], DIMS)
     cfg = config(text_drop_prob=0.2, text_drop_each={"ul2": 0.5, "metaclip": 0.0, "byt5": 0.25})
     seen = []
     for step in range(100):

@@ -14,7 +14,6 @@ import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
 from moviegen.models.tae import model as tae
-from moviegen.models.text import toy
 from moviegen.models.transformer import model as transformer  # noqa: E402
 from moviegen.nn import backend
 from moviegen.parallel import (
@@ -26,9 +25,10 @@ from moviegen.sampling import previews  # noqa: E402
 from moviegen.sampling.sampler import Request, Sampler  # noqa: E402
 from moviegen.storage import checkpoint, safetensors_io  # noqa: E402
 from moviegen.storage.writers import Writer  # noqa: E402
+from moviegen.text import source  # noqa: E402
 
 FRAMES = 48  # 6 latent frames: two tiles
-# 9, 55 and 60 tokens of the three encoders: the longest texts of each make 92, so that they are packed into 64.
+# 9, 55 and 60 tokens of all encoders together, of 32, 32 and 64 places: packed into half of these.
 PROMPTS = (
     "a red circle",
     "a blue square that moves slowly to the left and then up and then down and to the right until nobody can see it any more",
@@ -57,7 +57,8 @@ def experiment(folder: Path):
 
 def prepare(config) -> None:
     """Random weights; the output projection is not zero, or every velocity would be."""
-    embeddings = toy.encode(PROMPTS, config.model.text_dims)
+    text = source.open_text(config)
+    embeddings = text.read([text.prepare(prompt) for prompt in PROMPTS])
     assert [x.shape[1] for x in transformer._check_text(config.model, embeddings, len(PROMPTS))[1]] == [64, 64]
     rng = np.random.default_rng(0)
     weights = backend.to_numpy(transformer.init(config.model, 0))

@@ -48,7 +48,7 @@ def test_a_generator_with_its_text_encoders(tmp_path):
     products = next(launch for launch in forward["launches"] if launch["op"] == "MatMul")
     assert products["dtypes"] == "bf16 -> bf16"
     # A short text is packed: rows are gathered, and the block's context is of another length.
-    assert short["stages.py prologue"] != video["stages.py prologue"]
+    assert short["stages.py context"] != video["stages.py context"]
     assert "stages.py loss, value and gradient" in steps["train on an image"]
     assert {"optim.py square_sum", "optim.py adam_step"} <= set(steps["update"])
     assert steps["a step of sampling"]["stages.py epilogue"]
@@ -78,7 +78,7 @@ def test_the_seeds_arithmetic_on_a_mesh_that_does_not_divide_the_sequence(tmp_pa
     for part, count in zip(parts, (4, 3, 1, 3, 2), strict=True):
         exchanged = [launch for launch in part["launches"] if launch["kernel"] == "hccl"]
         assert {launch["op"] for launch in exchanged} == {"AlltoAll"} and len(exchanged) == count
-    assert "LayerNorm" not in ops(steps["train on an image"]["stages.py prologue"])
+    assert "LayerNorm" not in ops(steps["train on an image"]["stages.py context"])
     assert "AllGather" in ops(steps["a step of sampling"]["stages.py epilogue"])
 
 

@@ -85,5 +85,27 @@ def test_the_toy_has_the_same_interface(config):
     mixed = {"ul2": sample["ul2"], "byt5": text.empty["byt5"]}
     found = text.read([sample, text.empty, mixed])
     for name, prompts in (("ul2", ['a dog "x"', "", 'a dog "x"']), ("byt5", ['a dog "x"', "", ""])):
-        for x, y in zip(found[name], toy.encode(prompts, config.model.text_dims)[name], strict=True):
-            np.testing.assert_array_equal(x, y)
+        own = [toy.encode(prompt, name, config.model.text_dims[name]) for prompt in prompts]
+        values, mask = found[name]
+        assert values.shape[1] == source.TOY_BUDGET // 2 and mask.sum(1).tolist() == list(map(len, own))
+        for row, expected in zip(values, own, strict=True):
+            np.testing.assert_array_equal(row[: len(expected)], expected)
+
+
+@pytest.mark.parametrize(
+    "longest, expected",
+    [
+        (dict(ul2=256, metaclip=3, byt5=1), dict(ul2=256, metaclip=128, byt5=64)),
+        (dict(ul2=3, metaclip=129, byt5=1), dict(ul2=512, metaclip=256, byt5=128)),
+        (dict(ul2=512, metaclip=256, byt5=101), dict(ul2=512, metaclip=256, byt5=128)),
+        (dict(ul2=3, metaclip=3, byt5=129), dict(ul2=512, metaclip=256, byt5=192)),
+    ],
+    ids=["short", "one is long", "as long as may be", "longer"],
+)
+def test_texts_have_few_lengths(longest, expected):
+    """Two as they are padded, of which the larger's half is the smaller: packed into half or not they are three."""
+    budgets = dict(ul2=512, metaclip=256, byt5=101)
+    assert source.lengths(longest, budgets) == expected
+    text = source.pad_text({name: [np.ones((n, 2)), np.ones((0, 2))] for name, n in longest.items()}, budgets)
+    assert {name: values.shape for name, (values, _) in text.items()} == {n: (2, x, 2) for n, x in expected.items()}
+    assert {name: mask.sum(1).tolist() for name, (_, mask) in text.items()} == {n: [x, 0] for n, x in longest.items()}

@@ -8,13 +8,16 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from moviegen.models.costs import work
 from moviegen.models.tae import shapes as tae
 from moviegen.models.transformer import shapes as transformer
-from moviegen.parallel import rules
+from moviegen.parallel import buckets
 
 FLOAT = 4  # bytes of float32
+TEXT_STEP = (
+    32  # that texts as long as their budgets are padded to a multiple of: twice moviegen/text/source.py's HALF_STEP
+)
 SCORES = 1 << 28  # bytes of scores that attention on a CPU has at a time, of nn/layers.py
-CONTEXT_STEP = 64  # of models/transformer/model.py
 STATISTICS = 64  # bytes of a token and head that FlashAttentionScore keeps: maxima and sums, 8 float32 of each
 # LPIPS' network, of models/lpips.py: values of its parameters, and frames at a time; (width, convolutions) between poolings.
 LPIPS_VALUES, LPIPS_FRAMES, LPIPS = 14_716_160, 8, ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -56,19 +59,19 @@ def sequences(config: Any, job: str, axes: dict[str, int]) -> list[Sequence]:
     if job == "sample":
         sides = (config.sample[key] // 8 for key in ("height", "width"))
         latents = -(-config.sample.num_frames // 8), *sides
-        counts = [math.prod(n // p for n, p in zip(latents, model.patch_size, strict=True))]
+        count = math.prod(n // p for n, p in zip(latents, model.patch_size, strict=True))
         # With guidance both branches go in one batch, but where each half of the mesh computes one; teams share the prompts.
         guided = config.sample.guidance_scale != 1
         halves = guided and axes["data"] == 2
         prompts = -(-max(1, len(config.sample.prompts)) // (axes["zero"] if halves else ranks))
-        batch = min(config.sample.batch_size, prompts) * (2 if guided and not halves else 1)
+        found = [(min(config.sample.batch_size, prompts) * (2 if guided and not halves else 1), count)]
     else:
-        counts = list(rules.token_counts(config).values())
-        batch = -(-config.train.batch_size // (ranks * config.optim.get("accumulate", 1)))
-    budgets = _budgets(config)
-    context = _padded(sum(budgets.values()))
-    embedded = sum(_padded(count) * model.text_dims[name] for name, count in budgets.items())
-    return [Sequence(batch, -(-count // axes["sp"]), count, context, embedded) for count in counts]
+        unit = ranks * config.optim.get("accumulate", 1)
+        table = buckets.table(config, unit)
+        found = [(-(-each.batch_size // unit), buckets.tokens(each, config)) for each in table]
+    texts = {name: -(-count // TEXT_STEP) * TEXT_STEP for name, count in work.texts(config).items()}
+    embedded = sum(count * model.text_dims[name] for name, count in texts.items())
+    return [Sequence(batch, -(-n // axes["sp"]), n, sum(texts.values()), embedded) for batch, n in found]
 
 
 def generator(cfg: Any, s: Sequence, sp: int, back: bool, recompute: str | int, on_card: bool) -> Needs:
@@ -136,16 +139,6 @@ def _on_cpu(cfg: Any, s: Sequence, sp: int, inner: int, wide: int) -> _Block:
     forward = max(2 * scores + 6 * FLOAT * inner, FLOAT * (4 * wide + 2 * inner))
     saved = FLOAT * (24 * inner + 5 * wide) + cross + (0 if chunked else scores)
     return _Block(forward, saved, FLOAT * 2 * wide, 3 * scores + 9 * FLOAT * inner)
-
-
-def _budgets(config: Any) -> dict[str, int]:
-    """Tokens of the longest text, by encoder."""
-    budgets = config.text.budgets if "text" in config and config.data.source == "csv" else {}
-    return {name: budgets.get(name, CONTEXT_STEP // 3) for name in transformer.encoders(config.model)}
-
-
-def _padded(tokens: int) -> int:
-    return -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
 
 
 class Link(NamedTuple):

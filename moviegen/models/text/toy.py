@@ -6,7 +6,6 @@ ByT5 the bytes of quoted text alone (the text to be drawn).
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,16 +32,6 @@ def _quoted_bytes(prompt: str) -> list[str]:
 TOKENIZERS = {"ul2": _words, "metaclip": _words, "byt5": _quoted_bytes}
 
 
-def encode(prompts: Sequence[str], text_dims: Mapping[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{encoder: (embeddings float32 (b length width), zeros at padding, mask bool (b length), True = token)} of prompts."""
-    text = {}
-    for encoder, width in text_dims.items():
-        tokens = [[*TOKENIZERS[encoder](prompt), END] for prompt in prompts]
-        length = -(-max(map(len, tokens)) // 4) * 4  # every new length is compiled anew
-        embeddings = np.zeros((len(prompts), length, width), np.float32)
-        mask = np.zeros((len(prompts), length), bool)
-        for row, own in enumerate(tokens):
-            embeddings[row, : len(own)] = [_vector(token, encoder, width) for token in own]
-            mask[row, : len(own)] = True
-        text[encoder] = embeddings, mask
-    return text
+def encode(prompt: str, encoder: str, width: int) -> np.ndarray:
+    """Embeddings float32 (l width) of a prompt's tokens by one encoder."""
+    return np.stack([_vector(token, encoder, width) for token in (*TOKENIZERS[encoder](prompt), END)])

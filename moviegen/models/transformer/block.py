@@ -55,15 +55,16 @@ def add_gated(p, x, y, gate):
 
 
 @functools.lru_cache
-def block_parts(num_heads, shard, eps, cross_attention_norm, masked, dtype) -> tuple[Part, ...]:
+def block_parts(num_heads, patches, group, eps, cross_attention_norm, masked, dtype) -> tuple[Part, ...]:
     """The parts of `make_block`, in the order of `compose`'s arguments.
 
-    x is this rank's shard of the sequence. For self-attention the ranks of a sequence exchange: all tokens of some heads for
-    some tokens of all heads, and back (Ulysses). The text is on every rank, and not exchanged.
+    x is this rank's shard of a sequence of `patches`; how these lie in a picture no block knows, so pictures of as many
+    patches share their graphs. For self-attention the ranks of the `group` exchange: all tokens of some heads for some tokens
+    of all heads, and back (Ulysses). The text is on every rank, and not exchanged.
     """
-    to_heads = collectives.all_to_all(shard.group, 1, 2)
-    to_tokens = collectives.all_to_all(shard.group, 2, 1)
-    patches, heads, own_keys = shard.patches, make_heads(num_heads), make_keys(num_heads, "attn", dtype)
+    to_heads = collectives.all_to_all(group, 1, 2)
+    to_tokens = collectives.all_to_all(group, 2, 1)
+    heads, own_keys = make_heads(num_heads), make_keys(num_heads, "attn", dtype)
 
     def joined(y, w):
         b, h, n, d = y.shape

@@ -23,7 +23,6 @@ from moviegen.streams import Stream
 
 Params = dict[str, ms.Tensor]
 Text = Mapping[str, tuple[Any, Any]]
-CONTEXT_STEP = 64  # tokens that the packed context grows by: every length is a graph of its own
 
 
 def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | None = None) -> Params:
@@ -71,18 +70,27 @@ def apply(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text,
     are packed, and nothing attends to padding. The ranks of comm.sequence are given the same inputs and share the work;
     where comm.sharded, params are shards. Raises ConfigError for inputs that do not fit the config.
     """
-    return velocity(params, cfg, latents, t, attended(params, cfg, text, len(latents), comm), comm)
+    params, latents, t, text, mask = check(params, cfg, latents, t, text, comm)
+    stage, (context_of, _) = stages.build(cfg, latents.shape, bool(mask), comm), stages.build_text(cfg, bool(mask))
+    weights = zero.by_layer(params, comm.all_gather, cfg.num_layers)
+    of_latents, of_text = split(weights())
+    x, pos, time, modulation = layerwise.run(stage.start, of_latents, latents, t)
+    context = layerwise.run(context_of, of_text, *text, *mask)
+    del of_latents, of_text
+    for _ in range(cfg.num_layers):
+        x = layerwise.run(stage.block, weights(), x, pos, modulation, context, *mask[:1])
+    return layerwise.run(stage.epilogue, weights(), x, time)
 
 
 def attended(params: Mapping[str, Any], cfg: Any, text: Text, batch: int, comm: Comm = LOCAL) -> Context:
-    """The first half of `apply`, which neither latents nor time are in: sampling needs it once for all of its steps.
+    """What sampling needs once for all of its steps: the half of `apply` that neither latents nor time are in.
 
     On every rank of a sequence for all tokens of the text. It holds 2 * num_layers * b * m * hidden_size numbers.
     """
     tree.check_paths(params, shapes(cfg))
     embeddings, mask = _check_text(cfg, text, batch)
     context_of, keys_of = stages.build_text(cfg, bool(mask))
-    weights = zero.by_layer(_part(params, True), comm.all_gather, cfg.num_layers)
+    weights = zero.by_layer(split(params)[1], comm.all_gather, cfg.num_layers)
     context = layerwise.run(context_of, weights(), *embeddings, *mask)
     return Context(mask[:1], [layerwise.run(keys_of, weights(), context) for _ in range(cfg.num_layers)])
 
@@ -90,18 +98,22 @@ def attended(params: Mapping[str, Any], cfg: Any, text: Text, batch: int, comm: 
 def velocity(
     params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, context: Context, comm: Comm = LOCAL
 ) -> ms.Tensor:
-    """The second half of `apply`: the velocity, given what `attended` made of the texts."""
+    """The other half: the velocity, given what `attended` made of the texts."""
     params, latents, t = _check_latents(params, cfg, latents, t, comm)
     stage = stages.build(cfg, latents.shape, bool(context.mask), comm)
-    weights = zero.by_layer(_part(params, False), comm.all_gather, cfg.num_layers)
+    weights = zero.by_layer(split(params)[0], comm.all_gather, cfg.num_layers)
     x, pos, time, modulation = layerwise.run(stage.start, weights(), latents, t)
     for keys in context.keys:
         x = layerwise.run(stage.keyed, weights(), x, pos, modulation, *keys, *context.mask)
     return layerwise.run(stage.epilogue, weights(), x, time)
 
 
-def _part(params: Mapping[str, Any], of_text: bool) -> Params:
-    return {path: backend.tensor(x) for path, x in params.items() if bool(re.search(TEXT, path)) == of_text}
+def split(params: Mapping[str, Any]) -> tuple[Params, Params]:
+    """The parameters that see latents or time, and those that see the text alone."""
+    found: tuple[Params, Params] = {}, {}
+    for path, x in params.items():
+        found[re.search(TEXT, path) is not None][path] = backend.tensor(x)
+    return found
 
 
 def check(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, text: Text, comm: Comm = LOCAL) -> tuple:
@@ -136,11 +148,15 @@ def _check_latents(params: Mapping[str, Any], cfg: Any, latents: Any, t: Any, co
     return backend.to_tensors(params), latents, t
 
 
+def context_lengths(places: int) -> tuple[int, int]:
+    """Tokens of the context of texts with so many places: packed into half of them, or all. Each is a graph of its own."""
+    return -(-places // 2), places
+
+
 def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
     """Embeddings by encoder, and: [] without padding, [mask (b m 1)], or [mask (b k 1), rows (b k)] to pack them.
 
-    Rows are those of the true tokens among the (b*m) of all encoders, one behind the other; k < m is the longest text's
-    number of tokens rounded up to CONTEXT_STEP.
+    Rows are those of the true tokens among the (b*m) of all encoders, one behind the other; k is `context_lengths`' first.
     """
     embeddings, masks = [], []
     if set(text) != set(encoders(cfg)):
@@ -158,9 +174,8 @@ def _check_text(cfg: Any, text: Text, batch: int) -> tuple[list, list]:
     if all(text[name][1] is None for name in text):
         return embeddings, []
     mask = np.concatenate(masks, 1)
-    # At least one: where all texts are masked, they attend to zeros.
-    most, packed = mask.shape[1], -(-max(1, int(mask.sum(1).max())) // CONTEXT_STEP) * CONTEXT_STEP
-    if packed >= most:
+    packed, most = context_lengths(mask.shape[1])
+    if mask.sum(1).max() > packed:
         return embeddings, [backend.tensor(mask[..., None].astype(np.float32))]
     tokens_first = np.argsort(~mask, 1, kind="stable")[:, :packed]
     kept = np.take_along_axis(mask, tokens_first, 1)[..., None].astype(np.float32)

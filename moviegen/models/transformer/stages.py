@@ -1,6 +1,7 @@
-"""The three compiled stages of the transformer: prologue, one block for every layer, epilogue.
+"""The compiled stages of the transformer: start, context, one block for every layer, epilogue.
 
-What sees the text alone is a stage of its own too: sampling computes it once for all steps. Tokens are float32 between
+What sees the text alone is apart from what sees the latents: sampling computes it once for all steps, and neither's lengths
+make more graphs of the other. Tokens are float32 between
 stages; matrix products run in `dtype`, norms, softmax, modulation and positions in float32.
 """
 
@@ -20,17 +21,16 @@ from moviegen.parallel.comm import Comm
 
 
 class Stages(NamedTuple):
-    """The transformer's stages, and the epilogue's as a loss; `start` and `keyed` are the first two without the text.
+    """The stages that see latents, the epilogue also as a loss; `keyed` is a block that is given the text's keys and values.
 
     `parts` are those that `block` is composed of.
     """
 
-    prologue: Fn
+    start: Fn
     block: Fn
+    keyed: Fn
     epilogue: Fn
     loss: Fn
-    start: Fn
-    keyed: Fn
     parts: tuple[Part, ...]
 
 
@@ -39,14 +39,13 @@ def build(cfg: Any, shape: tuple[int, ...], masked: bool, comm: Comm) -> Stages:
     dtype = backend.check_compute_dtype(cfg.get("compute_dtype", "float32"))
     eps, patch = cfg.norm_eps, tuple(cfg.patch_size)
     shard = SequenceShard(tuple(n // p for n, p in zip(shape[2:], patch, strict=True)), comm.sequence)
-    of_block = cfg.num_heads, shard, eps, cfg.cross_attention_norm, masked, dtype
+    of_block = cfg.num_heads, shard.patches, shard.group, eps, cfg.cross_attention_norm, masked, dtype
     return Stages(
-        make_prologue(patch, shard, encoders(cfg), cfg.text_norm, eps, masked, dtype),
+        make_start(patch, shard, dtype),
         make_block(*of_block),
+        make_keyed_block(*of_block),
         make_epilogue(patch, shard, eps, dtype),
         make_loss(patch, shard, comm.batches, eps, dtype),
-        make_start(patch, shard, dtype),
-        make_keyed_block(*of_block),
         block_parts(*of_block),
     )
 
@@ -155,18 +154,6 @@ def make_context(encoders, text_norm, eps, masked, dtype):
         return found
 
     return context
-
-
-@functools.lru_cache
-def make_prologue(patch, shard, encoders, text_norm, eps, masked, dtype):
-    """prologue(p, latents, t, *text) -> tokens, positions, time, modulation, context: `start` and `context` in one."""
-    start, context = make_start(patch, shard, dtype), make_context(encoders, text_norm, eps, masked, dtype)
-
-    def prologue(p, latents, t, *text):
-        x, pos, time, modulation = start(p, latents, t)
-        return x, pos, time, modulation, context(p, *text)
-
-    return prologue
 
 
 def project_out(p, x, time, eps, dtype):

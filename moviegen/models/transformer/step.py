@@ -39,12 +39,15 @@ def loss_and_grads(
     if noise.shape != latents.shape:
         raise ConfigError(f"noise has shape {noise.shape}, latents {latents.shape}: expected the same")
     stage = stages.build(cfg, latents.shape, bool(mask), comm)
+    context_of, _ = stages.build_text(cfg, bool(mask))
     reduce = comm.reducer()
     noisy, target = flow.interpolate(latents, noise, t), flow.target(latents, noise)
 
     weights = zero.by_layer(params, comm.all_gather, cfg.num_layers, back=True)
-    given = (noisy, t, *text, *mask)
-    x, pos, time, modulation, context = layerwise.run(stage.prologue, weights(), *given)
+    of_latents, of_text = model.split(weights())
+    x, pos, time, modulation = layerwise.run(stage.start, of_latents, noisy, t)
+    context = layerwise.run(context_of, of_text, *text, *mask)
+    del of_latents, of_text
 
     def there(i, *inputs):
         if i in again:
@@ -71,5 +74,7 @@ def loss_and_grads(
         del dblock  # or it would be there beside the next block's
         shared = [total + more for total, more in zip(shared, dshared, strict=True)]
     dpos, dmodulation, dcontext = shared
-    douter, _ = layerwise.pull(stage.prologue, weights(), given, (dx, dpos, dtime, dmodulation, dcontext), wrt=0)
-    return comm.all_reduce(loss), grads | reduce(douter, last=True)
+    of_latents, of_text = model.split(weights())
+    dlatents, _ = layerwise.pull(stage.start, of_latents, (noisy, t), (dx, dpos, dtime, dmodulation), wrt=0)
+    dtext, _ = layerwise.pull(context_of, of_text, (*text, *mask), (dcontext,), wrt=0)
+    return comm.all_reduce(loss), grads | reduce(dlatents | dtext, last=True)

@@ -13,9 +13,10 @@ from moviegen.data import encode
 from moviegen.models import lpips
 from moviegen.models.costs import activations, memory
 from moviegen.models.tae import tiles
-from moviegen.models.transformer import model, shapes
+from moviegen.models.transformer import shapes
 from moviegen.nn import composed
 from moviegen.storage import safetensors_io
+from moviegen.text import source
 
 CARD, CPU = SimpleNamespace(name="910B2"), SimpleNamespace(name="CPU")
 
@@ -36,7 +37,7 @@ def of(config, job="train", card=CARD, **sizes):
 
 def test_numbers_of_other_files_are_theirs():
     assert activations.SCORES == composed._SCORE_BYTES
-    assert (activations.CONTEXT_STEP, memory.FRAMES) == (model.CONTEXT_STEP, 8 * tiles.TILE)
+    assert (activations.TEXT_STEP, memory.FRAMES) == (2 * source.HALF_STEP, 8 * tiles.TILE)
     assert sum(map(math.prod, lpips.shapes().values())) == activations.LPIPS_VALUES
     assert activations.LPIPS_FRAMES == lpips.FRAMES and [n for _, n in activations.LPIPS] == list(lpips.STAGES)
     assert (memory.CLIPS, memory.CLIP_PIXELS) == (encode.BATCH, encode.BATCH_PIXELS)
@@ -89,6 +90,18 @@ def test_tokens_that_are_kept_are_shared_by_the_ranks_of_a_sequence():
     assert kept[4] > 0.95 * kept[8]  # as many tokens: half of the samples, twice as long a part of each
     config.train.batch_size *= 2
     assert of(config, sp=8).device["kept activations"] == pytest.approx(2 * kept[8], rel=0.02)
+
+
+def test_the_memory_is_that_of_the_bucket_that_takes_most():
+    config = configs.load("experiments/30b_stage2.py:buckets")
+    config.data.buckets.update(frames=(256, 128), max_fps=(24.0, 24.0), batch_sizes=("128x.*=4", "1x.*=8"))
+    config.train.batch_size = 1
+    found = {(each.batch, each.whole) for each in activations.sequences(config, "train", axes(sp=8))}
+    assert found == {(1, 8064), (1, 8192), (4, 4032), (4, 4096), (8, 252), (8, 256)}
+    most = of(config, sp=8).device["kept activations"]
+    config.data.buckets.frames, config.data.buckets.max_fps = (128,), (24.0,)
+    config.data.buckets.batch_sizes = ("128x.*=4", "1x.*=8")
+    assert of(config, sp=8).device["kept activations"] == most
 
 
 def test_what_is_not_recomputed_is_kept():

@@ -18,7 +18,7 @@ import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore.ops.operations import comm_ops  # noqa: E402
 
-from moviegen.models.transformer import stages  # noqa: E402
+from moviegen.models.transformer import model, stages  # noqa: E402
 from moviegen.models.transformer.shapes import SequenceShard, encoders, parameter_dtypes, shapes  # noqa: E402
 from moviegen.nn import backend, kernels, layerwise, tree  # noqa: E402
 from moviegen.parallel.comm import Comm  # noqa: E402
@@ -58,19 +58,23 @@ def main():
     kinds = parameter_dtypes(cfg)
     params = {path: zeros(shape, getattr(ms, kinds[path])) for path, shape in shapes(cfg).items()}
     outer = {path: x for path, x in params.items() if not path.startswith(("blocks/", "final/"))}
+    of_latents, of_text = model.split(outer)
     d, m = cfg.hidden_size, 64
     for name, group, grid in (("one rank", ALONE, (2, 2, 3)), ("sp=4, padded", Group("rank 3 of 4", 4, 3), (2, 3, 3))):
+        context_of, _ = stages.build_text(cfg, True)
         stage = stages.build(cfg, (1, cfg.latent_channels, grid[0], 2 * grid[1], 2 * grid[2]), True, Comm(group))
         n = SequenceShard(grid, group).tokens
         latents, time = zeros((1, cfg.latent_channels, grid[0], 2 * grid[1], 2 * grid[2])), zeros((1, d))
         text = [zeros((1, m, cfg.text_dims[name])) for name in encoders(cfg)]
-        start = [latents, zeros((1,)), *text, zeros((1, m, 1)), zeros((1, m), ms.int32)]
+        start, packed = [latents, zeros((1,))], [*text, zeros((1, m, 1)), zeros((1, m), ms.int32)]
         x = [zeros((1, n, d)), zeros((1, n, d)), zeros((1, 6 * d)), zeros((1, m, d)), zeros((1, m, 1))]
-        begun = [x[0], x[1], time, x[2], x[3]]
+        begun = [x[0], x[1], time, x[2]]
         final, block = tree.sub(params, "final"), tree.sub(params, "blocks/0")
         found |= {
-            f"{name}: prologue": read(layerwise.run, stage.prologue, outer, *start),
-            f"{name}: prologue, back": read(layerwise.pull, stage.prologue, outer, start, begun, 0),
+            f"{name}: start": read(layerwise.run, stage.start, of_latents, *start),
+            f"{name}: start, back": read(layerwise.pull, stage.start, of_latents, start, begun, 0),
+            f"{name}: context": read(layerwise.run, context_of, of_text, *packed),
+            f"{name}: context, back": read(layerwise.pull, context_of, of_text, packed, x[3:4], 0),
             f"{name}: block": read(layerwise.run, stage.block, block, *x),
             f"{name}: block, back": read(layerwise.pull, stage.block, block, x, x[:1], 4),
             f"{name}: loss": read(layerwise.value_and_grad, stage.loss, final, x[0], time, latents, aux=True),

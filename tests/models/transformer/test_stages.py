@@ -8,7 +8,9 @@ from einops import rearrange
 from moviegen.models.transformer import stages
 from moviegen.models.transformer.shapes import SequenceShard
 from moviegen.nn import layerwise
+from moviegen.parallel.comm import LOCAL
 from moviegen.parallel.mesh import Group
+from tests.models.transformer.tiny_transformer import config
 
 
 def draw(seed, *shape):
@@ -82,9 +84,9 @@ def test_shares_of_the_loss_add_up_to_it():
 
 
 def test_equal_settings_give_the_same_function():
-    """Else every layer would be compiled by itself."""
-    made = [stages.make_block(2, SequenceShard((1, 2, 3)), 1e-5, True, True, "float32") for _ in range(2)]
-    assert made[0] is made[1]
+    """Else every layer would be compiled by itself, and a tall picture besides the wide one."""
+    made = [stages.build(config(), (1, 3, 2, *sides), True, LOCAL) for sides in ((4, 6), (4, 6), (6, 4))]
+    assert made[0] == made[1] and made[0].block is made[2].block and made[0].parts == made[2].parts
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -13,7 +13,7 @@ from moviegen.models.transformer.shapes import SequenceShard, parameter_dtypes
 from moviegen.models.transformer.step import loss_and_grads
 from moviegen.nn import backend, tree
 from moviegen.parallel import comm
-from moviegen.parallel.mesh import ONE
+from moviegen.parallel.mesh import ALONE, ONE
 from tests.models.transformer.tiny_transformer import (
     LENGTHS,
     config,
@@ -24,7 +24,7 @@ from tests.models.transformer.tiny_transformer import (
 )
 
 
-def test_true_tokens_are_packed_and_nothing_else_changes(monkeypatch):
+def test_true_tokens_are_packed_and_nothing_else_changes():
     """Of 12 places 6 hold tokens in one sample and 4 in the other: a context of 6, in velocity and gradients the same."""
     cfg = config()
     params = random_params(cfg)
@@ -34,9 +34,13 @@ def test_true_tokens_are_packed_and_nothing_else_changes(monkeypatch):
     ):
         text[name] = text[name][0], np.array(mask)
     noise = np.random.default_rng(2).standard_normal(latents.shape).astype(np.float32)
-    apart = loss_and_grads(params, cfg, latents, noise, t, text)
-    velocity = transformer.apply(params, cfg, latents, t, text).asnumpy()
-    monkeypatch.setattr(transformer, "CONTEXT_STEP", 2)
+    trimmed = {
+        name: (values[:, :n], text[name][1][:, :n])
+        for n, (name, (values, _)) in zip((3, 2, 1), text.items(), strict=True)
+    }
+    assert [tuple(x.shape) for x in transformer._check_text(cfg, trimmed, 2)[1]] == [(2, 6, 1)]
+    apart = loss_and_grads(params, cfg, latents, noise, t, trimmed)
+    velocity = transformer.apply(params, cfg, latents, t, trimmed).asnumpy()
     assert [tuple(x.shape) for x in transformer._check_text(cfg, text, 2)[1]] == [(2, 6, 1), (2, 6)]
     packed = loss_and_grads(params, cfg, latents, noise, t, text)
     np.testing.assert_allclose(transformer.apply(params, cfg, latents, t, text).asnumpy(), velocity, atol=1e-5)
@@ -60,13 +64,17 @@ def whole_loss(cfg, grid, masked):
     paths = tuple(transformer.shapes(cfg))
     encoders, patch = ("ul2", "metaclip", "byt5"), tuple(cfg.patch_size)
     part = SequenceShard(grid)
-    prologue = stages.make_prologue(patch, part, encoders, cfg.text_norm, cfg.norm_eps, masked, "float32")
-    block = stages.make_block(cfg.num_heads, part, cfg.norm_eps, cfg.cross_attention_norm, masked, "float32")
+    start = stages.make_start(patch, part, "float32")
+    context_of = stages.make_context(encoders, cfg.text_norm, cfg.norm_eps, masked, "float32")
+    block = stages.make_block(
+        cfg.num_heads, part.patches, ALONE, cfg.norm_eps, cfg.cross_attention_norm, masked, "float32"
+    )
     loss = stages.make_loss(patch, part, 1, cfg.norm_eps, "float32")
 
     def run(noisy, t, target, text, mask, *values):
         p = dict(zip(paths, values, strict=True))
-        x, pos, time, modulation, context = prologue(p, noisy, t, *text, *mask)
+        x, pos, time, modulation = start(p, noisy, t)
+        context = context_of(p, *text, *mask)
         for i in range(cfg.num_layers):
             x = block(tree.sub(p, f"blocks/{i}"), x, pos, modulation, context, *mask)
         return loss(tree.sub(p, "final"), x, time, target)[0]
