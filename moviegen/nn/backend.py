@@ -25,6 +25,7 @@ if not runtime.cards():
     os.environ.setdefault("MS_DEV_RUNTIME_CONF", "pipeline:false,graph_pipeline:false")
 
 import mindspore as ms
+from mindspore.graph import api
 
 # "float16" rehearses "bfloat16" where a device cannot multiply it: the same casts, so that types that do not fit each other
 # fail here first. It is no way to train, since small gradients vanish and nothing scales the loss.
@@ -43,6 +44,11 @@ def device() -> str:
 
 def _negative(x):
     return -x
+
+
+def compiled() -> int:
+    """How many graphs this process has compiled."""
+    return len(api.ms_compile_cache)
 
 
 @contextlib.contextmanager

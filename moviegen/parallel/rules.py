@@ -76,11 +76,13 @@ def notes(axes: dict[str, int], config: Any, job: str) -> list[str]:
     return found
 
 
+def kinds(config: Any, unit: int = 1) -> dict[str, buckets.Bucket]:
+    """What an experiment trains on, `buckets.table` by kind: "a video", "an image", or several as "a video of NAME"."""
+    table = buckets.table(config, unit)
+    counts, words = [each.kind for each in table], {"image": "an image", "video": "a video"}
+    return {words[each.kind] + (f" of {each.name}" if counts.count(each.kind) > 1 else ""): each for each in table}
+
+
 def token_counts(config: Any) -> dict[str, int]:
-    """Length of the sequences that an experiment trains on, by bucket: "a video", "an image", or several of a kind."""
-    found, counts = buckets.table(config), {}
-    kinds = [each.kind for each in found]
-    for each in found:
-        kind = "an image" if each.kind == "image" else "a video"
-        counts[kind if kinds.count(each.kind) == 1 else f"{kind} of {each.name}"] = buckets.tokens(each, config)
-    return counts
+    """Length of the sequences that an experiment trains on, by kind."""
+    return {kind: buckets.tokens(each, config) for kind, each in kinds(config).items()}

@@ -16,7 +16,7 @@ from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
 from moviegen.storage.writers import Writer
-from moviegen.training import loop, meters, state as states, validation
+from moviegen.training import loop, meters, state as states, validation, warmup
 
 Show = Callable[[Any, comm.Comm, Any, int, Writer], None]
 
@@ -111,6 +111,7 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
 
     own = dict(validate=validate if data.heldout else None, meta=meta, restore=restore)
     own |= dict(show=sample if show is not None else None, parts=parts, load=lambda step: loads[bucket_of(step)])
+    own["warm_up"] = functools.partial(warmup.compile_all, config, mesh, exchange, own["validate"] is not None, name)
     return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, names, **own)
 
 

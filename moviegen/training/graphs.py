@@ -14,12 +14,11 @@ from moviegen.models.transformer import model as transformer, step as transforme
 from moviegen.models.transformer.shapes import encoders as attended, parameter_dtypes
 from moviegen.nn import dtypes
 from moviegen.nn.compile_only import by_path, group_name, zeros
-from moviegen.parallel import comm, sharding
+from moviegen.parallel import buckets, comm, rules, sharding
 from moviegen.parallel.mesh import ALONE, AXES, ONE, Group, Mesh
 from moviegen.text import encoders, source
-from moviegen.training import state as states
+from moviegen.training import state as states, warmup
 
-TOY_TOKENS, SHORT_TOKENS = 12, 20  # of each encoder: the toy's of a prompt, and those of a short one
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -78,8 +77,8 @@ def _given(mesh: Mesh, zero_stage: int, shapes: Shapes, kinds: Mapping[str, str]
 
 
 def _of_generator(config: Any, mesh: Mesh) -> Iterator[Case]:
-    data, sample, layers, stage = config.data, config.sample, config.model.num_layers, config.train.zero_stage
-    rows = max(1, config.train.batch_size // (mesh.batch.size * config.optim.accumulate))
+    sample, layers, stage = config.sample, config.model.num_layers, config.train.zero_stage
+    unit = mesh.batch.size * config.optim.accumulate
 
     def model_of(count: int) -> tuple:
         model = config.model.copy_and_resolve_references().unlock()
@@ -88,14 +87,14 @@ def _of_generator(config: Any, mesh: Mesh) -> Iterator[Case]:
         kinds = parameter_dtypes(model)
         return model, _given(mesh, stage, shapes, kinds), _exchange(mesh, stage, shapes, kinds)
 
-    def inputs(batch: int, frames: int, section: Any, tokens: int | None) -> tuple:
-        latents = (config.model.latent_channels, -(-frames // 8), section.height // 8, section.width // 8)
-        return zeros("float32", (batch, *latents)), zeros("float32", (batch,)), _text(config, batch, tokens)
+    def inputs(case: warmup.Case) -> tuple:
+        latents = zeros("float32", (case.samples, config.model.latent_channels, *case.bucket.latents))
+        return latents, zeros("float32", (case.samples,)), warmup.zero_text(config, case)
 
-    def train(frames: int, tokens: int | None = None) -> Callable:
+    def train(case: warmup.Case) -> Callable:
         def take(count: int) -> None:
             model, params, exchange = model_of(count)
-            latents, t, text = inputs(rows, frames, data, tokens)
+            latents, t, text = inputs(case)
             transformer_step.loss_and_grads(params, model, latents, latents, t, text, exchange, config.train.recompute)
 
         return take
@@ -103,18 +102,21 @@ def _of_generator(config: Any, mesh: Mesh) -> Iterator[Case]:
     def velocity(count: int) -> None:
         model, params, exchange = model_of(count)
         batch = sample.batch_size * (1 + (sample.guidance_scale != 1))
-        latents, t, text = inputs(batch, sample.num_frames, sample, None)
-        transformer.apply(params, model, latents, t, text, exchange)
+        shape = buckets.Bucket(sample.num_frames, sample.height, sample.width)
+        latents, t, text = inputs(_case(config, shape, batch))
+        context = transformer.attended(params, model, text, batch, exchange)
+        transformer.velocity(params, model, latents, t, context, exchange)
 
     def update(count: int) -> None:
         _update(config, transformer.shapes(model_of(count)[0]), mesh)
 
-    if data.num_frames > 1 and data.image_fraction < 1:
-        yield Case("train on a video", train(data.num_frames), layers)
-        if not source.is_toy(config):
-            yield Case("train on a video, a short text", train(data.num_frames, SHORT_TOKENS), layers)
-    if data.num_frames == 1 or data.image_fraction:
-        yield Case("train on an image", train(1), layers)
+    short = not source.is_toy(config)  # of the first shape, if it is a video's
+    for kind, bucket in rules.kinds(config, unit).items():
+        samples = max(1, bucket.batch_size // unit)
+        yield Case(f"train on {kind}", train(_case(config, bucket, samples)), layers)
+        if short and bucket.kind == "video":
+            yield Case(f"train on {kind}, a short text", train(_case(config, bucket, samples, short)), layers)
+        short = False
     yield Case("update", update, layers)
     unfit = [key for key in settings.broken(configs.flat(config), "sample") if key != "sample.prompts"]
     if unfit:  # as in a stage that another one samples after
@@ -125,16 +127,11 @@ def _of_generator(config: Any, mesh: Mesh) -> Iterator[Case]:
     yield from _coding(config.tae, sample.num_frames, sample.height, sample.width)
 
 
-def _text(config: Any, batch: int, tokens: int | None) -> dict[str, tuple]:
-    """Embeddings and masks of texts as long as their budgets, or of so many tokens of each encoder."""
-    text = {}
-    for name in attended(config.model):
-        toy = source.is_toy(config)
-        count = TOY_TOKENS if toy else tokens or config.text.budgets[name]
-        length = count if toy else _padded(count, source.TEXT_STEP)
-        mask = np.broadcast_to(np.arange(length) < count, (batch, length))
-        text[name] = zeros("float32", (batch, length, config.model.text_dims[name])), mask
-    return text
+def _case(config: Any, bucket: buckets.Bucket, samples: int, short: bool = False) -> warmup.Case:
+    """So many samples of a shape, with texts as long as their budgets, or short ones."""
+    lengths = source.possible_lengths(config)[0 if short else -1]
+    half, whole = transformer.context_lengths(sum(lengths.values()))
+    return warmup.Case(bucket, samples, lengths, half if short or source.is_toy(config) else whole)
 
 
 def _text_encoders(config: Any, mesh: Mesh) -> Iterator[Case]:
@@ -145,12 +142,9 @@ def _text_encoders(config: Any, mesh: Mesh) -> Iterator[Case]:
             print(f"audit_ascend: text.encoders.{name} names no folder, so that encoder is left out", flush=True)
             continue
         model = encoders.look(config, name).cfg
-        ids = np.zeros((settings.batch_size, _padded(settings.budgets[name], encoders.LENGTH_STEP)), np.int32)
+        length = -(-settings.budgets[name] // encoders.LENGTH_STEP) * encoders.LENGTH_STEP
+        ids = np.zeros((settings.batch_size, length), np.int32)
         yield Case(f"embed by {name}", _embedding(model, ids, mesh, config.train.zero_stage), model.num_layers)
-
-
-def _padded(count: int, step: int) -> int:
-    return -(-count // step) * step
 
 
 def _embedding(whole: Any, ids: np.ndarray, mesh: Mesh, stage: int) -> Callable:

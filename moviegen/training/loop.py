@@ -42,6 +42,7 @@ class Task(NamedTuple):
         meta: step -> what a checkpoint notes besides what the loop itself does.
         restore: (a checkpoint's meta) -> None; called once where a run goes on from one.
         export: (shards of the EMA weights) -> a file that it writes at the end. Like the others, every rank calls it.
+        warm_up: (the weights to compute with, how many steps follow) -> None; called once before the first of them.
         starts: prefix of paths -> first step of a network with optimizer steps of its own (`states.update`).
     """
 
@@ -59,6 +60,7 @@ class Task(NamedTuple):
     meta: Callable[[int], dict[str, Any]] = lambda step: {}
     restore: Callable[[dict[str, Any]], None] = lambda meta: None
     export: Callable[[Tree], Path] | None = None
+    warm_up: Callable[[Tree, int], None] = lambda params, steps: None
     starts: Mapping[str, int] = {}
 
 
@@ -80,6 +82,7 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
         print(parameter_table(task.layout.shapes, run.workdir), flush=True)
         if notes["plateau"] is not None and task.validate is None:
             print("no held-out data (data.validation_csv): no validation, and optim.plateau cannot act", flush=True)
+    task.warm_up(state.params, steps - start)
     logged: dict[str, float] = {}
     validated: dict[str, float] = {}
     saving, done, stopped, skipped = None, start, [], []

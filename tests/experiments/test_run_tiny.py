@@ -54,7 +54,8 @@ ELSEWHERE = {
 }
 # What a job reads besides what `settings.NEEDS` says that it must find.
 OPTIONAL = {
-    "train": "runtime.* optim.plateau.* data.text_drop_each.* data.fps data.latent_dtype data.num_samples model.* train.*",
+    "train": """runtime.* optim.plateau.* data.text_drop_each.* data.fps data.latent_dtype data.num_samples data.buckets.*
+        data.tokens_per_batch model.* train.*""",
     "train_tae": "runtime.* data.* train.recompute_levels train.linear_start optim.accumulate loss.*",
     "sample": "runtime.* data.* model.* tae.*",
     "export": "runtime.*",
