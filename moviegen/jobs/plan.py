@@ -77,11 +77,12 @@ def _tables(plan: Plan) -> Iterator[Table]:
     done = {kind: work.total([(1, part) for part, _ in each.parts]) for kind, each in plan.steps.items()}
     columns = {kind: _step(plan.times.get(kind), done[kind], each) for kind, each in plan.steps.items()}
     heads = next(iter(columns.values()))
-    yield (
-        "a step, on one rank",
-        ("", *columns),
-        [[head, *(column[head] for column in columns.values())] for head in heads],
-    )
+    rows = [[head, *(column[head] for column in columns.values())] for head in heads]
+    if len(columns) > summary.MOST_KINDS:  # a line for each
+        yield "a step, on one rank", ("", *heads), [[kind, *column.values()] for kind, column in columns.items()]
+        done = dict([max(done.items(), key=lambda item: item[1].flop)])  # of the largest alone
+    else:
+        yield "a step, on one rank", ("", *columns), rows
     rows = [
         [kind, m.what, str(m.ranks), f"{m.count:,.0f}", _gb(m.received), "yes" if m.hidden else "no"]
         for kind, each in done.items()

@@ -10,7 +10,7 @@ from moviegen.models.costs.cards import Card
 from moviegen.models.costs.memory import Memory
 from moviegen.models.costs.times import Times
 from moviegen.models.costs.work import IMAGE, VIDEO, Work
-from moviegen.parallel import rules
+from moviegen.parallel import buckets, rules
 
 JOBS = ("train", "train_tae", "sample")  # that can be planned
 BATCH = "a batch of prompts"
@@ -74,18 +74,33 @@ def steps(config: Any, job: str, axes: dict[str, int]) -> dict[str, Step]:
     """What the steps of a job are."""
     if job == "sample":
         return {BATCH: _sampling(config, axes)}
-    images = config.data.image_fraction
     if job == "train":
-        dtype, tokens = config.model.get("compute_dtype", "float32"), rules.token_counts(config)
-        done = work.training(config, axes)
-        batches = dict.fromkeys(done, config.train.batch_size)
-    else:
-        dtype, done = config.tae.get("compute_dtype", "float32"), autoencoder.training(config, axes)
-        batches = {VIDEO: config.train.batch_size, IMAGE: config.data.image_batch_size}
-        pixels = config.data.height * config.data.width
-        tokens = {VIDEO: config.data.num_frames * pixels // 512, IMAGE: pixels // 64}
+        return _training(config, axes)
+    images = config.data.image_fraction
+    dtype, done = config.tae.get("compute_dtype", "float32"), autoencoder.training(config, axes)
+    batches = {VIDEO: config.train.batch_size, IMAGE: config.data.image_batch_size}
+    pixels = config.data.height * config.data.width
+    tokens = {VIDEO: config.data.num_frames * pixels // 512, IMAGE: pixels // 64}
     shares = {VIDEO: 1 - images, IMAGE: images} if len(done) > 1 else dict.fromkeys(done, 1.0)
     return {kind: Step(shares[kind], batches[kind], tokens[kind], ((each, dtype),)) for kind, each in done.items()}
+
+
+def _training(config: Any, axes: dict[str, int]) -> dict[str, Step]:
+    """The steps of a generator's training; of buckets of a kind as if each had as many samples, which are not counted here."""
+    dtype, images = config.model.get("compute_dtype", "float32"), config.data.image_fraction
+    table = rules.kinds(config, axes["data"] * axes["zero"] * config.optim.get("accumulate", 1))
+    steps = {kind: each.weight / each.batch_size for kind, each in table.items()}  # of an epoch
+    parts = {"image": images, "video": 1 - images} if len({each.kind for each in table.values()}) > 1 else {}
+    sums = {each.kind: sum(steps[kind] for kind, b in table.items() if b.kind == each.kind) for each in table.values()}
+    return {
+        kind: Step(
+            parts.get(table[kind].kind, 1.0) * steps[kind] / (sums[table[kind].kind] or 1.0),
+            table[kind].batch_size,
+            buckets.tokens(table[kind], config),
+            ((done, dtype),),
+        )
+        for kind, done in work.training(config, axes).items()
+    }
 
 
 def _sampling(config: Any, axes: dict[str, int]) -> Step:

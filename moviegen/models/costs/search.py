@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from moviegen.models.costs import memory, plan as plans
 from moviegen.models.costs.cards import Card
 from moviegen.models.costs.plan import Plan
-from moviegen.parallel import rules
+from moviegen.parallel import buckets, rules
 
 MOST_CARDS = 4096
 EQUAL = 0.02  # of the price: less is nothing that a prediction can tell apart
@@ -163,7 +163,10 @@ def _parts(batch: int, axes: Axes, least: int) -> list[int]:
 def _fitting(config: Any, job: str, axes: Axes, values: dict[str, Any], card: Card) -> Plan | None:
     """The plan with some keys set, if the rules of the mesh hold and the memory is enough."""
     made = with_keys(config, values)
+    unit = axes["data"] * axes["zero"] * made.get("optim", {}).get("accumulate", 1)
     if rules.violations(axes, math.prod(axes.values()), made, job):
+        return None
+    if job == "train" and buckets.configured(made) and buckets.problems(made, unit):
         return None
     first = Plan(made, job, axes, card, memory.of(made, job, axes, card), {})
     return plans.of(made, job, axes, card) if plans.fits(first) else None

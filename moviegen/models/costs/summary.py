@@ -5,6 +5,7 @@ from moviegen.models.costs.plan import Plan
 from moviegen.models.costs.times import Times
 
 GB = 1e9
+MOST_KINDS = 2  # of steps that a line, or columns of a table, are about
 PARTS = {
     "compute": "products",
     "memory": "other operations",
@@ -41,6 +42,9 @@ def kinds(plan: Plan, most: int = 4) -> str:
 def step(plan: Plan) -> str:
     """Seconds of a step and what they go to, or what there is to compute."""
     each = ", ".join(f"{kind} {t.seconds:.3g}" for kind, t in plan.times.items()) if len(plan.times) > 1 else ""
+    if len(plan.times) > MOST_KINDS:
+        least, most = (of(t.seconds for t in plan.times.values()) for of in (min, max))
+        each = f"{least:.3g} to {most:.3g} in {len(plan.times)} shapes, as if each had as many samples"
     if plan.mean is None:
         return f"a step is {plan.flop / 1e12:.3g} TFLOP on each rank; how long it takes is not predicted on a CPU"
     share = plans.utilisation(plan)

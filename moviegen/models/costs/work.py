@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from moviegen.models.transformer import shapes as transformer
-from moviegen.parallel import rules, sharding
+from moviegen.parallel import buckets, rules, sharding
 
-VIDEO, IMAGE = "a video", "an image"  # kinds of steps, as rules.token_counts names them
+VIDEO, IMAGE = "a video", "an image"  # kinds of steps, as `rules.kinds` names them
 
 
 class Message(NamedTuple):
@@ -136,12 +136,13 @@ def model(config: Any, samples: int, patches: int, ranks: int, text: bool = True
 
 
 def training(config: Any, axes: dict[str, int], once: bool = False) -> dict[str, Work]:
-    """A step of each kind that an experiment trains: "a video", "an image"; `once`: without what is computed twice."""
+    """A step of each of `rules.kinds`; `once`: without what is computed twice."""
     cfg, pieces = config.model, config.optim.get("accumulate", 1)
-    samples = max(1, config.train.batch_size // (axes["data"] * axes["zero"] * pieces))
+    unit = axes["data"] * axes["zero"] * pieces
     again, found = len(transformer.recomputed(config.train.recompute, cfg.num_layers)) / cfg.num_layers, {}
     moved = exchanges(weights(cfg), config, axes)
-    for kind, patches in rules.token_counts(config).items():
+    for kind, bucket in rules.kinds(config, unit).items():
+        samples, patches = max(1, bucket.batch_size // unit), buckets.tokens(bucket, config)
         shape = samples, patches, sum(texts(config).values()), axes["sp"]
         outer = model(config, samples, patches, axes["sp"])
         pulled = back(cfg, *shape) if once else pull(cfg, *shape, again=again)

@@ -1,7 +1,7 @@
 import pytest
 
 from moviegen import config as configs
-from moviegen.models.costs import cards, plan as plans, times, work
+from moviegen.models.costs import cards, plan as plans, search, times, work
 
 EIGHT = {"data": 1, "zero": 1, "sp": 8}
 CARD = cards.CARDS["910B2"]
@@ -69,3 +69,19 @@ def test_the_autoencoders_step_is_predicted(state_alone):
     assert {kind: step.share for kind, step in steps.items()} == {"a video": 0.8, "an image": 0.2}
     ((done, dtype),) = steps["a video"].parts
     assert done.convolutions > 50e12 and times.of(done, CARD, dtype).seconds > 1
+
+
+def test_buckets_of_a_kind_are_weighed_as_if_each_had_as_many_samples(state_alone):
+    """Where a bucket's batch is twice as large, it has half of the steps."""
+    plan = made("30b_stage2.py:buckets", data__tokens_per_batch=8 * 14_336)
+    assert sum(step.share for step in plan.steps.values()) == pytest.approx(1)
+    assert sum(s.share for kind, s in plan.steps.items() if kind.startswith("an image")) == pytest.approx(1 / 11)
+    wide, short = plan.steps["a video of 256x192x336"], plan.steps["a video of 128x192x336"]
+    assert (wide.tokens, wide.samples, short.tokens, short.samples) == (8064, 14, 4032, 28)
+    assert wide.share == pytest.approx(2 * short.share)
+    assert plan.steps["a video of 256x336x192"].tokens == wide.tokens
+
+
+def test_a_mesh_that_does_not_divide_a_bucket_s_batch_is_not_proposed(state_alone):
+    plan = made("1b_stage2.py:buckets", data__buckets__batch_sizes=("256x.*=2",))
+    assert search.best_of(plan.config, "train", 8, CARD).axes["sp"] >= 4
