@@ -30,8 +30,11 @@ class Index(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Opens the file's first moving-picture stream; every failure of the decoder inside becomes a DataError."""
+def opened(path: Path, threads: int = 0) -> Iterator[tuple[Any, Any]]:
+    """Opens the file's first moving-picture stream; every failure of the decoder inside becomes a DataError.
+
+    `threads`: that decode, 0: as many as there are cores.
+    """
     import av
 
     try:
@@ -46,7 +49,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
             stream = streams[0]
             if stream.codec_context is None:
                 raise DataError(f"{path}: its video is coded in a way that the installed FFmpeg does not decode")
-            stream.thread_type, stream.options = "AUTO", limit
+            stream.thread_type, stream.thread_count, stream.options = "AUTO", threads, limit
             yield container, stream
     except av.FFmpegError as error:
         raise DataError(

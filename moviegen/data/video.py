@@ -29,6 +29,7 @@ def read(
     cover: tuple[int, int] | None = None,
     at: tuple[float, float] = (0.5, 0.5),
     fps: float = 0.0,
+    threads: int = 0,
 ) -> tuple[np.ndarray, float]:
     """Decodes frames start, start + stride, ... exactly, counted in display order from the first decodable frame.
 
@@ -40,10 +41,11 @@ def read(
         at: where the crop lies, from (0, 0), top left, to (1, 1), bottom right.
         fps: frames are those on show at times 0, 1/fps, 2/fps, ... of the file's clock, and start and stride count these;
             0 takes the frames as stored.
+        threads: that decode; 0: as many as there are cores.
     Returns uint8 (t h w c) RGB as a viewer shows it (docs/data.md), and the frames per second of the result (0 for an image,
     which is one frame). Raises DataError for a missing, damaged or truncated file, no video in it or too few frames.
     """
-    return next(stream(path, start, num_frames, stride, size, cover, at, fps, None))
+    return next(stream(path, start, num_frames, stride, size, cover, at, fps, None, threads))
 
 
 def stream(
@@ -56,6 +58,7 @@ def stream(
     at: tuple[float, float] = (0.5, 0.5),
     fps: float = 0.0,
     most: int | None = PIECE,
+    threads: int = 0,
 ) -> Iterator[tuple[np.ndarray, float]]:
     """What `read` gives in pieces of `most` frames, the last of fewer, each with the rate: a long film is never in memory.
 
@@ -72,10 +75,10 @@ def stream(
         return
     stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
     at_once = start and stop and not fps and num_frames <= (most or num_frames)
-    if at_once and (sought := _sought(path, range(start, stop, stride), box)):
+    if at_once and (sought := _sought(path, range(start, stop, stride), box, threads)):
         yield _stacked(path, sought[0], set()), sought[1] / stride
         return
-    with demux.opened(path) as (container, coded):
+    with demux.opened(path, threads) as (container, coded):
         frames, decoded, seen, sizes = [], 0, view.viewer(path, coded, box), set()
         rate = (fps or float(coded.average_rate or 0)) / stride
         shown = itertools.islice(_at_rate(container.decode(coded), fps, coded.average_rate), stop)
@@ -195,7 +198,8 @@ def _checked(frames: np.ndarray) -> np.ndarray:
 def _picture(path: Path, box: view.Box | None) -> np.ndarray:
     import av
 
-    return view.fitted(av.VideoFrame.from_ndarray(image.read(path), format="rgb24"), box)
+    scaler = av.video.reformatter.VideoReformatter()
+    return view.fitted(av.VideoFrame.from_ndarray(image.read(path), format="rgb24"), scaler, box)
 
 
 def _check_whole(path: Path, decoded: int | None) -> None:
@@ -214,13 +218,13 @@ def _stacked(path: Path, frames: list[np.ndarray], seen: set[tuple[int, ...]]) -
     return np.stack(frames)
 
 
-def _sought(path: Path, wanted: range, box: view.Box | None) -> tuple[list[np.ndarray], float] | None:
+def _sought(path: Path, wanted: range, box: view.Box | None, threads: int) -> tuple[list[np.ndarray], float] | None:
     """Some frames, decoded from the last key frame before them on, and the file's rate; None if its times do not tell them."""
     times = demux.index(path).times
     if times is None or wanted[-1] >= len(times):
         return None
     chosen, found = {int(times[i]) for i in wanted}, []
-    with demux.opened(path) as (container, stream):
+    with demux.opened(path, threads) as (container, stream):
         seen = view.viewer(path, stream, box)
         container.seek(min(chosen), stream=stream, backward=True)
         for frame in container.decode(stream):
