@@ -29,6 +29,10 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 flip=False,
                 max_bad_fraction=0.01,  # the seed replaces any number of bad files in silence
                 allow_outside=False,  # of a csv's rows: whether they may name files outside video_folder, also by links
+                # Threads that read and make the batches of the next steps; so many steps ahead (0: when it is needed), which
+                # are so many batches in host memory. Results depend on neither. Two hide all but the first (docs/training.md).
+                workers=2,
+                prefetch=2,
                 synthetic_fraction=0.0,
                 image_fraction=0.2,  # paper: 1 batch of images to 3 of video
                 image_batch_size=1,

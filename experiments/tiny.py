@@ -100,6 +100,8 @@ def _data(source: str) -> dict:
         latent_folder="",  # default: WORKDIR/latents
         tae_weights="",  # those of the stage tae
         max_bad_fraction=0.0,
+        workers=1,  # threads that make batches: two cores have no more to give
+        prefetch=2,  # steps ahead
     )
 
 

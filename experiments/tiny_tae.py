@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
                 video_folder="",
                 max_bad_fraction=0.0,
                 allow_outside=False,
+                workers=1,  # threads that make batches
+                prefetch=2,  # steps ahead
                 num_frames=16,  # two latent frames: temporal layers must see a neighbour
                 height=32,
                 width=32,

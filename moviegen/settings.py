@@ -164,6 +164,8 @@ RULES: dict[str, Rule] = {
     "data.text_drop_each.*": share,
     "data.max_bad_fraction": share,
     "data.allow_outside": flag,
+    "data.workers": whole(1),
+    "data.prefetch": whole(0),
     "data.resize": whole(0),
     "data.stride": whole(1),
     "data.flip": flag,

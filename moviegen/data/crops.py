@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moviegen import streams
-from moviegen.data import clips, files, synthetic, video
+from moviegen.data import clips, feeding, files, synthetic, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel.buckets import image_steps
 from moviegen.parallel.mesh import ALONE, Group
@@ -102,6 +102,7 @@ def _files(data: Any, cache: Path | None, world: Group) -> Source:
     half of the time with `data.flip`. A file that fails only now is counted, and the next of the same draw is taken.
     """
     stride, resize, flip = data.get("stride", 1), data.get("resize", 0), data.get("flip", False)
+    threads = 1 if feeding.of(data)[1] else 0  # of one decoder: with threads that read ahead each has its own
     if stride < 1 or 0 < resize < max(data.height, data.width):
         raise ConfigError(
             f"data.stride is {stride} and data.resize {resize}: expected a stride of 1 or more, and a size that covers "
@@ -126,7 +127,9 @@ def _files(data: Any, cache: Path | None, world: Group) -> Source:
             start, mirrored = int(rng.integers(counts[file] - span + 1)), flip and rng.random() < 0.5
             cover = (max(resize, height), max(resize, width))
             try:
-                clip, _ = video.read(file.path, start, frames, stride, (height, width), cover=cover, at=tuple(at))
+                clip, _ = video.read(
+                    file.path, start, frames, stride, (height, width), cover, tuple(at), threads=threads
+                )
             except DataError as error:
                 bad.add(file, error)
                 continue

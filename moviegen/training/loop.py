@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moviegen.errors import ConfigError, Stopped
+from moviegen.data import feeding
+from moviegen.errors import ConfigError, DataError, Stopped
 from moviegen.parallel import sync
 from moviegen.runner import Run
 from moviegen.storage import checkpoint, files, step_folders
@@ -29,7 +30,8 @@ class Task(NamedTuple):
         name: prefix of the metrics' names, and the beginning of every message.
         layout: shapes of all parameters, and how they are sharded.
         first_state: () -> the state of step 0; called where there is no checkpoint to resume from.
-        micro_batches: step -> this rank's inputs, one micro-batch after the other; all are of one size.
+        micro_batches: step -> this rank's inputs, one micro-batch after the other; all are of one size. A pure function:
+            threads call it ahead of the step.
         loss_and_grads: (params, inputs, step) -> (losses with "loss" among them, gradients), both of the global batch; also
             vectors that `parts` is to see.
         numbers: (losses, step) -> (numbers for the progress line, numbers for the metrics).
@@ -69,7 +71,8 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
 
     Resumes from the newest checkpoint in `workdir/checkpoints`. On a mesh every rank runs this. A step with a loss or a
     gradient that is not finite is skipped; ConfigError after `train.max_bad_steps` of them in a row. At SIGINT or SIGTERM
-    the step is finished and saved, then Stopped is raised.
+    the step is finished and saved, then Stopped is raised; so it is where the inputs of the next step cannot be made, then
+    what they raised.
     """
     config, world, name, steps = run.config, run.mesh.world, task.name, run.config.train.steps
     folder = run.workdir / "checkpoints"
@@ -88,13 +91,17 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     saving, done, stopped, skipped = None, start, [], []
     most_skipped = min(config.train.max_bad_steps, steps)
     meter = meters.Meter(world.size, config.train.get("peak_tflops", 0.0))
-    task = task._replace(micro_batches=meter.waiting(task.micro_batches))
-    with stop.requests() as asked, profile.steps(config, run.workdir, world.rank) as profiled:
+    with (
+        stop.requests() as asked,
+        profile.steps(config, run.workdir, world.rank) as profiled,
+        feeding.Feed(task.micro_batches, steps, *feeding.of(config.data)) as feed,
+    ):
         while done < steps and not stopped:
             step, done, score = done, done + 1, None  # the score is that of the weights after this step
             profiled(done)
             begun, due = time.monotonic(), _due(done, config.train.log_every, steps)
-            losses, grads = loss_and_grads(task, state.params, step)
+            losses, grads = loss_and_grads(task, state.params, feed.take(step), step)
+            asked["inputs"] = float(feed.fails(done))
             lr = rate(config, notes["plateau"], step)
             outcome = states.update(state, grads, step, lr, config, task.layout, task.starts, losses | asked, due)
             del losses, grads  # or they would be there beside the next step's
@@ -108,9 +115,10 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
                     break
             else:
                 skipped.clear()
-            stopped = [each for each in asked if outcome.numbers.pop(each)]  # by the signals that came on any rank
+            stopped = [each for each in asked if outcome.numbers.pop(each)]  # by what came on any rank
             parts = {} if skipped else task.parts(outcome.numbers, step)
-            meter.add(time.monotonic() - begun, task.load(step), parts)
+            meter.add(time.monotonic() - begun, feed.waited, task.load(step), parts)
+            feed.waited = 0.0
             if not skipped and due:
                 shown, metrics = task.numbers(outcome.numbers, step)
                 logged |= shown | metrics
@@ -139,6 +147,10 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
                 f"{name}: step {done} of {steps} is saved in {folder}; the same command continues from it", flush=True
             )
         sync.wait(world)  # the end of one rank ends the others: the first one has committed its checkpoint by now
+        if "inputs" in stopped and done < steps:
+            feed.take(done)  # raises where they failed, which ends the ranks that wait in the next line
+            sync.wait(world)
+            raise DataError(f"{name}: the inputs of step {done} cannot be made on another rank, which says why")
     if skipped and len(skipped) == most_skipped:
         raise ConfigError(_too_many(skipped, config, folder))
     if stopped and done < steps:
@@ -177,10 +189,10 @@ def rate(config: Any, plateau: Mapping[str, float] | None, step: int) -> float:
     return lr if plateau is None else max(lr * plateau["factor"], min(lr, config.optim.plateau.min_learning_rate))
 
 
-def loss_and_grads(task: Task, params: Tree, step: int) -> tuple[Tree, Tree]:
+def loss_and_grads(task: Task, params: Tree, micro_batches: Iterable[Any], step: int) -> tuple[Tree, Tree]:
     """Returns the losses and gradients of a step: their means over its micro-batches."""
     found, count = [], 0
-    for inputs in task.micro_batches(step):
+    for inputs in micro_batches:
         more = task.loss_and_grads(params, inputs, step)
         for total, part in zip(found, more, strict=False):
             for key in list(part):  # one by one, so that the gradients are not there a third time

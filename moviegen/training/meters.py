@@ -1,8 +1,7 @@
 """What is told of steps besides their loss, summed up from one logged step to the next: its parts, speed, memory."""
 
 import resource
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mindspore as ms
@@ -65,24 +64,10 @@ class Meter:
     def _clear(self) -> None:
         self._steps, self._seconds, self._waiting, self._load, self._parts = 0, 0.0, 0.0, np.zeros(3), {}
 
-    def waiting(self, micro_batches: Callable[[int], Iterable[Any]]) -> Callable[[int], Iterator[Any]]:
-        """The same inputs of a step, with the time that they are waited for counted."""
-
-        def timed(step: int) -> Iterator[Any]:
-            inputs = iter(micro_batches(step))
-            while True:
-                begun = time.monotonic()
-                found = next(inputs, self)  # which is no input
-                self._waiting += time.monotonic() - begun
-                if found is self:
-                    return
-                yield found
-
-        return timed
-
-    def add(self, seconds: float, done: Load, parts: Mapping[str, tuple[float, float]]) -> None:
-        """Notes a step: what it took and did, and (sum, count) of the losses of its parts."""
-        self._steps, self._seconds, self._load = self._steps + 1, self._seconds + seconds, self._load + done
+    def add(self, seconds: float, waited: float, done: Load, parts: Mapping[str, tuple[float, float]]) -> None:
+        """Notes a step: what it took, waiting for its inputs included, what it did, (sum, count) of the losses of its parts."""
+        self._steps, self._seconds, self._waiting = self._steps + 1, self._seconds + seconds, self._waiting + waited
+        self._load = self._load + done
         for key, pair in parts.items():
             self._parts[key] = np.add(self._parts.get(key, 0.0), pair)
 

@@ -1,4 +1,4 @@
-"""Run as two ranks: one alone has a gradient that is not finite, the other alone gets a signal; both must do the same.
+"""Run as two ranks: what comes to one alone, a gradient that is not finite, a signal, inputs that fail, both must heed.
 
 check_stops.py FOLDER
 """
@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np  # noqa: E402
 
-from moviegen.errors import Stopped  # noqa: E402
+from moviegen.errors import DataError, Stopped  # noqa: E402
 from moviegen.nn import backend  # noqa: E402
-from moviegen.parallel import mesh as meshes  # noqa: E402
+from moviegen.parallel import mesh as meshes, sync  # noqa: E402
 from moviegen.runner import Run  # noqa: E402
 from moviegen.training import loop, state as states  # noqa: E402
 from tests.training.test_loop import Stub, settings  # noqa: E402
@@ -38,6 +38,15 @@ class Uneven(Stub):
         return {"loss": backend.tensor(np.float32(step))}, {"w": slope / 0.0 if (rank, step) == (1, 2) else slope}
 
 
+class Torn(Uneven):
+    """One rank alone cannot make the inputs of step 2, ahead of it."""
+
+    def micro_batches(self, step):
+        if (self.layout.mesh.world.rank, step) == (1, 2):
+            raise DataError("b.mp4: damaged")
+        yield step
+
+
 def main(folder: str) -> None:
     meshes.setup({"data": meshes.ranks(), "zero": 1, "sp": 1})
     for axis, stage in (("data", 0), ("zero", 3)):
@@ -49,6 +58,15 @@ def main(folder: str) -> None:
             assert stopped.code == 143
         else:
             raise AssertionError(f"rank {mesh.world.rank} went on")
+    stub = Torn(states.Layout({"w": (4,)}, mesh, stage))
+    config = settings(checkpoint_every=100)
+    config.data = dict(workers=1, prefetch=2)
+    try:
+        loop.train(Run(config, Path(folder) / "torn", mesh), stub.task())
+    except DataError as error:
+        print(f"ends: {error}")
+    if mesh.world.rank == 1:
+        sync.wait(mesh.world)  # in a run the end of this rank ends the other, which waits
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import _thread
 import re
 import shutil
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,6 +18,7 @@ from moviegen.parallel import signals
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
 from moviegen.storage import checkpoint
+from moviegen.storage.writers import read_metrics
 from moviegen.training import loop, meters, optim, state as states, stop
 from tests.training.logs import lines
 
@@ -25,7 +28,7 @@ def settings(**train_settings):
     train |= dict(keep_checkpoints=9, keep_every=0, keep_best=False) | train_settings
     optim = dict(learning_rate=0.1, schedule="constant", warmup_steps=0, betas=(0.9, 0.99), eps=1e-8)
     optim |= dict(weight_decay=0.0, no_decay="", clip_norm=1.0)
-    return ConfigDict(dict(optim=optim, ema=dict(decay=0.9), train=train))
+    return ConfigDict(dict(data={}, optim=optim, ema=dict(decay=0.9), train=train))
 
 
 class Stub:
@@ -159,9 +162,77 @@ def test_samples_are_shown_when_due_and_at_the_end_and_parts_are_means_since_the
 
 def test_losses_and_gradients_are_the_mean_over_micro_batches():
     stub = Stub()
-    losses, grads = loop.loss_and_grads(stub.task(), {"w": backend.tensor(np.zeros(3, np.float32))}, 5)
+    params = {"w": backend.tensor(np.zeros(3, np.float32))}
+    losses, grads = loop.loss_and_grads(stub.task(), params, stub.micro_batches(5), 5)
     assert float(losses["loss"]) == (16 + 36) / 2
     np.testing.assert_array_equal(grads["w"].asnumpy(), [-5.0] * 3)
+
+
+# ---- inputs that are made ahead
+
+
+def fed(workdir, stub, workers, prefetch, **train_settings):
+    config = settings(**train_settings)
+    config.data = dict(workers=workers, prefetch=prefetch)
+    return loop.train(Run(config, workdir), stub.task())
+
+
+def same_weights(one, two):
+    (found, meta), (expected, its_meta) = (checkpoint.load(workdir / "checkpoints") for workdir in (one, two))
+    assert meta == its_meta and found.keys() == expected.keys()
+    for tree, values in expected.items():
+        np.testing.assert_array_equal(found[tree]["w"], values["w"], err_msg=tree)
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (3, 1), (1, 4), (3, 4)])
+def test_how_inputs_are_fed_changes_no_result(tmp_path, workers, prefetch):
+    ended = train(tmp_path / "whole", Stub())
+    assert fed(tmp_path / "fed", Stub(), workers, prefetch) == ended
+    assert lines(tmp_path / "fed") == lines(tmp_path / "whole")
+    same_weights(tmp_path / "fed", tmp_path / "whole")
+
+
+class Torn(Stub):
+    """The file of one step cannot be read."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.torn = step
+
+    def micro_batches(self, step):
+        if step == self.torn:
+            raise DataError("train.csv, line 9: b.mp4 is damaged")
+        yield from super().micro_batches(step)
+
+
+@pytest.mark.parametrize(("prefetch", "saved"), [(0, 4), (1, 5), (9, 5)])
+def test_inputs_that_cannot_be_made_end_the_run_after_the_steps_before(tmp_path, capsys, prefetch, saved):
+    """Made ahead, the last of them is saved; else they are those of the last checkpoint."""
+    with pytest.raises(DataError, match="train.csv, line 9: b.mp4 is damaged"):
+        fed(tmp_path / "cut", Torn(5), 2, prefetch)
+    checkpoint.in_background(lambda: None).result()  # as a process that ends does
+    folder = tmp_path / "cut" / "checkpoints"
+    said = f"stub: step 5 of 7 is saved in {folder}; the same command continues from it\n"
+    assert checkpoint.latest(folder) == saved and (said in capsys.readouterr().out) == bool(prefetch)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("inputs")]
+    ended = train(tmp_path / "whole", Stub())
+    assert fed(tmp_path / "cut", Stub(), 2, prefetch) == ended
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_waiting_for_inputs_is_logged(tmp_path):
+    class Slow(Stub):
+        def micro_batches(self, step):
+            time.sleep(0.03)
+            return super().micro_batches(step)
+
+    for prefetch in (0, 8):
+        fed(tmp_path / str(prefetch), Slow(), 8, prefetch, log_every=1)
+    alone, ahead = ([x for x in read_metrics(tmp_path / run) if "stub/data_wait" in x] for run in ("0", "8"))
+    assert len(alone) == len(ahead) == 7
+    assert all(line["stub/data_wait"] >= 0.03 and 0.3 < line["stub/data_wait_share"] <= 1 for line in alone[1:])
+    assert all(line["stub/data_wait"] >= 0 for line in ahead)
 
 
 # ---- steps that are skipped

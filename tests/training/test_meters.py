@@ -29,19 +29,10 @@ def test_losses_by_time_are_means_over_all_ranks_and_micro_batches():
     assert found == pytest.approx({f"loss/t{key}": losses[of].mean() for key, of in bins.items()}, rel=1e-5)
 
 
-def test_a_meter_sums_up_steps_until_it_is_read(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(meters.time, "monotonic", lambda: now[0])
-
-    def micro_batches(step):
-        for i in range(2):
-            now[0] += 0.25
-            yield step, i
-
+def test_a_meter_sums_up_steps_until_it_is_read():
     meter = Meter(2, peak=3.0)
-    assert list(meter.waiting(micro_batches)(5)) == [(5, 0), (5, 1)]
-    meter.add(1.0, Load(4, 100, 6e12), {"loss/a": (1.0, 1.0)})
-    meter.add(3.0, Load(8, 200, 6e12), {"loss/a": (4.0, 1.0), "loss/b": (3.0, 2.0)})
+    meter.add(1.0, 0.25, Load(4, 100, 6e12), {"loss/a": (1.0, 1.0)})
+    meter.add(3.0, 0.25, Load(8, 200, 6e12), {"loss/a": (4.0, 1.0), "loss/b": (3.0, 2.0)})
     found = meter.read()
     memory = found.pop("memory_gb")
     assert memory == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.01)
@@ -52,7 +43,7 @@ def test_a_meter_sums_up_steps_until_it_is_read(monkeypatch):
     )
     words = meters.words(found | {"memory_gb": 1.5})
     assert words == ["3 samples/s", "75 tokens/s", "3 TFLOP/s (50%)", "waits 12%", "1.5 GB"]
-    meter.add(2.0, Load(4), {})
+    meter.add(2.0, 0.0, Load(4), {})
     assert meter.read().keys() == {"step_seconds", "samples_per_second", "data_wait", "data_wait_share", "memory_gb"}
 
 
