@@ -29,8 +29,8 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 flip=False,
                 max_bad_fraction=0.01,  # the seed replaces any number of bad files in silence
                 allow_outside=False,  # of a csv's rows: whether they may name files outside video_folder, also by links
-                # Threads that read and make the batches of the next steps; so many steps ahead (0: when it is needed), which
-                # are so many batches in host memory. Results depend on neither. Two hide all but the first (docs/training.md).
+                # Threads that read and make batches, and how many steps ahead of theirs: as many batches wait in host memory.
+                # 0 steps: none is made before it is needed. No result depends on either.
                 workers=2,
                 prefetch=2,
                 synthetic_fraction=0.0,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen.data import pipeline
+from moviegen.data import feeding, pipeline
 from moviegen.models import flow
 from moviegen.models.transformer import model as transformer
 from moviegen.nn import backend
@@ -21,7 +21,8 @@ def heldout_loss(params: Any, config: Any, data: pipeline.Data, exchange: Comm, 
     """
     names = [each.name for each in data.buckets]
     found = np.zeros((len(names), len(TIMES), 2))  # sum and count
-    for batch, counted in pipeline.heldout_batches(data, TIMES, config.optim.accumulate, piece):
+    batches = pipeline.heldout_batches(data, TIMES, config.optim.accumulate, piece)
+    for batch, counted in feeding.ahead(batches, feeding.of(config.data)[1]):
         noisy = flow.interpolate(batch.latents, batch.noise, batch.t)
         velocity = transformer.apply(params, config.model, noisy, batch.t, batch.text, exchange).asnumpy()
         error = (velocity - flow.target(batch.latents, batch.noise)) ** 2
