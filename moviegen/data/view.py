@@ -111,8 +111,11 @@ def fitted(
 
 def _mirrored(frame: Any) -> bool:
     """Whether the matrix by which a frame is shown has a negative determinant: its rotation does not tell."""
+    from av.sidedata.sidedata import SideDataContainer
+
     try:
-        a, b, _, c, d = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)[:5].astype(np.float64)
+        # Not frame.side_data: frame and container would hold each other, so that decoders wait for the garbage collector.
+        a, b, _, c, d = np.frombuffer(SideDataContainer(frame)["DISPLAYMATRIX"], np.int32)[:5].astype(np.float64)
     except (KeyError, ValueError):  # it has none, or has beside it what PyAV does not know
         return False
     return a * d < b * c

@@ -1,3 +1,5 @@
+import gc
+
 import av
 import numpy as np
 import pytest
@@ -99,3 +101,32 @@ def test_hidden_colours_do_not_bleed_when_scaled(tmp_path):
     odd.encode(tmp_path / "a.mov", "png", "rgba", [odd.transparent()] * 2)
     small = video.read(tmp_path / "a.mov", size=(12, 16))[0][0].astype(int)
     assert (small[..., 0] > 210).all()  # blue between red and white would be darker in red than both
+
+
+def test_a_frame_that_was_seen_is_let_go_at_once(tmp_path):
+    """One that waits for the garbage collector keeps its memory, and decoders take more."""
+    video.write_mp4(tmp_path / "a.mp4", np.zeros((2, 32, 48, 3), np.uint8), 8)
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(video.read(tmp_path / "a.mp4")[0]) == 2
+        assert not [each for each in gc.get_objects() if isinstance(each, av.VideoFrame)]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("form", ["yuv420p", "yuv444p", "yuv420p10le", "nv12", "gray", "rgb24", "rgb565le"])
+def test_pixels_are_those_of_packed_rgb(form):
+    """However they are converted, and by one scaler for frames of several sizes and matrices."""
+    rng, scaler = np.random.default_rng(0), av.video.reformatter.VideoReformatter()
+    for height, width in ((40, 64), (64, 40)):
+        frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (height, width, 3), np.uint8), format="rgb24")
+        frame = frame.reformat(format=form)
+        for cover in ((20, 28), (40, 64), (50, 90)):
+            for colours in ({}, {"src_colorspace": "ITU709"}):
+                found = view.fitted(frame, scaler, view.Box(cover, cover, (1.0, 0.5)), **colours)
+                scale = max(cover[0] / height, cover[1] / width)
+                size = {"height": max(cover[0], round(height * scale)), "width": max(cover[1], round(width * scale))}
+                whole = frame.to_ndarray(format="rgb24", interpolation=view._SCALER, **size, **colours)
+                top, left = whole.shape[0] - cover[0], (whole.shape[1] - cover[1]) // 2
+                np.testing.assert_array_equal(found, whole[top:, left : left + cover[1]])
