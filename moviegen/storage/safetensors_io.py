@@ -100,14 +100,41 @@ def lazy(path: str | Path) -> tuple[dict[str, Lazy], dict[str, Any]]:
 
 
 def read_rows(file: str | Path, name: str, rows: slice = slice(None)) -> np.ndarray:
-    """Reads some rows of one array of a file, which stays open for the next of many small reads at random."""
+    """Reads some rows of one array of a file, which stays open for the next of many small reads at random.
+
+    Other threads go on meanwhile, which they would not while the library waits for its mapped memory.
+    """
     with _reading(file):
-        return dtypes.to_numpy(name, _kept_open(str(file), os.stat(file).st_mtime_ns).get_slice(name)[rows])
+        kept, places = _kept_open(str(file), os.stat(file).st_mtime_ns)
+        if name not in places:
+            raise ValueError(f"it has no array {name}")
+        dtype, shape, start = places[name]
+        first, last, _ = rows.indices(shape[0])
+        array = np.empty((max(0, last - first), *shape[1:]), dtype)
+        left = memoryview(array.reshape(-1).view(np.uint8))
+        start += first * math.prod(shape[1:]) * dtype.itemsize
+        while len(left):
+            count = os.preadv(kept.fileno(), [left], start)
+            if not count:
+                raise ValueError(f"it ends before the end of {name}")
+            left, start = left[count:], start + count
+        return array
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_open(file: str, changed: int) -> Any:
-    return safe_open(regular(file), "np")
+def _kept_open(file: str, changed: int) -> tuple[Any, dict[str, tuple[np.dtype, list[int], int]]]:
+    """An open file, and of each of its arrays dtype, shape and where it begins."""
+    with safe_open(regular(file), "np"):  # the library checks the header
+        kept = open(file, "rb", buffering=0)
+    length = int.from_bytes(kept.read(8), "little")
+    header = json.loads(kept.read(length))
+    header.pop("__metadata__", None)
+    places = {
+        name: (dtypes.numpy_dtype(_DTYPES[of["dtype"]]), of["shape"], 8 + length + of["data_offsets"][0])
+        for name, of in header.items()
+        if of["dtype"] in _DTYPES
+    }
+    return kept, places
 
 
 def _readable(arrays: Arrays) -> Arrays:

@@ -237,6 +237,23 @@ def test_an_index_is_checked_when_it_is_read(tmp_path, text):
         safetensors_io.lazy(tmp_path)
 
 
+def test_rows_are_those_of_the_whole_array(tmp_path):
+    values = {"a": np.arange(60.0).reshape(5, 3, 4), "n": np.arange(7), "half": np.ones((4, 2), ml_dtypes.bfloat16)}
+    path = safetensors_io.write(values | {"empty": np.zeros((0, 3))}, tmp_path / "x.safetensors", None)
+    for name, value in values.items():
+        for rows in (slice(None), slice(1, 3), slice(2, 2), slice(3, 99)):
+            assert_same({name: safetensors_io.read_rows(path, name, rows)}, {name: value[rows]})
+    assert safetensors_io.read_rows(path, "empty").shape == (0, 3)
+    with pytest.raises(DataError, match="x.safetensors: .*no array gone"):
+        safetensors_io.read_rows(path, "gone")
+    status = path.stat()
+    os.truncate(path, status.st_size - 8)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match="x.safetensors: not a readable safetensors file .*it ends before the end of"):
+        for name in values:
+            safetensors_io.read_rows(path, name)
+
+
 @pytest.mark.parametrize("read", [safetensors_io.lazy, lambda path: safetensors_io.read_rows(path, "a")])
 def test_a_pipe_in_place_of_weights_does_not_hang(tmp_path, read):
     os.mkfifo(tmp_path / "x.safetensors")
