@@ -1,11 +1,12 @@
-"""`python -m benchmarks [CASE ...]`: time and peak memory of each case in a process of its own, beside torch if there.
+"""`python -m benchmarks [CASE ...]`: time and peak memory of each case in a process of its own, beside a peer's.
 
-The torch peer runs in MOVIEGEN_TORCH_PYTHON, or in this interpreter if it has torch. It gets the very arrays that our
-case used, and its loss and gradient norm must agree with ours before its time counts.
+Some cases have a peer of their own. The others have torch where it is there, in MOVIEGEN_TORCH_PYTHON or this interpreter:
+it gets the very arrays that our case used, and its loss and gradient norm must agree with ours before its time counts.
 """
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,9 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default all: {', '.join(CASES)}")
     parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)  # the child process of one case
     args = parser.parse_args()
-    unknown = [name for name in args.cases if name not in CASES]
+    # A name that is no case's stands for all that begin with it, as "data_pipeline".
+    chosen = {name: [name] if name in CASES else [c for c in CASES if c.startswith(f"{name}_")] for name in args.cases}
+    unknown = [name for name, cases in chosen.items() if not cases]
     if unknown:
         parser.error(f"no case named {', '.join(unknown)}; there are: {', '.join(CASES)}")
     if args.measure:
@@ -37,7 +40,7 @@ def main() -> None:
     if python is None:
         print("No torch here: set MOVIEGEN_TORCH_PYTHON to a python that has it to see both side by side.")
     rows = []
-    for name in args.cases or CASES:
+    for name in itertools.chain(*chosen.values()) if chosen else CASES:
         print(f"{name}: {CASES[name].about} ...", flush=True)
         rows.append(run_case(name, python))
         write_results(rows)
@@ -55,9 +58,11 @@ def run_case(name: str, python: str | None) -> dict:
     with tempfile.TemporaryDirectory() as exchange:
         row = {"case": name, "load": round(os.getloadavg()[0], 1)}
         row["moviegen"] = child([sys.executable, "-m", "benchmarks", name, "--measure", exchange], exchange)
-        if python and name in PEERS and "error" not in row["moviegen"]:
-            row["torch"] = child([python, str(ROOT / "benchmarks" / "torch_peer.py"), name, exchange], exchange)
-            row["torch"].update(disagreement(row["moviegen"], row["torch"]))
+        if "peer_seconds" in row["moviegen"]:  # in turns with ours, in the same process
+            row["peer"] = {"seconds": row["moviegen"]["peer_seconds"], "peak_mb": row["moviegen"]["peak_mb"]}
+        elif python and name in PEERS and "error" not in row["moviegen"]:
+            row["peer"] = child([python, str(ROOT / "benchmarks" / "torch_peer.py"), name, exchange], exchange)
+            row["peer"].update(disagreement(row["moviegen"], row["peer"]))
     return row
 
 
@@ -82,7 +87,7 @@ def disagreement(ours: dict, peer: dict, tolerance: float = 1e-4) -> dict:
 
 def summary(row: dict) -> str:
     parts = []
-    for who in ("moviegen", "torch"):
+    for who in ("moviegen", "peer"):
         r = row.get(who)
         if r and "error" in r:
             parts.append(f"{who}: {r['error']}")
@@ -92,10 +97,10 @@ def summary(row: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    head = ("case", "seconds", "torch", "ratio", "peak MB", "torch", "first call", "load")
+    head = ("case", "seconds", "peer", "ratio", "peak MB", "peer", "first call", "load")
     lines = [head]
     for row in rows:
-        ours, peer = row["moviegen"], row.get("torch", {})
+        ours, peer = row["moviegen"], row.get("peer", {})
         both = "seconds" in ours and "seconds" in peer and "error" not in peer
         lines.append(
             (

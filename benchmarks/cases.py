@@ -12,13 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import data_pipelines
+
 
 class Work(NamedTuple):
-    """What a case measures: `step()` -> (loss or None, {name: gradient}); the peer gets `arrays` and `settings`."""
+    """What a case measures: `step()` -> (loss or None, {name: gradient}); torch's peer gets `arrays` and `settings`.
+
+    Where there is a `peer`, it does by other means what the step is measured against, in turns with it.
+    """
 
     step: Callable[[], tuple[Any, dict[str, Any]]]
     arrays: dict[str, np.ndarray]
     settings: dict[str, Any]
+    peer: Callable[[], Any] | None = None
 
 
 class Case(NamedTuple):
@@ -37,14 +43,20 @@ def measure_case(case: Case, exchange: Path) -> dict[str, float]:
     """
     work = case.build(**case.sizes)
     result = {"before_mb": peak_mb()}
-    seconds, loss, grads = [], None, {}
+    seconds, of_peer, loss, grads = [], [], None, {}
     for _ in range(1 + case.repeats):
+        if work.peer is not None:
+            start = time.perf_counter()
+            work.peer()
+            of_peer.append(time.perf_counter() - start)
         loss, grads = None, {}  # those of one step are not there in the next one, as in training
         start = time.perf_counter()
         loss, grads = work.step()
         grads = {path: g.asnumpy() for path, g in grads.items()}  # waits for the device; on CPU it copies nothing
         seconds.append(time.perf_counter() - start)
     result |= {"first_seconds": seconds[0], "seconds": statistics.median(seconds[1:]), "peak_mb": peak_mb()}
+    if of_peer:
+        result["peer_seconds"] = statistics.median(of_peer[1:])
     if loss is not None:
         result["loss"] = float(loss.asnumpy())
     result["gradient_norm"] = float(np.sqrt(sum(np.vdot(g, g) for g in grads.values())))
@@ -192,6 +204,17 @@ def byt5(batch: int, tokens: int, **sizes: int) -> Work:
     return Work(step, arrays, json.loads(cfg.to_json()))
 
 
+def data_pipeline(source: Callable[..., tuple[Callable, Callable]], **sizes: Any) -> Work:
+    """What training reads as it reads it, beside the bare reading of the same."""
+    read, bare = source(**sizes)
+
+    def step():
+        read()
+        return None, {}
+
+    return Work(step, {}, {}, bare)
+
+
 def _transformer(batch: int, grid: tuple[int, int, int], text_tokens: int, sizes: dict) -> tuple[Any, dict, dict]:
     from experiments import common
     from moviegen.models.transformer import model
@@ -288,6 +311,18 @@ CASES = {
         tae,
         dict(size="full", batch=1, frames=16, side=64, compute_dtype="float32"),
         1,
+    ),
+    "data_pipeline_video": Case(
+        "16 random clips of 32 x 256 x 448 of a 720p video, 2 threads; peer: the same frames, only decoded",
+        data_pipeline,
+        dict(source=data_pipelines.videos, clips=16, frames=32, height=256, width=448, threads=2),
+        5,
+    ),
+    "data_pipeline_latents": Case(
+        "48 cached posteriors of 256 frames at 256 x 448, not in the page cache, 2 threads; peer: the same bytes",
+        data_pipeline,
+        dict(source=data_pipelines.latents, count=48, shape=(16, 32, 32, 56), threads=2),
+        5,
     ),
     "compile_8": _compile(8),
     "compile_24": _compile(24),
