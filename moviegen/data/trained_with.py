@@ -1,5 +1,6 @@
 """What a generator's weights were trained with and sampling must repeat: noted in each checkpoint, compared ever after."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from moviegen.text import encoders, source, store
 # Free to differ: precision, how weights were drawn, tables that grow from stage to stage.
 _FREE = ("compute_dtype", "weight_std", "position_std", "position_lengths")
 _TOLD = ("tell_fps", "camera")  # keys of the section `text`: what comes before a prompt
+# What a next stage must have as the stage before had it: of other latents or texts its weights know nothing.
+STAGE = ("model.", "tae.", "tae_weights", "text.encoders", "text.tell_fps")
+# An encoder that the model did not have before, whose parameters are drawn; where they cannot be, they are missed by name.
+_NEW_ENCODER = re.compile(r"model\.text_dims\.\w+: 0 -> ")
 # Noise between the statistics of two sets of clips, in units of what the model sees: with it the loss does not move.
 _NOISE = 0.02
 
@@ -37,6 +42,11 @@ def describe(config: Any, autoencoder: str | None, online: bool = False) -> dict
     return {"model": model, "tae": tae_weights.settings(config.tae), "tae_weights": autoencoder, "text": text}
 
 
+def noted(meta: Mapping) -> dict[str, Any]:
+    """What the meta of a checkpoint or an export says of `describe`: the model is all that exports once told."""
+    return {key: meta[key] for key in ("model",) if key in meta} | (meta.get("trained_with") or {})
+
+
 def check(noted: Mapping | None, now: Mapping, where: str | Path, refused: tuple[str, ...] = ("model.",)) -> list[str]:
     """Returns a line for all that differs from what the weights in `where` were trained with; none where nothing does.
 
@@ -46,13 +56,27 @@ def check(noted: Mapping | None, now: Mapping, where: str | Path, refused: tuple
     if not noted:
         return [f"{where} does not say what its weights were trained with (an older checkpoint): nothing is compared"]
     differs = configs.changes(_said(noted, now), _said(now, noted))
-    wrong = [line for line in differs if line.startswith(refused)]
+    wrong = [line for line in differs if line.startswith(refused) and not _NEW_ENCODER.match(line)]
     if wrong:
+        made = any(line.startswith(("tae_weights", "text.encoders")) for line in wrong)
+        again = ", and use latents and embeddings of the same weights (data.latent_folder, data.text_folders)" * made
         raise ConfigError(
-            f"the weights in {where} were trained with other settings ({'; '.join(wrong)}): change them back"
+            f"the weights in {where} were trained with other settings ({'; '.join(wrong)}): change them back{again}"
         )
     hint = "the weights know only the former; use it again unless you mean to change it"
     return [f"{where} was trained with something else ({'; '.join(differs)}): {hint}"] if differs else []
+
+
+def scaled(meta: Mapping, tae: Any, channels: int, where: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns the shift and scale of latents that weights of this meta were trained with, and a line where it has none.
+
+    They are then those of the config's section `tae`, as the seed's are. DataError for wrong ones.
+    """
+    keys = ("latent_shift", "latent_scale")
+    if any(key in meta for key in keys):
+        return {key: [*v] for key, v in tae_weights.latent_statistics(meta, channels, Path(where)).items()}, []
+    taken = {key: np.broadcast_to(tae[key], channels).tolist() for key in keys}
+    return taken, [f"{where} does not say how its latents were scaled; taken as config.tae says"]
 
 
 def statistics(theirs: Statistics, own: Statistics) -> list[str]:

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from moviegen.data import trained_with
 from moviegen.errors import ConfigError
-from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer
 from moviegen.nn.tree import match
 from moviegen.runner import Run
@@ -29,15 +26,10 @@ def run(run: Run) -> dict[str, float]:
     arrays, metadata = safetensors_io.lazy(path)
     match(arrays, [], transformer.shapes(config.model), f"; the weights are those in {path}")
     known = {"trained_with": metadata["trained_with"]} if "trained_with" in metadata else {}
-    noted = {"model": metadata.get("model")} | known.get("trained_with", {})  # the model is all that exports once told
-    for line in trained_with.check(noted, trained_with.describe(config, None), path):
+    noted, now = trained_with.noted(metadata), trained_with.describe(config, None)
+    statistics, told = trained_with.scaled(metadata, config.tae, config.tae.latent_channels, path)
+    for line in [*trained_with.check(noted, now, path), *told]:
         print(f"import: {line}", flush=True)
-    keys, channels = ("latent_shift", "latent_scale"), config.tae.latent_channels
-    if all(key in metadata for key in keys):
-        statistics = tae_weights.latent_statistics(metadata, channels, path)
-    else:
-        print("import: the file does not say how its latents were scaled; taken as config.tae says", flush=True)
-        statistics = {key: np.broadcast_to(config.tae[key], channels).tolist() for key in keys}
     weights = {name: arraystore.whole(arraystore.cast(array, "float32")) for name, array in arrays.items()}
     folder = workdir / "imported"
     checkpoint.save(folder, 0, {"params": weights}, statistics | known)

@@ -30,11 +30,14 @@ _PIECE = 1 << 20
 
 
 class Lazy(NamedTuple):
-    """An array that `numpy.asarray` reads when it is needed, anew every time."""
+    """An array that `numpy.asarray` reads when it is needed, anew every time.
+
+    Of a checkpoint or a safetensors file `read(where)` reads the slice `where` alone.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    read: Callable[..., np.ndarray]
 
     def __array__(self, dtype: Any = None) -> np.ndarray:
         return np.asarray(self.read(), dtype)

@@ -95,7 +95,10 @@ def in_background(work: Callable[[], Any]) -> Future:
 
 
 def latest(folder: str | Path) -> int | None:
-    """Returns the step of the newest whole checkpoint in `folder`, which may be one itself (also in `load`), or None."""
+    """Returns the step of the newest whole checkpoint in `folder`, or None.
+
+    Here as in `load` and `lazy` the folder may be a checkpoint itself, or the workdir of a run.
+    """
     folder, named = step_folders.place(folder)
     return max((step for step in step_folders.committed(folder) if named in (None, step)), default=None)
 
@@ -103,7 +106,7 @@ def latest(folder: str | Path) -> int | None:
 def best(folder: str | Path) -> int | None:
     """Returns the first step with the lowest meta["score"], such as a held-out loss; None where none has a score."""
     scores: dict[int, float] = {}
-    for step, path in sorted(step_folders.committed(Path(folder)).items()):
+    for step, path in sorted(step_folders.committed(step_folders.place(folder)[0]).items()):
         with contextlib.suppress(OSError, ValueError):  # one with a damaged manifest cannot be loaded either
             score = step_folders.read_manifest(path)["meta"].get("score")
             if schema.number(score):
@@ -141,9 +144,9 @@ def lazy(
     """Like `load`, but nothing is read yet: `numpy.asarray` reads and checks one of the arrays."""
     committed, step = _find(folder, step)
 
-    def read(array: arraystore.Lazy) -> np.ndarray:
+    def read(array: arraystore.Lazy, where: tuple[slice, ...] | None = None) -> np.ndarray:
         with _naming_the_way_back(committed, step):
-            return array.read()
+            return array.read(where)
 
     with _naming_the_way_back(committed, step):
         trees, meta = _describe(committed[step], step, select)

@@ -193,6 +193,12 @@ def indexed(index: Path) -> dict[Path, list[str]]:
     return {inside(index.parent, file): held for file, held in names.items()}
 
 
+def is_export(path: str | Path) -> bool:
+    """Whether a path is of a safetensors file, or of a folder that `write_shards` filled, whole or in part."""
+    path = Path(path)
+    return path.suffix == ".safetensors" or any(re.fullmatch(_OURS, file.name) for file in path.glob("model*"))
+
+
 def _places(path: Path) -> dict[Path, list[str]]:
     """Returns the names to take from each file; an empty list stands for all."""
     if not path.is_dir():
@@ -204,6 +210,6 @@ def _places(path: Path) -> dict[Path, list[str]]:
     raise DataError(f"{path}: has no {INDEX} and no {WHOLE}; where an export was cut short, run it again")
 
 
-def _read_one(file: Path, name: str) -> np.ndarray:
+def _read_one(file: Path, name: str, where: tuple[slice, ...] | None = None) -> np.ndarray:
     with _reading(file), safe_open(file, "np") as f:
-        return dtypes.to_numpy(name, f.get_tensor(name))
+        return dtypes.to_numpy(name, f.get_slice(name)[where] if where else f.get_tensor(name))

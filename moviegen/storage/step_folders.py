@@ -24,10 +24,13 @@ _CONTENT = {"step": schema.count, "meta": dict, "trees": {str: {str: dict}}}
 
 
 def place(folder: str | Path) -> tuple[Path, int | None]:
-    """Returns the folder of checkpoints, and the step if the path names one of them."""
+    """Returns the folder of checkpoints, of a run's workdir too, and the step if the path names one of them."""
     folder = Path(folder)
     named = re.fullmatch(r"step-(\d{8,})", folder.name)
-    return (folder.parent, int(named[1])) if named else (folder, None)
+    if named:
+        return folder.parent, int(named[1])
+    own = folder / "checkpoints"
+    return (own if own.is_dir() else folder), None
 
 
 def committed(folder: Path) -> dict[int, Path]:

@@ -8,13 +8,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moviegen.data import pipeline, trained_with
+from moviegen.errors import ConfigError, DataError
 from moviegen.models.tae import weights as tae_weights
 from moviegen.models.transformer import model as transformer, step as transformer_step
 from moviegen.models.transformer.shapes import parameter_dtypes
 from moviegen.parallel import comm
 from moviegen.parallel.mesh import Mesh
 from moviegen.runner import Run
-from moviegen.storage import checkpoint
+from moviegen.storage import checkpoint, trained
+from moviegen.storage.trained import Trained
 from moviegen.storage.writers import Writer
 from moviegen.training import loop, meters, state as states, validation, warmup
 
@@ -42,6 +44,7 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
     kinds = parameter_dtypes(config.model)
     layout = states.Layout(shapes, mesh, stage, config.train.offload_optimizer, bool(config.ema.decay), kinds)
     exchange = comm.make(mesh, stage, shapes, kinds)
+    begun = _start(run)  # before the data is opened, which may take long
     data = pipeline.open_data(config, run.workdir, mesh.world, mesh.batch.size * config.optim.accumulate)
     made_with = trained_with.describe(config, data.autoencoder)
     name, noted_rows = run.stage or "train", run.workdir / "rows.json"
@@ -83,10 +86,11 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
 
     def first():
         nonlocal data
-        if config.train.init_from:
-            found = checkpoint.lazy(config.train.init_from)[1]
-            data = _taken_over(data, found, made_with, config.train.init_from, tell)
-            data = pipeline.taken_over(data, found.get("position") or {})
+        if begun:
+            meta, told = trained_with.scaled(begun.meta, config.tae, len(data.shift), begun.source)
+            tell(told)
+            data = _taken_over(data, begun.meta | meta, made_with, begun.source, tell, trained_with.STAGE)
+            data = pipeline.taken_over(data, begun.meta.get("position") or {})
         if mesh.world.rank == 0:
             pipeline.note_names(data, noted_rows)
         return first_state(config, layout)
@@ -115,29 +119,53 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
     return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, names, **own)
 
 
-def _taken_over(data: pipeline.Data, meta: dict, made_with: dict, where: str | Path, tell: Callable) -> pipeline.Data:
+def _start(run: Run) -> Trained | None:
+    """The weights that `train.init_from` names, None where it names none or a run goes on. DataError where none are there."""
+    if not run.config.train.init_from or checkpoint.latest(run.workdir / "checkpoints") is not None:
+        return None
+    try:
+        return trained.find(run.config.train.init_from)
+    except DataError as error:
+        raise DataError(f"train.init_from: {error}") from error
+
+
+def _taken_over(
+    data: pipeline.Data,
+    meta: dict,
+    made_with: dict,
+    where: str | Path,
+    tell: Callable,
+    refused: tuple[str, ...] = ("model.",),
+) -> pipeline.Data:
     """The data as the weights of a checkpoint with this meta know it: normalized by the statistics that they had.
 
-    `tell` gets what has changed since, in lines. Raises ConfigError where the model is another.
+    `tell` gets what has changed since, in lines. Raises ConfigError where that begins with one of `refused`.
     """
-    lines = trained_with.check(meta.get("trained_with"), made_with, where)
+    lines = trained_with.check(trained_with.noted(meta), made_with, where, refused)
     if "latent_scale" in meta:
         theirs = [*map(list, tae_weights.latent_statistics(meta, len(data.shift), Path(where)).values())]
-        lines += trained_with.statistics(theirs, (data.shift, data.scale))
+        other = trained_with.statistics(theirs, (data.shift, data.scale))
+        if other and refused == trained_with.STAGE and data.autoencoder is None:
+            raise ConfigError(
+                f"{where}: {other[0]}; nothing says which autoencoder made the latents in data.latent_folder, so they count "
+                "as another's: encode the clips with --job=encode_video and data.tae_weights of the stage before"
+            )
+        lines += other
         data = data._replace(shift=theirs[0], scale=theirs[1])
     tell(lines)
     return data
 
 
 def first_state(config: Any, layout: states.Layout) -> states.State:
-    """The state of step 0: the EMA weights of the stage before, or random ones.
+    """The state of step 0: the EMA weights that `train.init_from` names (`trained.find`), or random ones.
 
-    `train.init_from` names that stage's checkpoint folder; its position tables grow to this config's.
+    Position tables grow to this config's, and a text encoder that the model did not have before is drawn.
     """
+    draw = functools.partial(transformer.init, config.model, config.seed, layout.place)
     if config.train.init_from:
         grow = functools.partial(transformer.interpolate_positions, cfg=config.model)
-        return states.grown(config.train.init_from, layout, grow)
-    return states.fresh(transformer.init(config.model, config.seed, layout.place), layout)
+        return states.grown(trained.find(config.train.init_from), layout, grow, draw)
+    return states.fresh(draw(), layout)
 
 
 def _positions(config: Any, mesh: Mesh, size: int) -> list[range]:

@@ -4,8 +4,8 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from moviegen.errors import DataError
 from moviegen.nn import backend, dtypes, kernels
 from moviegen.parallel import sharding, sync, zero
 from moviegen.parallel.mesh import ALONE, Group, Mesh
-from moviegen.storage import checkpoint
+from moviegen.storage import arraystore, checkpoint, treestore
+from moviegen.storage.trained import Trained
 from moviegen.training import optim
 
 Tree = dict[str, Any]
@@ -131,15 +132,41 @@ def load_ema(folder: Path, layout: Layout) -> tuple[Tree, dict]:
     return layout.model(backend.moved(trees[tree])), meta
 
 
-def grown(folder: str | Path, layout: Layout, grow: Callable[[Tree], Tree]) -> State:
-    """The state of step 0 with the EMA weights of a checkpoint folder; reads this rank's slices alone.
+def grown(
+    found: Trained, layout: Layout, grow: Callable[[Tree], Tree], draw: Callable[[Collection[str]], Tree]
+) -> State:
+    """The state of step 0 with trained weights; of each this rank's slice alone is read.
 
-    Position tables are read whole and go through `grow`, since a larger table has other shards.
+    Position tables are read whole and go through `grow`, since a larger table has other shards. Those of a text encoder
+    that the weights know nothing of are drawn: `draw` gives this rank's shards. What became of which is printed. DataError
+    where other parameters are missing, too many or of another shape.
     """
-    tree = checkpoint.averaged(folder)
-    own = backend.moved(_read(folder, None, layout, f"^{tree}/(?!position/)")[0][tree])
-    tables = backend.to_numpy(grow(checkpoint.load(folder, select=f"^{tree}/position/")[0][tree]))
-    return fresh(own | {path: layout.place(path, table) for path, table in tables.items()}, layout)
+    arrays, shapes = found.arrays, layout.shapes
+    tables = [path for path in shapes if path.startswith("position/") and path in arrays]
+    encoder = {path: path.rpartition("/")[0] for path in shapes if path.startswith("text/")}
+    known = {path.rpartition("/")[0] for path in arrays}
+    fresh_ones = [path for path, of in encoder.items() if of not in known]
+    apart = {*tables, *fresh_ones}
+    rest = {path: tuple(shape) for path, shape in shapes.items() if path not in apart}
+    _same_model(found.source, rest, {path: a.shape for path, a in arrays.items() if path not in apart})
+    with ThreadPoolExecutor(treestore.WORKERS) as pool:
+        own = dict(zip(rest, pool.map(lambda path: _own(arrays[path], layout), rest), strict=True))
+    master = backend.moved(own) | draw(fresh_ones) if fresh_ones else backend.moved(own)
+    larger = backend.to_numpy(grow({path: arraystore.cast(np.asarray(arrays[path]), "float32") for path in tables}))
+    longer = [
+        f"{path} {arrays[path].shape[0]} -> {len(x)}" for path, x in larger.items() if x.shape != arrays[path].shape
+    ]
+    if layout.mesh.world.rank == 0:
+        told = [f"{len(arrays) - len(longer)} arrays loaded"]
+        told += [f"{len(n)} {what}: {', '.join(n)}" for what, n in (("grown", longer), ("fresh", fresh_ones)) if n]
+        print(f"starting from {found.source}: {'; '.join(told)}", flush=True)
+    return fresh(master | {path: layout.place(path, table) for path, table in larger.items()}, layout)
+
+
+def _own(array: arraystore.Lazy, layout: Layout) -> np.ndarray:
+    """This rank's shard of an array, in float32."""
+    own = array.read(sharding.bounds(array.shape, layout.shard)) if layout.shard.size > 1 else array.read()
+    return sharding.pad(arraystore.cast(own, "float32"), array.shape, layout.shard)
 
 
 def _read(folder, step, layout, select="", kinds: Mapping[str, str] = {}):
@@ -150,16 +177,21 @@ def _read(folder, step, layout, select="", kinds: Mapping[str, str] = {}):
             {path: tuple(shape) for path, shape in table.items() if re.search(select, f"{tree}/{path}")}
             for table in (layout.shapes, all_found)
         )
-        wrong = sorted(path for path in want | found if want.get(path) != found.get(path))
-        if wrong:
-            raise DataError(
-                f"{folder}: its {tree} is not of this model config: {', '.join(wrong[:5])} ({len(wrong)} differ; "
-                f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
-            )
+        _same_model(f"{folder}: its {tree}", want, found)
     trees, meta = checkpoint.load(folder, step, select, kinds, lambda shape: sharding.bounds(shape, layout.shard))
     for tree, values in trees.items():  # one by one, so that no tree is in memory twice
         trees[tree] = {path: sharding.pad(values.pop(path), layout.shapes[path], layout.shard) for path in list(values)}
     return trees, meta
+
+
+def _same_model(what: str, want: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises DataError unless the shapes that were found are those of the model."""
+    wrong = sorted(path for path in want | found if want.get(path) != found.get(path))
+    if wrong:
+        raise DataError(
+            f"{what} is not of this model config: {', '.join(wrong[:5])} ({len(wrong)} differ; "
+            f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')})"
+        )
 
 
 def update(

@@ -105,6 +105,36 @@ def test_encoders_at_hand_are_compared_with_those_of_the_stores(from_csv, tmp_pa
     assert "text.encoders.ul2.weights: " in line
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda now: now["text"].update(tell_fps=False), "(text.tell_fps: true -> false): change them back"),
+        (lambda now: now["text"]["encoders"]["ul2"].update(budget=256), "(text.encoders.ul2.budget: 512 -> 256)"),
+        (
+            lambda now: now.update(tae_weights="cd34"),
+            '(tae_weights: "ab12" -> "cd34"): change them back, and use latents',
+        ),
+        (lambda now: now["tae"].update(temporal_upsample_padding="zeros"), "(tae.temporal_upsample_padding:"),
+        (lambda now: now["model"]["text_dims"].update(byt5=9), "(model.text_dims.byt5: 8 -> 9)"),
+    ],
+)
+def test_a_stage_is_refused_what_its_weights_do_not_know(from_csv, change, words):
+    before, now = noted(from_csv, "ab12"), noted(from_csv, "ab12")
+    change(now)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        trained_with.check(before, now, "c", trained_with.STAGE)
+    if not words.startswith("(model"):
+        assert len(trained_with.check(before, now, "c")) == 1  # a run that goes on may
+
+
+def test_a_stage_is_told_of_another_rate_and_of_an_encoder_more(from_csv):
+    before, now = noted(from_csv, "ab12"), noted(from_csv, "ab12")
+    before["text"]["fps"], now["text"]["fps"] = 16.0, 24.0
+    before["model"]["text_dims"]["byt5"] = 0
+    (line,) = trained_with.check(before, now, "c", trained_with.STAGE)
+    assert "(model.text_dims.byt5: 0 -> 8; text.fps: 16.0 -> 24.0)" in line
+
+
 @pytest.mark.parametrize("values", [{"num_heads": 3}, {"norm_eps": 1e-6}, {"text_norm": "rms"}])
 def test_another_model_is_refused(config, values):
     before, (name,) = noted(config, None), values

@@ -14,7 +14,7 @@ from moviegen.models.transformer.shapes import parameter_dtypes
 from moviegen.nn import backend, layerwise
 from moviegen.parallel.mesh import ONE
 from moviegen.runner import Run
-from moviegen.storage import checkpoint
+from moviegen.storage import checkpoint, safetensors_io
 from moviegen.storage.writers import read_metrics
 from moviegen.training import generator, loop, optim, state as states, validation
 from moviegen.training.state import Layout
@@ -308,7 +308,7 @@ def test_the_next_stage_of_another_model_is_refused(unbroken):
     config.unlock()
     config.model.ffn_size = 48
     layout = Layout(transformer.shapes(config.model), ONE, 3)
-    with pytest.raises(DataError, match="its ema is not of this model config: blocks/0/mlp/down"):
+    with pytest.raises(DataError, match=r"\(ema of step 4\) is not of this model config: blocks/0/mlp/down"):
         generator.first_state(config, layout)
 
 
@@ -358,13 +358,43 @@ def test_the_statistics_of_the_weights_win_over_those_of_the_data(unbroken, tmp_
 
 
 def test_the_next_stage_normalizes_as_the_stage_before(unbroken, tmp_path, monkeypatch, capsys):
-    changed_tables(monkeypatch, statistics=([0.65] * 4, [0.746] * 4))
-    task = generator.make(Run(settings(init_from=str(unbroken[0] / "checkpoints")), tmp_path))
+    changed_tables(monkeypatch, statistics=([0.65] * 4, [0.746] * 4), autoencoder="ab12")
+    task = generator.make(Run(settings(init_from=str(unbroken[0])), tmp_path))
     task.first_state()
     noted = task.meta(0)
     assert noted["latent_shift"] == [0.0] * 4 and noted["latent_scale"] == [1.0] * 4
     assert noted["position"] == final(unbroken[0])[1]["position"]  # it has the same samples, and goes on with them
     assert "scale 1, the data's 0.746" in capsys.readouterr().out
+
+
+def test_other_statistics_of_nobody_knows_whose_latents_end_a_stage(unbroken, tmp_path, monkeypatch):
+    changed_tables(monkeypatch, statistics=([0.65] * 4, [0.746] * 4))
+    task = generator.make(Run(settings(init_from=str(unbroken[0])), tmp_path))
+    with pytest.raises(
+        ConfigError, match="scale 1, the data's 0.746.*which autoencoder made the latents.*encode_video"
+    ):
+        task.first_state()
+
+
+def test_a_stage_from_nowhere_ends_before_the_data_is_opened_and_goes_on_without(tmp_path, monkeypatch):
+    config = settings(init_from=str(tmp_path / "gone"))
+    with monkeypatch.context() as patch:
+        patch.delattr(sources, "open_tables")
+        with pytest.raises(DataError, match="train.init_from: .*gone: is not there, expected the workdir of a run"):
+            generator.make(Run(config, tmp_path / "run"))
+    checkpoint.save(tmp_path / "run" / "checkpoints", 1, {"params": {"w": np.ones(1)}}, {})
+    generator.make(Run(config, tmp_path / "run"))
+
+
+def test_weights_of_others_are_scaled_as_the_config_says(tmp_path, capsys):
+    config = settings(init_from=str(tmp_path / "x.safetensors")).unlock()
+    config.tae.update(latent_channels=4, latent_shift=0.0, latent_scale=1.01)
+    arrays = {path: np.ones(shape, np.float32) for path, shape in transformer.shapes(config.model).items()}
+    safetensors_io.write(arrays, tmp_path / "x.safetensors")
+    task = generator.make(Run(config, tmp_path / "run"))
+    np.testing.assert_array_equal(task.first_state().master["patch"].asnumpy(), arrays["patch"])
+    assert task.meta(0)["latent_scale"] == [1.01] * 4
+    assert "does not say how its latents were scaled" in capsys.readouterr().out
 
 
 def test_weights_of_another_model_or_autoencoder_are_refused_or_named(unbroken, tmp_path, monkeypatch, capsys):

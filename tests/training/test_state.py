@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from moviegen.errors import DataError
 from moviegen.nn import backend, kernels
 from moviegen.parallel import sharding
 from moviegen.parallel.mesh import ONE, Group, Mesh
-from moviegen.storage import checkpoint
+from moviegen.storage import checkpoint, safetensors_io, trained as weights
 from moviegen.training import optim, state as states
 
 SHAPES = {"blocks/0/q": (5, 4), "norm": (3,), "modulation": (6, 2)}
@@ -206,11 +207,51 @@ def test_who_takes_the_average_takes_the_weights_where_there_is_none(trained, tm
     params = backend.to_numpy(state.master) | {"position/t": np.eye(2, dtype=np.float32)}
     checkpoint.save(tmp_path, 2, {"params": params}, {"note": 1})
     loaded, meta = states.load_ema(tmp_path, layout)
-    started = states.grown(tmp_path, layout, lambda tables: {path: 2 * table for path, table in tables.items()})
+    started = states.grown(weights.find(tmp_path), layout, lambda tables: {p: 2 * x for p, x in tables.items()}, dict)
     assert meta == {"note": 1, "step": 2}
     for path, value in params.items():
         np.testing.assert_array_equal(loaded[path].asnumpy(), value)
         np.testing.assert_array_equal(started.ema[path].asnumpy(), value * (2 if path == "position/t" else 1))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("kind", ["checkpoint", "export"])
+def test_a_stage_starts_from_slices_and_says_what_is_loaded_grown_and_fresh(tmp_path, capsys, monkeypatch, kind, size):
+    """An encoder that the weights do not know is drawn; each rank reads its part of the rest."""
+    old = trees(0) | {"position/t": np.ones((2, 2), np.float32), "text/ul2/proj": np.ones((4, 2), np.float32)}
+    if kind == "checkpoint":
+        checkpoint.save(tmp_path, 2, {"params": old}, {})
+    else:
+        safetensors_io.write_shards(old, tmp_path, "float32", 50, {})
+    shapes = SHAPES | {"position/t": (4, 2), "text/ul2/proj": (4, 2), "text/byt5/proj": (4, 6)}
+    read, ask = [], safetensors_io._read_one
+    monkeypatch.setattr(
+        safetensors_io, "_read_one", lambda f, name, where=None: read.append((name, where)) or ask(f, name, where)
+    )
+    for rank in reversed(range(size)):
+        group = Group("", size, rank)
+        layout = states.Layout(shapes, Mesh(zero=size, world=group, shard=group), 2)
+        draw = lambda paths: {path: layout.place(path, np.full(shapes[path], 7, np.float32)) for path in paths}  # noqa: B023, E731
+        monkeypatch.setattr(states.zero, "whole", lambda group, tree, *rest: tree)
+        state = states.grown(
+            weights.find(tmp_path), layout, lambda x: {p: np.repeat(t, 2, 0) for p, t in x.items()}, draw
+        )
+        expected = old | {"position/t": np.ones((4, 2)), "text/byt5/proj": np.full((4, 6), 7)}
+        for path, value in state.master.items():
+            np.testing.assert_array_equal(value.asnumpy(), sharding.cut(expected[path], group), err_msg=path)
+    (line,) = capsys.readouterr().out.splitlines()  # of rank 0
+    assert line.endswith(": 4 arrays loaded; 1 grown: position/t 2 -> 4; 1 fresh: text/byt5/proj")
+    if kind == "export" and size == 2:
+        assert ("blocks/0/q", (slice(0, 5), slice(0, 2))) in read and ("blocks/0/q",) not in read
+
+
+def test_a_parameter_that_is_missing_is_not_drawn(tmp_path):
+    checkpoint.save(tmp_path, 2, {"params": trees(0) | {"text/ul2/proj": np.ones((4, 2), np.float32)}}, {})
+    layout = states.Layout(SHAPES | {"text/ul2/proj": (4, 2), "text/ul2/norm": (4,), "position/t": (2, 2)}, ONE, 3)
+    with pytest.raises(
+        DataError, match=r"not of this model config: position/t, text/ul2/norm \(2 differ; position/t is missing"
+    ):
+        states.grown(weights.find(tmp_path), layout, dict, dict)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

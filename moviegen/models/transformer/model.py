@@ -6,7 +6,7 @@ entering through one modulation shared by all layers plus a table per layer (pap
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import mindspore as ms
@@ -25,14 +25,22 @@ Params = dict[str, ms.Tensor]
 Text = Mapping[str, tuple[Any, Any]]
 
 
-def init(cfg: Any, seed: int, place: Callable[[str, np.ndarray], ms.Tensor] | None = None) -> Params:
+def init(
+    cfg: Any,
+    seed: int,
+    place: Callable[[str, np.ndarray], ms.Tensor] | None = None,
+    paths: Collection[str] | None = None,
+) -> Params:
     """Random parameters: matrices N(0, weight_std), positions N(0, position_std), tables of modulation N(0, 1/d).
 
-    The output projection is zero, so the velocity is 0. Each is drawn from (seed, its path) alone. `place(path, array)` makes
-    a tensor of each before the next is drawn, so that a rank can keep its shard and never hold the whole model.
+    The output projection is zero, so the velocity is 0. Each is drawn from (seed, its path) alone, those of `paths` where it
+    is given. `place(path, array)` makes a tensor of each before the next is drawn, so that a rank can keep its shard and never
+    hold the whole model.
     """
     params = {}
     for path, shape in shapes(cfg).items():
+        if paths is not None and path not in paths:
+            continue
         rng = streams.rng(Stream.PARAMETER, seed, path)
         if path.endswith("/norm"):
             value = np.ones(shape, np.float32)
