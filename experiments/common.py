@@ -2,7 +2,7 @@
 
 Values are the seed's (the MindSpore example of Movie Gen in mindone) where a comment does not say otherwise; "paper" is
 arXiv 2410.13720. A whole number of a stage means: 1 = text to image at 256 px, 2 = text to video joint with images at
-256 px, 3 = the same at 768 px.
+256 px, 3 = the same at 768 px, 4 = fine-tuning on few chosen videos at 768 px.
 """
 
 from typing import Any
@@ -241,16 +241,34 @@ STAGES = {
         batch_size=8 * 1,  # paper: 1536 falling to 512
         learning_rate=1e-4,  # paper: 6e-5, halved whenever the validation loss stands still, down to 1e-5
     ),
+    # Of the fine-tuning the paper tells the data (a small curated set, half of it clips of 16 s, the others of 10.6 to 16),
+    # the rates, a small batch on 512 GPUs and a cosine. Batch, learning rate and steps are unknown: ours begin where its
+    # stage 3 ends.
+    4: dict(
+        size=(576, 1024),
+        resolution=768,
+        num_frames=256,
+        positions=(32, 96, 96),
+        image_fraction=0.0,  # the set that the paper tells of is of videos
+        steps=5_000,
+        batch_size=8 * 1,
+        learning_rate=1e-5,
+        schedule="cosine",
+        frames=(256,),  # paper: clips of 16 s at 16 a second, the others at 24: 10.67 s
+        max_fps=(24.0,),
+        rates=(16.0, 24.0),
+    ),
 }
 
 
 def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = False) -> ConfigDict:
-    """The experiment of one training stage; `train.init_from` takes the checkpoint folder of the stage before.
+    """The experiment of one training stage; `train.init_from` takes the workdir of the stage before.
 
     compat="seed" has the arithmetic of the seed's checkpoints, of generator and autoencoder: docs/models.md. in_buckets:
     whether clips of all sizes and lengths are taken, in the shapes of the paper, or all in the seed's one (docs/data.md).
     """
-    s = STAGES[number]
+    s = dict(schedule="constant") | STAGES[number]
+    shapes = {key: s[key] for key in ("frames", "max_fps", "rates") if key in s}
     height, width = s["size"]
     return ConfigDict(
         dict(
@@ -278,7 +296,7 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
                 height=height,
                 width=width,
                 num_frames=s["num_frames"],
-                buckets=buckets(s["resolution"] if in_buckets else 0),
+                buckets=buckets(s["resolution"] if in_buckets else 0, **shapes),
                 tokens_per_batch=0,  # of all ranks: gives each bucket the batch that it fills; 0: train.batch_size for all
                 image_fraction=s["image_fraction"],  # of the steps
                 text_drop_prob=0.2,  # of all encoders together; paper: unknown
@@ -297,14 +315,19 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
                 weight_decay=0.1,
                 no_decay="norm|bias",
                 warmup_steps=1000,
-                schedule="constant",  # paper: constant too; cosine for its fine-tuning
+                schedule=s["schedule"],  # paper: constant too; cosine for its fine-tuning
                 final_learning_rate=1e-6,
                 clip_norm=1.0,
                 accumulate=1,  # optimizer steps are what train.steps counts
                 # Halves the rate when the held-out loss, whose noise and times are always the same, has not fallen by
-                # min_delta within 10 validations: 5000 steps, a quarter of the shortest stage. The seed's 50, with 0.01,
-                # would be 25 000.
-                plateau=dict(factor=0.5, patience=10, min_delta=0.001, min_learning_rate=1e-6),
+                # min_delta within 10 validations: 5000 steps, a quarter of the shortest stage that it acts in. The seed's 50,
+                # with 0.01, would be 25 000. A cosine falls by itself: factor 0 is no such rule.
+                plateau=dict(
+                    factor=0.5 if s["schedule"] == "constant" else 0.0,
+                    patience=10,
+                    min_delta=0.001,
+                    min_learning_rate=1e-6,
+                ),
             ),
             train=dict(
                 steps=s["steps"],
@@ -324,7 +347,7 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
                 # Moments and average in host memory: 30B in float32 is 120 GB each of weights, gradients, two moments and
                 # average, 75 GB a card on 8 cards with all of them on the card, 30 GB so. 5B's stage 3 takes 70 GB without
                 # (--job=plan).
-                offload_optimizer=size == "30b" or (size, number) == ("5b", 3),
+                offload_optimizer=size == "30b" or (size == "5b" and number >= 3),
                 # The blocks that are computed again whole on the way back: "all", "none", or a number, every so many. Others
                 # keep what each of their products gave, which takes memory (docs/parallel.md). The seed recomputes all.
                 recompute="all",
@@ -355,6 +378,8 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
             plan=planning(),
             convert=dict(kind="transformer", source="", target=""),  # --job=convert: the seed's weights; docs/models.md
             runtime=runtime(),
+            # --job=average_weights: two or more of what train.init_from takes, and how much each counts; (): all alike.
+            average_weights=dict(checkpoints=(), weights=()),
             import_weights=dict(path=""),  # --job=import_weights: a safetensors file, or a folder with an index
         )
     )

@@ -20,9 +20,8 @@ PAGES = {
     p.name: p.read_text(encoding="utf-8") for p in (ROOT / "README.md", ROOT / "BUILD.md", *ROOT.glob("docs/*.md"))
 }
 FLAGS = {"config", "show", "job", "stage", "mesh", "workdir", "workers", "sweep"}
-SECTIONS = (
-    "data|text|optim|train|ema|valid|loss|sample|evaluate|convert|export|import_weights"  # whose names no metric has
-)
+# Whose names no metric has.
+SECTIONS = "data|text|optim|train|ema|valid|loss|sample|evaluate|convert|export|import_weights|average_weights"
 
 
 def indented(page):

@@ -112,14 +112,19 @@ def ema_weights(state: State) -> Tree:
 def restore(folder: Path, step: int, layout: Layout) -> tuple[State, dict]:
     """The state and meta of a checkpoint, which any mesh may have written; reads this rank's slices alone.
 
-    An EMA that the checkpoint lacks starts from the weights.
+    An EMA that the checkpoint lacks starts from the weights, moments that one of weights alone lacks are zero.
     """
     trees, meta = _read(folder, step, layout, "" if layout.averaged else "^(?!ema/)")
-    begun = layout.averaged and "ema" not in trees
+    begun, bare = layout.averaged and "ema" not in trees, "opt/m" not in trees
     if layout.mesh.world.rank == 0:
-        note = " (ema.decay: it has no average of the weights, which starts from them now)" if begun else ""
+        note = (
+            " (ema.decay: it has no average of the weights, which starts from them now)" if begun and not bare else ""
+        )
+        note = " (it has weights alone: optimizer and average start anew)" if bare else note
         print(f"continuing from step {step} in {folder}{note}", flush=True)
     master = backend.moved(trees["params"])
+    if bare:
+        return fresh(master, layout), meta
     moments = {name: layout.keep(trees[f"opt/{name}"]) for name in "mv"}
     ema = _first_average(master, layout) if begun else layout.keep(trees.get("ema", {}))
     return State(layout.model(master), master, ema, moments), meta

@@ -47,6 +47,7 @@ ELSEWHERE = {
     "data.flip": "data/crops.py",
     "text.*": "[tj]*/*.py",  # text/ and jobs/
     "convert.*": "jobs/convert.py",
+    "average_weights.*": "jobs/average_weights.py",
     "loss.lpips_weights": "training/autoencoder.py",  # these two where the weight is not 0
     "loss.adversarial.*": "models/tae/shapes.py training/autoencoder.py",
     "runtime.*": "nn/runtime.py",  # on a card

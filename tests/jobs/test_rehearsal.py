@@ -23,7 +23,7 @@ CAPTIONS = {
 }
 COMPUTING = [job for job in settings.NEEDS if {"model", "tae", "text"} & set(settings.NEEDS[job].split())]
 # Some compute nothing; training/test_autoencoder.py and jobs/test_demo.py have the others.
-ELSEWHERE = {"fetch_text_encoder", *runner.ANY_MESH, "train_tae", "demo"}
+ELSEWHERE = {"fetch_text_encoder", "average_weights", *runner.ANY_MESH, "train_tae", "demo"}
 TAE = common.tae("tiny", base_channels=4, channel_multipliers=(1, 1, 1, 1), norm_groups=2)
 
 
