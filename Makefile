@@ -6,9 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow precision lint bench clean
+.PHONY: help setup demo stages test test-slow precision lint bench clean
 help:
 	@echo "make demo       set up, then train both models at toy size and sample videos (runs/tiny/report.html)"
+	@echo "make stages     set up, then train stages 1 to 4 at toy size, average and sample (runs/stages)"
 	@echo "make test       set up, then check style and run the tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make precision  200 steps with products, times and the average of the weights in bfloat16 (docs/numbers.md)"
@@ -30,6 +31,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python launch.py --config=experiments/tiny.py --workdir=runs/tiny
+
+stages: $(READY)
+	$(BIN)/python launch.py --config=experiments/tiny_stages.py --workdir=runs/stages
 
 test: lint
 	$(BIN)/python tests/run.py

@@ -385,6 +385,28 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
     )
 
 
+def chain(**stages: ConfigDict) -> ConfigDict:
+    """One experiment of several, in this order, each with its `job`: docs/training.md.
+
+    It has the settings of the first, and of each of the others what differs; a key that is the same in all can be set for all.
+    """
+    base = next(iter(stages.values())).copy_and_resolve_references()
+    sections = {name: dict(_other(config, base), job=config.job) for name, config in stages.items()}
+    base.update(job="train_stages", stages=sections, order=tuple(stages))
+    return base
+
+
+def _other(config: ConfigDict, base: ConfigDict) -> dict:
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            value = _other(value, base[key])
+            found |= {key: value} if value else {}
+        elif value != base[key]:
+            found[key] = value
+    return found
+
+
 def shrink(config: ConfigDict) -> ConfigDict:
     """The same experiment at toy size: three steps on a laptop, on the embedded synthetic clips.
 

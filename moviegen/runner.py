@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moviegen.storage.writers import Writer
 
 JOBS = Path(__file__).parent / "jobs"
-WITH_STAGES = ("demo",)
+WITH_STAGES = ("demo", "train_stages")
 # Jobs that look at what the experiment's own job would do: by themselves, for a mesh of ranks that need not exist.
 ANY_MESH = ("audit_ascend", "plan")
 # Jobs of which every rank would do all of the work.
@@ -178,7 +178,8 @@ def check(config: ConfigDict, job: str, axes: dict[str, int], ranks: int) -> Non
     """Raises one ConfigError with all that is wrong with the settings of a run, of the demo's stages and the mesh too."""
     views, stages = {"": (config, job)}, config.get("stages")
     if job in WITH_STAGES and isinstance(stages, ConfigDict):
-        views |= {name: (configs.stage(config, name), settings.STAGES.get(name, "")) for name in stages}
+        for name, section in stages.items():
+            views[name] = configs.stage(config, name), section.get("job") or settings.STAGES.get(name, "")
     known, found, shape = configs.flat(config), [], ",".join(f"{axis}={size}" for axis, size in axes.items())
     for stage, (view, of) in views.items():
         values = configs.flat(view)

@@ -97,6 +97,7 @@ every = whole(1)._replace(words="a whole number of at least 1 (above train.steps
 RULES: dict[str, Rule] = {
     "name": text,
     "job": filled,
+    "order": several(filled, least=1),
     "seed": whole(0),
     "model.hidden_size": whole(1),
     "model.num_layers": whole(1),
@@ -302,6 +303,7 @@ NEEDS = {
     "evaluate": "evaluate tae data.height data.width",
     "export": "export model",
     "import_weights": "import_weights model tae data.source data.num_frames",
+    "train_stages": "stages order train.zero_stage train.rank_timeout",
     "average_weights": "average_weights model tae data.source data.num_frames",
     "convert": "convert",
     "hello_card": "",
@@ -314,6 +316,7 @@ TAKE = dict.fromkeys(NEEDS, "experiments/1b_stage1.py") | {
     "evaluate": "experiments/tae.py",
     "convert": "experiments/tae.py or experiments/1b_stage1.py",
     "demo": "experiments/tiny.py",
+    "train_stages": "experiments/tiny_stages.py",
 }
 # The demo's stages that train, and the job whose settings each of them has.
 STAGES = {"tae": "train_tae", "t2i": "train", "t2v": "train"}

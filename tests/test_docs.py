@@ -60,7 +60,8 @@ def test_a_command_fits_its_experiment(page, words, monkeypatch):
     given = (flags.get(name) for name in ("job", "workdir", "mesh", "stage"))
     runner.prepare(config, *given, int(flags.get("workers", 1)))
     start = overrides.get("train.init_from", "")
-    assert Path(start).name == "checkpoints" or not start or start.endswith(".safetensors")
+    # The workdir of a run or something in it, or exported files.
+    assert start.startswith("runs/") or Path(start).name == "checkpoints" or not start or start.endswith(".safetensors")
 
 
 def test_keys_named_in_the_text_exist():
@@ -136,7 +137,7 @@ def here(tmp_path, monkeypatch):
 
 def test_every_block_is_run_by_a_test_below():
     assert {page for page in PAGES if blocks(page)} == {
-        "tae.md", "evaluate.md", "models.md", "checkpoints.md", "configs.md", "text.md"
+        "tae.md", "evaluate.md", "models.md", "checkpoints.md", "configs.md", "text.md", "training.md"
     }  # fmt: skip
 
 
@@ -177,6 +178,18 @@ def test_the_page_of_configs(here, monkeypatch):
     assert configs.load("half.py:tiny").train.steps == 3
     assert [configs.apply_overrides(names["base"], override).seed for override in names["sweep"]()] == [1, 2, 1, 2]
     assert len(trained) == 2 and len(set(trained)) == 2
+
+
+def test_the_page_of_training_makes_what_its_commands_take(here):
+    """The commands were tried on it: they take minutes."""
+    run_blocks("training.md")
+    config = configs.load("experiments/own.py:tiny")
+    for name in config.order:
+        own = configs.stage(config, name)
+        listed = Path(own.data.csv).read_text(encoding="utf-8").splitlines()[1:]
+        assert listed and all(Path(own.data.video_folder, line.partition(",")[0]).is_file() for line in listed)
+        assert all(Path(folder, "config.json").is_file() for folder in own.text.encoders.values())
+    assert {own.data.csv, own.data.validation_csv} == {"train.csv", "heldout.csv"}
 
 
 def test_the_page_of_checkpoints(here):

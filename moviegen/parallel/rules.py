@@ -51,7 +51,8 @@ def communicators(axes: dict[str, int], zero_stage: int, job: str = "train") -> 
     sharded, copies = axes["zero"] * axes["sp"], axes["data"]
     if sharded * copies == 1:
         return ()
-    exchange = zero_stage >= 2 if job in ("train", "train_tae") else copies == 2  # halves of the guidance
+    trains, samples = job in ("train", "train_tae", "train_stages"), job not in ("train", "train_tae")
+    exchange = trains and zero_stage >= 2 or samples and copies == 2  # halves of the guidance
     opened = {"sequence": axes["sp"] > 1, "shard": zero_stage > 0, "replicas": exchange}
     apart = sharded > 1 and copies > 1  # neither group is all ranks, nor one rank alone
     return ("world", *(kind for kind, used in opened.items() if used and (apart or kind == "sequence")))

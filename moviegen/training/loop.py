@@ -88,6 +88,8 @@ def train(run: Run, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     task.warm_up(state.params, steps - start)
     logged: dict[str, float] = {}
     validated: dict[str, float] = {}
+    if task.validate is not None and not start and config.train.get("init_from"):  # what a stage is to better
+        writer.write_scalars(0, _named(name, task.validate(states.ema_weights(state), 0, writer)[0]))
     saving, done, stopped, skipped = None, start, [], []
     most_skipped = min(config.train.max_bad_steps, steps)
     meter = meters.Meter(world.size, config.train.get("peak_tflops", 0.0))

@@ -15,7 +15,7 @@ from experiments import common
 from moviegen import config as configs, settings
 from tests.experiments import reading
 
-FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if "_stage" in p.name or p.name == "tae.py")
+FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if re.search("_stage[0-9]|^tae", p.name))
 # Shrunk, the sizes are one; the 30B's stage offloads the optimizer and makes no EMA.
 DEFAULT = ("1b_stage1", "5b_stage2", "30b_stage3", "tae")
 assert set(DEFAULT) <= {p.stem for p in FILES}

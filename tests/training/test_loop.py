@@ -82,6 +82,14 @@ def test_a_start_removes_what_a_kill_left_half_written(tmp_path):
     assert not left.exists() and checkpoint.latest(tmp_path / "checkpoints") == 7
 
 
+def test_what_a_stage_starts_from_is_validated_before_its_first_step(tmp_path):
+    for _ in range(2):  # the second finds nothing to do
+        stub = Stub()
+        train(tmp_path, stub, init_from="somewhere")
+    assert stub.validated == []
+    assert [line["step"] for line in lines(tmp_path) if "stub/distance" in line] == [0, 4, 7]
+
+
 def test_it_logs_validates_and_saves_when_due_and_at_the_end(tmp_path, capsys):
     stub = Stub()
     logged, validated = train(tmp_path, stub)
