@@ -121,6 +121,20 @@ def stage(config: ConfigDict, name: str) -> ConfigDict:
     return made
 
 
+def stages(config: ConfigDict) -> dict[str, tuple[ConfigDict, str]]:
+    """Returns {name: (its config, its job)} of an experiment's stages in order; "" stands for a job of the demo's own.
+
+    Raises ConfigError where `order` does not name each once.
+    """
+    own = [name for name in settings.STAGES if name in config.stages]
+    order = config.get("order", (*own, *(name for name in config.stages if name not in own)))
+    if sorted(order) != sorted(config.stages):
+        raise ConfigError(f"order is {order}, expected each of the stages once: {', '.join(config.stages)}")
+    return {
+        name: (stage(config, name), config.stages[name].get("job") or settings.STAGES.get(name, "")) for name in order
+    }
+
+
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value} of a config."""
     found = {}

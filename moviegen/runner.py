@@ -162,24 +162,28 @@ def forecast(plan: Plan) -> list[str]:
     """Returns three lines of what a run will take, for jobs that can be planned. ConfigError where it cannot fit."""
     from moviegen.models.costs import cards, plan as plans, summary  # not above: they need numpy
 
-    if plan.job not in plans.JOBS:
-        return []
-    own = plan.config.get("plan", {})
-    made = plans.of(plan.config, plan.job, plan.axes, cards.named(own.get("card", "")))
-    if own.get("check", True) and not plans.fits(made):
-        raise ConfigError(summary.refusal(made))
-    if rank():  # the first tells, and counts the rows of the csv for that
-        return []
-    assumed = not own.get("card") and made.card.name != "CPU"
-    return summary.lines(made) + [f"note: plan.card does not say which card this is: {made.card.name}"] * assumed
+    parts = configs.stages(plan.config) if plan.job == "train_stages" else {"": (plan.config, plan.job)}
+    told: list[str] = []
+    for stage, (config, job) in parts.items():
+        if job not in plans.JOBS:
+            continue
+        own, name = config.get("plan", {}), f"{stage}: " if stage else ""
+        made = plans.of(config, job, plan.axes, cards.named(own.get("card", "")))
+        if own.get("check", True) and not plans.fits(made):
+            raise ConfigError(name + summary.refusal(made))
+        if rank():  # the first tells, and counts the rows of the csv for that
+            continue
+        assumed = not own.get("card") and made.card.name != "CPU"
+        lines = summary.lines(made) + [f"note: plan.card does not say which card this is: {made.card.name}"] * assumed
+        told += [name + line for line in lines]
+    return told
 
 
 def check(config: ConfigDict, job: str, axes: dict[str, int], ranks: int) -> None:
     """Raises one ConfigError with all that is wrong with the settings of a run, of the demo's stages and the mesh too."""
     views, stages = {"": (config, job)}, config.get("stages")
     if job in WITH_STAGES and isinstance(stages, ConfigDict):
-        for name, section in stages.items():
-            views[name] = configs.stage(config, name), section.get("job") or settings.STAGES.get(name, "")
+        views |= configs.stages(config)
     known, found, shape = configs.flat(config), [], ",".join(f"{axis}={size}" for axis, size in axes.items())
     for stage, (view, of) in views.items():
         values = configs.flat(view)

@@ -1,14 +1,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-from moviegen import config as configs
+from moviegen import config as configs, settings
 from moviegen.errors import ConfigError
 from moviegen.storage import files
 
+ROOT = Path(configs.__file__).parents[1]
 EXPERIMENT = """
 from ml_collections import ConfigDict
 def get_config(tiny=False, width=8, data="clips"):
@@ -214,3 +216,14 @@ def test_json_round_trip_and_changes(config, tmp_path):
 def test_nothing_heavy_is_imported():
     code = "import launch, sys; print([m for m in ('mindspore', 'tensorstore', 'av', 'numpy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_stages_in_order_with_their_jobs():
+    made = configs.stages(configs.load(f"{ROOT}/experiments/tiny.py"))
+    assert {name: job for name, (_, job) in made.items()} == settings.STAGES | {"report": "", "sample": ""}
+    assert list(made)[:3] == list(settings.STAGES)
+    chain = configs.load(f"{ROOT}/experiments/tiny_stages.py")
+    made = configs.stages(chain)
+    assert tuple(made) == chain.order == ("stage1", "stage2", "stage3", "stage4", "average", "sample")
+    assert [job for _, job in made.values()] == ["train"] * 4 + ["average_weights", "sample"]
+    assert made["stage4"][0].optim.schedule == "cosine" and made["stage1"][0].data.num_frames == 1

@@ -249,7 +249,17 @@ def test_every_experiment_is_forecast(file, tmp_path):
     config = configs.apply_overrides(configs.load(str(file)), {"plan.card": "910C", "plan.check": False})
     for job in dict.fromkeys((config.job, "sample" if "sample" in config else config.job)):
         plan = runner.prepare(config, job, tmp_path, None, None, 1)
-        assert len(runner.forecast(plan)) == 3
+        of = [job for _, job in configs.stages(config).values()] if job == "train_stages" else [job]
+        assert len(runner.forecast(plan)) == 3 * len([job for job in of if job in ("train", "train_tae", "sample")])
+
+
+def test_a_stage_that_cannot_fit_is_named_before_the_first_begins(tmp_path, monkeypatch):
+    from moviegen.models.costs import plan as plans, summary
+
+    monkeypatch.setattr(plans, "fits", lambda plan: plan.job != "sample")
+    monkeypatch.setattr(summary, "refusal", lambda plan: "this run cannot fit")
+    with pytest.raises(ConfigError, match="^sample: this run cannot fit$"):
+        runner.forecast(runner.prepare("experiments/tiny_stages.py", None, tmp_path, None, None, 1))
 
 
 def test_an_unnamed_card_is_noted(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen import config as configs, settings
+from moviegen import config as configs
 from moviegen.demo import isolate
 from moviegen.errors import ConfigError, Found
 from moviegen.nn import ascend, ir
@@ -94,12 +94,12 @@ def compile_all(config: Any, axes: Mapping[str, int], folder: str) -> list[Step]
 
 
 def _views(config: Any) -> dict[str, tuple[Any, str]]:
-    """What the experiment trains: {beginning of the steps' names: (config, job)}, one for each of the demo's stages."""
+    """What the experiment trains: {beginning of the steps' names: (config, job)}, one for each of its stages that trains."""
     job = config.get("job")
     found = {"": (config, job)}
     if job in WITH_STAGES:
-        names = [name for name in config.stages if name in settings.STAGES]
-        found = {f"{name}: ": (configs.stage(config, name).lock(), settings.STAGES[name]) for name in names}
+        stages = configs.stages(config).items()
+        found = {f"{name}: ": (own.lock(), of) for name, (own, of) in stages if of in ("train", "train_tae")}
     for _, job in found.values():
         if job not in ("train", "train_tae"):
             raise ConfigError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from moviegen import config as configs, settings
+from moviegen import config as configs
 from moviegen.errors import ConfigError
 from moviegen.evaluation import page
 from moviegen.models.costs import cards, plan as plans, search, summary, work
@@ -47,17 +47,17 @@ def run(run: Run) -> dict[str, float]:
 
 
 def _runs(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, str]]:
-    """Name, settings and job of what an experiment trains or samples: of the demo its stages."""
+    """Name, settings and job of what an experiment trains or samples: of one with stages those."""
     job = config.get("plan", {}).get("job") or config.get("job")
     if job in plans.JOBS:
         yield job, config, job
         return
-    stages = [name for name in settings.STAGES if name in config.get("stages", ())]
-    if not stages:
+    stages = configs.stages(config) if "stages" in config else {}
+    found = [(name, own, of) for name, (own, of) in stages.items() if of in plans.JOBS]
+    if not found:
         known = ", ".join(plans.JOBS)
         raise ConfigError(f"job {job!r} cannot be planned: set --config.plan.job to one of {known}")
-    for name in stages:
-        yield name, configs.stage(config, name), settings.STAGES[name]
+    yield from found
 
 
 def _best(config: ConfigDict, job: str, ranks: int, card: cards.Card) -> Plan:

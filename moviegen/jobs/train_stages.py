@@ -31,8 +31,6 @@ def run(run: Run) -> dict[str, float]:
     ConfigError where a training began from other weights than those that the stage before has now.
     """
     config, world, numbers, identity = run.config, run.mesh.world, {}, ""
-    if sorted(config.order) != sorted(config.stages):
-        raise ConfigError(f"order is {config.order}, expected each of the stages once: {', '.join(config.stages)}")
     for number, name in enumerate(config.order, 1):
         before, identity = identity, _identity(configs.stage(config, name), identity)
         label, done = f"[{number}/{len(config.order)}] {name}", files.noted(run.workdir / name / "done.json") or {}
