@@ -1,4 +1,5 @@
-"""Tables: csv files with `video`, for prompts `caption` (where known `fps`, `camera`) too, or a txt of a prompt a line."""
+"""Tables: csv files with `video` (of a piece of it `start`, `end`), for prompts `caption` (where known `fps`, `camera`) too,
+or a txt of a prompt a line."""
 
 import codecs
 import csv
@@ -6,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data import rates, video
+from moviegen.data import pieces, rates, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import buckets
 from moviegen.storage.files import refused
@@ -132,7 +133,8 @@ def read(
     found, bad = [], {}
     for line, row in rows(path, ("video", "caption"), key):
         try:
-            found.append(Caption(line, video_name(row["video"]), _texts(row, config, cached or {})))
+            video_name(row["video"])
+            found.append(Caption(line, pieces.name(row), _texts(row, config, cached or {})))
         except ConfigError as error:
             bad[line] = f"line {line}: {error}"
     return found, bad

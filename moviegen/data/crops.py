@@ -1,5 +1,6 @@
 """Random crops of videos and images for the autoencoder, a pure function of (seed, sample index)."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,8 @@ def _files(data: Any, cache: Path | None, world: Group) -> Source:
             start, mirrored = int(rng.integers(counts[file] - span + 1)), flip and rng.random() < 0.5
             cover = (max(resize, height), max(resize, width))
             try:
-                clip, _ = video.read(
-                    file.path, start, frames, stride, (height, width), cover, tuple(at), threads=threads
-                )
+                read = functools.partial(video.read, file.path, size=(height, width), piece=file.piece, threads=threads)
+                clip, _ = read(start, frames, stride, cover=cover, at=tuple(at))
             except DataError as error:
                 bad.add(file, error)
                 continue

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moviegen.data.pieces import Piece
 from moviegen.errors import DataError
 
 # Containers that hold their frames themselves: a playlist (HLS, concat, DASH) would open whatever it names. Those of sound
@@ -22,11 +23,19 @@ _REACH = 64  # packets: one that is shown before another that comes first in the
 
 
 class Index(NamedTuple):
-    """What a file shows: frames, when each in the stream's units, rising (None: it does not tell), and how many it lacks."""
+    """What a file shows: frames, when each in the stream's units, rising (None: it does not tell), and how many it lacks.
+
+    `unit`: seconds of one of these units.
+    """
 
     frames: int
     times: np.ndarray | None
     lost: int
+    unit: float = 0.0
+
+    def within(self, piece: Piece) -> np.ndarray:
+        """The times of a piece's frames, where the file tells them."""
+        return self.times[piece.holds((self.times - self.times[0]) * self.unit)]
 
 
 @contextlib.contextmanager
@@ -57,12 +66,19 @@ def opened(path: Path, threads: int = 0) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
-def extent(path: Path) -> tuple[int, Fraction | None]:
-    """Frames of `index`, and seconds from the first to the last, where the file tells.
+def extent(path: Path, piece: Piece | None = None) -> tuple[int, Fraction | float | None]:
+    """Frames of `index`, or of a piece, and seconds from the first to the last, where the file tells.
 
     An MP4 or MOV file's header and its first and last packets say so, where they leave no doubt; others are looked through.
     Raises DataError.
     """
+    if piece is not None:
+        found = index(path)
+        if found.times is not None:
+            times = found.within(piece)
+            return len(times), float(np.ptp(times) * found.unit) if len(times) else None
+        with opened(path) as (container, stream):
+            return sum(1 for _ in timed(path, container, stream, piece)), None
     with opened(path) as (container, stream):
         unit = stream.time_base
         if "mov" in container.format.name and stream.frames and stream.codec_context.codec.canonical_name in _ONE_EACH:
@@ -88,6 +104,7 @@ def index(path: Path) -> Index:
 def _index(path: Path, changed: int, size: int) -> Index:
     with opened(path) as (container, stream):
         kind, promised, held, packets = container.format.name, stream.frames, -1, []
+        unit = float(stream.time_base or 0)
         if "mov" in kind:
             promised = len(stream.index_entries)  # without what an edit list leaves out
         for packet in container.demux(stream):  # one at a time: together they are the file
@@ -107,4 +124,37 @@ def _index(path: Path, changed: int, size: int) -> Index:
         with opened(path) as (container, stream):
             shown = [frame.pts for frame in container.decode(stream)]
     told = first_key and None not in shown and len(set(shown)) == len(shown)
-    return Index(len(shown), np.sort(np.array(shown)) if told else None, max(0, promised - held))
+    return Index(len(shown), np.sort(np.array(shown)) if told else None, max(0, promised - held), unit)
+
+
+def timed(
+    path: Path, container: Any, stream: Any, piece: Piece | None = None, rate: float = 0.0
+) -> Iterator[tuple[float, Any]]:
+    """Frames in display order, of a piece those in it, with the seconds since the file's first.
+
+    rate: of frames that do not tell their time, where the file has none either.
+    """
+    rate = float(stream.average_rate or rate or 1)
+    if piece is None or index(path).times is None:
+        yield from _told(container.decode(stream), None, piece, rate)
+        return
+    times, inside = index(path).times, index(path).within(piece)
+    if len(inside):
+        container.seek(int(inside[0]), stream=stream, backward=True)  # to the key frame before
+        frames = container.decode(stream)
+        key = next(frames, None)
+        if key is not None and key.pts is not None and key.pts <= inside[0]:
+            yield from _told(itertools.chain([key], frames), float(times[0] * stream.time_base), piece, rate)
+        else:  # MPEG's containers miss at times
+            with opened(path) as (again, stream):
+                yield from _told(again.decode(stream), None, piece, rate)
+
+
+def _told(frames: Iterator[Any], first: float | None, piece: Piece | None, rate: float) -> Iterator[tuple[float, Any]]:
+    for number, frame in enumerate(frames):
+        now = number / rate if frame.time is None else frame.time
+        first = now if first is None else first
+        if piece and now - first >= piece.end:
+            return
+        if not piece or piece.holds(now - first):
+            yield now - first, frame

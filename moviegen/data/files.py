@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moviegen.data import captions, metadata, video
+from moviegen.data import captions, metadata, pieces, video
+from moviegen.data.pieces import Piece
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import sync
 from moviegen.parallel.mesh import ALONE, Group
@@ -19,18 +20,25 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 class File(NamedTuple):
-    """A file's name in a folder, the line of the table that names it (0: no table), whether it may lie elsewhere, its `fps`."""
+    """A file's name in a folder, the line of the table that names it (0: no table), whether it may lie elsewhere, its `fps`.
+
+    Of a piece of a file the name is the piece's: whoever reads it says `piece=file.piece` to `video`. `wrong`: with the row.
+    """
 
     name: str
     folder: Path
     line: int = 0
     outside: bool = False
     fps: str = ""
+    piece: Piece | None = None
+    wrong: str = ""
 
     @property
     def path(self) -> Path:
-        """Where it is. DataError where that is outside its folder and may not be."""
-        return inside(self.folder, captions.video_name(self.name), self.outside)
+        """Where it is. DataError where that is outside its folder and may not be, or the table names no piece of it."""
+        if self.wrong:
+            raise DataError(self.wrong)
+        return inside(self.folder, captions.video_name(self.piece.video if self.piece else self.name), self.outside)
 
     @property
     def image(self) -> bool:
@@ -58,6 +66,10 @@ def listed(csv: str, folder: str, section: str = "data", outside: bool = False) 
     found: dict[str, File] = {}
     for line, row in captions.rows(csv, ("video",)):
         file = File(row["video"] or "", place, line, outside, row.get("fps") or "")
+        try:
+            file = file._replace(name=pieces.name(row), piece=pieces.of(row))
+        except DataError as error:  # told when it is read, as all that is wrong with a file
+            file = file._replace(name=f"line {line}", wrong=str(error))
         found.setdefault(_key(file), file)
     if not found:
         raise DataError(f"{csv}: no rows, only a header")
@@ -98,12 +110,14 @@ def usable(data: Any, needed: int, cache: Path | None = None, world: Group = ALO
     """
 
     def leave(found: tuple[dict[File, int], Bad]) -> None:
-        rows = [(file.name, file.line, frames) for file, frames in found[0].items()]
+        rows = [(file.name, file.line, file.piece, frames) for file, frames in found[0].items()]
         write_json({"total": found[1].total, "files": rows}, cache)
 
     def take() -> tuple[dict[File, int], Bad]:
         left, place = json.loads(cache.read_text(encoding="utf-8")), Path(data.video_folder)
-        counts = {File(name, place, line, captions.allow_outside(data)): frames for name, line, frames in left["files"]}
+        outside, counts = captions.allow_outside(data), {}
+        for name, line, piece, frames in left["files"]:
+            counts[File(name, place, line, outside, piece=Piece(*piece) if piece else None)] = frames
         return counts, _bad(data, left["total"])
 
     if cache is None:
@@ -116,7 +130,7 @@ def _counted(data: Any, needed: int) -> tuple[dict[File, int], Bad]:
     bad, table = _bad(data, len(files)), metadata.opened(data)
 
     def count(file: File) -> int:
-        frames = table.find(file.name, file.path).frames
+        frames = table.find(file.name, file.path, file.piece).frames
         if frames < needed and not file.image:
             raise DataError(f"{file.path}: {frames} frames, {needed} are needed (data.num_frames, data.stride)")
         return frames

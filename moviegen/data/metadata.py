@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from moviegen.data import video
 from moviegen.data.fit import Metadata
+from moviegen.data.pieces import Piece
 from moviegen.errors import ConfigError, DataError
 from moviegen.storage.files import existing, refused
 
@@ -47,19 +48,19 @@ class Table:
     def __len__(self) -> int:
         return len(self.cells)
 
-    def row(self, name: str, path: Path) -> tuple[Row, bool]:
-        """What the file is, and whether the csv knew. DataError where it is missing or cannot be read."""
+    def row(self, name: str, path: Path, piece: Piece | None = None) -> tuple[Row, bool]:
+        """What the file, or the piece of it, is, and whether the csv knew. DataError where it is missing or cannot be read."""
         with refused(f"{path}: cannot be read", OSError):
             stat = existing(path).stat()
         found = parsed(self.cells.get(name, ""))
         if found and (found.bytes, found.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return found, True
-        found = Metadata(**video.probe(path))
+        found = Metadata(**video.probe(path, piece))
         return Row(stat.st_size, stat.st_mtime_ns, found._replace(frames=int(found.frames))), False
 
-    def find(self, name: str, path: Path) -> Metadata:
+    def find(self, name: str, path: Path, piece: Piece | None = None) -> Metadata:
         """What the file `name` of the table is; says so where it is opened though there is a csv. Raises as `row` does."""
-        found, known = self.row(name, path)
+        found, known = self.row(name, path, piece)
         if self.path and not known and self._said <= NAMED:
             self._said += 1
             why = "has changed since" if name in self.cells else "is not in it"
@@ -92,7 +93,7 @@ def read(config: Any) -> Lookup:
     ConfigError where there is no such csv. The lookup raises DataError, and may be called by many threads.
     """
     table = opened(config.data)
-    return lambda file: table.find(file.name, file.path)
+    return lambda file: table.find(file.name, file.path, file.piece)
 
 
 def opened(data: Any) -> Table:

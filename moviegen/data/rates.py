@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moviegen.data import metadata
+from moviegen.data import metadata, pieces
 from moviegen.errors import DataError
 from moviegen.storage import files
 from moviegen.text import prompts
@@ -33,7 +33,7 @@ def of(row: Mapping[str, str | None], data: Any, cached: Mapping[str, float]) ->
     cached: rates by name (`latent_cache.Cache.rates`). Raises DataError where the csv contradicts the latents, where the
     rate is the file's own and there is no file, and where it is that at which the clip fills its bucket: latents tell it.
     """
-    name, stated = row["video"] or "", parse(row.get("fps"))
+    name, stated = pieces.name(row), parse(row.get("fps"))
     if name in cached:
         if stated and prompts.whole(stated) != prompts.whole(cached[name]):
             raise DataError(f"fps is {row['fps']}, but its latents are shown at {cached[name]:g}: encode them anew")
@@ -50,5 +50,5 @@ def of(row: Mapping[str, str | None], data: Any, cached: Mapping[str, float]) ->
             "its frame rate is not known: set data.fps or data.video_folder, add a column fps, or encode the videos first "
             "and set data.latent_folder"
         )
-    path = files.inside(Path(data.video_folder), name, data.get("allow_outside", False))
-    return metadata.opened(data).find(name, path).fps
+    path = files.inside(Path(data.video_folder), row["video"] or "", data.get("allow_outside", False))
+    return metadata.opened(data).find(name, path, pieces.of(row)).fps

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import einops
 import numpy as np
 
-from moviegen.data import captions, latent_cache
+from moviegen.data import captions, latent_cache, pieces
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import buckets, sync
 from moviegen.parallel.buckets import Bucket
@@ -54,13 +54,19 @@ def read(config: Any, path: str) -> list[Row]:
             bad.append(unusable[line])
             continue
         own = texts.get(line, {})
-        key = fields["video"], *own.values()
+        try:
+            name = pieces.name(fields)
+        except DataError as error:
+            bad.append(f"line {line}: {error}")
+            continue
+        key = name, *own.values()
         if key in usable:
             again.append(line)
             continue
         try:
-            cache.check_name(captions.video_name(fields["video"]), captions.allow_outside(data))
-            row = _row(fields["video"], cache, text, own)
+            captions.video_name(fields["video"])
+            cache.check_name(name, captions.allow_outside(data))
+            row = _row(name, cache, text, own)
             usable[key] = row._replace(bucket=_bucket(row, config, shapes, unfit))
         except DataError as error:
             bad.append(f"line {line}: {error}")

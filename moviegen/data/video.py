@@ -13,6 +13,7 @@ import einops
 import numpy as np
 
 from moviegen.data import demux, image, view
+from moviegen.data.pieces import Piece
 from moviegen.errors import DataError
 from moviegen.storage import files
 
@@ -30,6 +31,7 @@ def read(
     at: tuple[float, float] = (0.5, 0.5),
     fps: float = 0.0,
     threads: int = 0,
+    piece: Piece | None = None,
 ) -> tuple[np.ndarray, float]:
     """Decodes frames start, start + stride, ... exactly, counted in display order from the first decodable frame.
 
@@ -42,10 +44,11 @@ def read(
         fps: frames are those on show at times 0, 1/fps, 2/fps, ... of the file's clock, and start and stride count these;
             0 takes the frames as stored.
         threads: that decode; 0: as many as there are cores.
+        piece: of the file; frames are counted, and times told, from its first frame, and nothing outside it is there.
     Returns uint8 (t h w c) RGB as a viewer shows it (docs/data.md), and the frames per second of the result (0 for an image,
     which is one frame). Raises DataError for a missing, damaged or truncated file, no video in it or too few frames.
     """
-    return next(stream(path, start, num_frames, stride, size, cover, at, fps, None, threads))
+    return next(stream(path, start, num_frames, stride, size, cover, at, fps, None, threads, piece))
 
 
 def stream(
@@ -59,6 +62,7 @@ def stream(
     fps: float = 0.0,
     most: int | None = PIECE,
     threads: int = 0,
+    piece: Piece | None = None,
 ) -> Iterator[tuple[np.ndarray, float]]:
     """What `read` gives in pieces of `most` frames, the last of fewer, each with the rate: a long film is never in memory.
 
@@ -69,19 +73,21 @@ def stream(
     path = files.existing(path)
     box = None if size is None else view.Box(height_width(size), cover or height_width(size), at)
     if is_image(path):
+        _no_piece(path, piece)
         if start or (num_frames or 1) != 1:
             raise DataError(f"{path}: an image has one frame, {num_frames} from frame {start} were asked for")
         yield _picture(path, box)[None], 0.0
         return
     stop = None if num_frames is None else start + (num_frames - 1) * stride + 1
-    at_once = start and stop and not fps and num_frames <= (most or num_frames)
+    at_once = start and stop and not fps and not piece and num_frames <= (most or num_frames)
     if at_once and (sought := _sought(path, range(start, stop, stride), box, threads)):
         yield _stacked(path, sought[0], set()), sought[1] / stride
         return
     with demux.opened(path, threads) as (container, coded):
         frames, decoded, seen, sizes = [], 0, view.viewer(path, coded, box), set()
         rate = (fps or float(coded.average_rate or 0)) / stride
-        shown = itertools.islice(_at_rate(container.decode(coded), fps, coded.average_rate), stop)
+        timed = demux.timed(path, container, coded, piece, fps)
+        shown = itertools.islice(_at_rate(timed, fps, float(coded.average_rate or fps)), stop)
         for decoded, frame in enumerate(shown, 1):
             if decoded > start and (decoded - 1 - start) % stride == 0:
                 if len(frames) == most:
@@ -89,10 +95,11 @@ def stream(
                     frames = []
                 frames.append(seen(frame))
     if decoded == 0:
-        raise DataError(f"{path}: holds no decodable video frame")
+        raise DataError(_none_there(path, piece))
+    path = path if piece is None else Path(piece.name)  # in what is told
     if stop is not None and decoded < stop:
         raise DataError(f"{path}: {decoded} frames, but frames {start} to {stop - 1} were asked for")
-    if stop is None:
+    if stop is None and piece is None:
         _check_whole(path, None if fps else decoded)
     if not frames:
         raise DataError(f"{path}: {decoded} frames, but frames from {start} were asked for")
@@ -104,10 +111,14 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def probe(path: str | Path) -> dict[str, float]:
-    """Frames (counted, not the header's word), fps, height and width as `read` returns them, and seconds. Raises DataError."""
+def probe(path: str | Path, piece: Piece | None = None) -> dict[str, float]:
+    """Frames (counted, not the header's word), fps, height and width as `read` returns them, and seconds; or of a piece.
+
+    Raises DataError.
+    """
     path = files.existing(path)
     if is_image(path):
+        _no_piece(path, piece)
         height, width = _picture(path, None).shape[:2]
         return {"frames": 1, "fps": 0.0, "height": height, "width": width, "seconds": 0.0}
     with demux.opened(path) as (container, stream):
@@ -117,7 +128,9 @@ def probe(path: str | Path) -> dict[str, float]:
             raise DataError(f"{path}: holds no decodable video frame")
         height, width = view.viewer(path, stream, None)(first).shape[:2]
         fps = stream.average_rate or 0
-    frames, seconds = demux.extent(path)
+    frames, seconds = demux.extent(path, piece)
+    if not frames:
+        raise DataError(_none_there(path, piece))
     if fps:  # of the file's clock, by which `read` takes frames at a rate
         seconds = frames / fps if seconds is None else seconds + 1 / fps
     return {"frames": frames, "fps": float(fps), "height": height, "width": width, "seconds": float(seconds or 0)}
@@ -202,6 +215,17 @@ def _picture(path: Path, box: view.Box | None) -> np.ndarray:
     return view.fitted(av.VideoFrame.from_ndarray(image.read(path), format="rgb24"), scaler, box)
 
 
+def _no_piece(path: Path, piece: Piece | None) -> None:
+    if piece:
+        raise DataError(f"{path}: an image has no start and no end: leave the two empty")
+
+
+def _none_there(path: Path, piece: Piece | None) -> str:
+    if piece is None:
+        return f"{path}: holds no decodable video frame"
+    return f"{path}: shows no frame from {piece.start:g} to {piece.end:g} s (columns start and end)"
+
+
 def _check_whole(path: Path, decoded: int | None) -> None:
     """Raises DataError where a file promises more than it holds, or than were decoded of it (None: not counted)."""
     index = demux.index(path)
@@ -236,17 +260,14 @@ def _sought(path: Path, wanted: range, box: view.Box | None, threads: int) -> tu
     return (found, rate) if len(found) == len(wanted) else None
 
 
-def _at_rate(frames: Iterator[Any], fps: float, average: Any) -> Iterator[Any]:
-    """The frame on show at each time k / fps, from the first frame to the end of the last."""
+def _at_rate(timed: Iterator[tuple[float, Any]], fps: float, average: float) -> Iterator[Any]:
+    """The frame on show at each time k / fps, from the first frame to the end of the last, `average` frames a second."""
     if not fps:
-        yield from frames
+        yield from (frame for _, frame in timed)
         return
     shown, first, now, emitted = None, 0.0, 0.0, 0
-    for index, frame in enumerate(itertools.chain(frames, [None])):
-        if frame is None:
-            now += 1 / float(average or fps)
-        else:
-            now = index / float(average or fps) if frame.time is None else frame.time
+    for time, frame in itertools.chain(timed, [(None, None)]):
+        now = now + 1 / average if time is None else time
         if shown is None:
             first = now
         while shown is not None and first + emitted / fps < now - 1e-6:

@@ -89,7 +89,8 @@ def measured(config: Any) -> tuple[Iterator[Clip], files.Bad]:
     bad = files.Bad(len(listed), config.data.max_bad_fraction, settings.csv or settings.video_folder)
 
     def read(file: files.File) -> tuple[np.ndarray, float]:
-        return video.read(file.path, 0, 1 if file.image else settings.num_frames or None, size=size)
+        frames = 1 if file.image else settings.num_frames or None
+        return video.read(file.path, 0, frames, size=size, piece=file.piece)
 
     return (Clip(file.name, *content) for file, content in files.each(listed, bad, read)), bad
 

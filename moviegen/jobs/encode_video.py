@@ -73,7 +73,7 @@ def _frames(
     else:
         size, rate = (data.height, data.width), rates.parse(file.fps) or data.fps
         how = {"num_frames": data.num_frames or None, "fps": rate}
-    for frames, rate in video.stream(file.path, size=size, **how):
+    for frames, rate in video.stream(file.path, size=size, piece=file.piece, **how):
         if rate and not found:
             shown[file.name] = rate
         yield frames

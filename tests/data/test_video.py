@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from moviegen.data import crops, demux, files, video
+from moviegen.data.pieces import Piece
 from moviegen.errors import DataError
 from moviegen.evaluation import comparison, metrics
 from moviegen.jobs import encode_video
@@ -89,6 +90,17 @@ def test_seeking_finds_the_frames_that_decoding_from_the_start_does(tmp_path, na
         got, rate = video.read(tmp_path / name, start, count, stride)
         np.testing.assert_array_equal(got, whole[start : start + (count - 1) * stride + 1 : stride])
         assert rate == fps / stride
+    for first, last in ((0, 9), (1, 10), (11, 25), (10, len(whole))):
+        piece = Piece(name, max(0, first - 0.5) / fps, (last - 0.5) / fps if last < len(whole) else np.inf)
+        np.testing.assert_array_equal(video.read(tmp_path / name, piece=piece)[0], whole[first:last])
+        np.testing.assert_array_equal(video.read(tmp_path / name, 1, 3, 2, piece=piece)[0], whole[first + 1 :: 2][:3])
+        at_rate, _ = video.read(tmp_path / name, 0, 3, piece=piece, fps=fps / 2)
+        np.testing.assert_array_equal(at_rate, whole[first::2][:3])
+        assert video.probe(tmp_path / name, piece)["frames"] == last - first
+    for piece in (Piece(name, 5, 6), Piece(name, 0.001, 0.002)):
+        check_refused(tmp_path / name, f"shows no frame from {piece.start:g} to", piece=piece)
+        with pytest.raises(DataError, match="shows no frame from"):
+            video.probe(tmp_path / name, piece)
     check_refused(
         tmp_path / name, f"{len(whole)} frames, but frames 40 to {len(whole)}", start=40, num_frames=len(whole) - 39
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from moviegen.data import captions, encode, latent_cache, pipeline, table, video
+from moviegen.data import captions, crops, encode, files, latent_cache, pipeline, table, video
 from moviegen.errors import ConfigError, DataError
 from moviegen.jobs import encode_video, train
 from moviegen.models.tae import model as tae, weights as tae_weights
@@ -168,6 +168,33 @@ def test_the_rate_that_is_shown_is_noted_and_told(shared, tmp_path, capsys):
     params = safetensors_io.read(shared / "tae.safetensors")
     mean = tae.encode(params, config.tae, video.to_model(clip)[None])[0].asnumpy()[0]
     np.testing.assert_allclose(stored(tmp_path, "a.mp4")["latent_mean"], mean.transpose(1, 0, 2, 3), atol=1e-6)
+
+
+def test_pieces_of_one_file_are_samples_of_their_own(shared, tmp_path, capsys, monkeypatch):
+    """In the cache, in the table that is trained on and in what the autoencoder trains on."""
+    rows = "a.mp4,x,0.5,\na.mp4,y,,1\na.mp4,z,1,0.5\nc.png,z,1,2\n"  # eight frames a second, twelve of them
+    (tmp_path / "pieces.csv").write_text("video,caption,start,end\n" + rows)
+    config = settings(shared, tmp_path, csv=str(tmp_path / "pieces.csv"), max_bad_fraction=0.5, text_drop_prob=0.0)
+    assert encode_video.run(Run(config, tmp_path)) == {"encoded": 2, "kept": 0, "bad": 2}
+    told = capsys.readouterr().out
+    assert "line 4: start is '1' and end '0.5'" in told and "line 5: " in told and "an image has no start" in told
+    params = safetensors_io.read(shared / "tae.safetensors")
+    whole, _ = video.read(shared / "videos" / "a.mp4", size=16)
+    for name, clip in {"a#0.5-.mp4": whole[4:12], "a#0-1.mp4": whole[:8]}.items():
+        mean = tae.encode(params, config.tae, video.to_model(clip)[None])[0].asnumpy()[0]
+        np.testing.assert_allclose(stored(tmp_path, name)["latent_mean"], mean.transpose(1, 0, 2, 3), atol=1e-6)
+        for encoder in DIMS:
+            npz = (shared / encoder / "a.npz").read_bytes()
+            (shared / encoder / f"{Path(name).stem}.npz").write_bytes(npz)
+    assert [row.video for row in table.read(config, config.data.csv)] == ["a#0.5-.mp4", "a#0-1.mp4"]
+    assert [row.video for row in captions.read(config.data.csv, config)[0]] == ["a#0.5-.mp4", "a#0-1.mp4", "c#1-2.png"]
+    monkeypatch.setattr(files.sync, "first_rank_alone", lambda world, do, marker: None if world.rank else do())
+    (counts, _), others = (files.usable(config.data, 8, tmp_path / "v.json", Group("", 2, rank)) for rank in (0, 1))
+    assert others[0] == counts
+    assert {file.name: frames for file, frames in counts.items()} == {"a#0.5-.mp4": 8, "a#0-1.mp4": 8}
+    config.data.update(resize=0, flip=False)
+    draw = crops.source(config.data)(np.random.default_rng(0), 8, 36, 36)
+    assert any((draw == video.read(shared / "videos" / "a.mp4")[0][at : at + 8]).all() for at in (0, 4))
 
 
 def test_bad_files_are_listed_and_refused_above_the_share(shared, tmp_path, capsys):
