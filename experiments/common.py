@@ -124,6 +124,28 @@ def tae_evaluation(**overrides: Any) -> dict:
     )
 
 
+def curation(min_side: int = 720) -> dict:
+    """What --job=curate measures of clips and which it keeps, in the paper's order: docs/data.md."""
+    return dict(
+        scores=("border", "cuts", "sharpness", "motion", "duplicates"),  # what is measured; the others' thresholds rest
+        rate=4.0,  # pictures a second that are looked at; cuts are looked for in all frames. Ours
+        seconds=(4.0, 120.0),  # of a file, at least and at most (paper); the first of a shot too
+        min_side=min_side,  # of height and width, in pixels; paper: 720 for 256 px, 768 for 768 px; 0: all
+        landscape=False,  # only what is not higher than wide; the paper's strictest set is so
+        max_border=0.02,  # share of the picture that is a dark border; paper: none. Ours: an encoder's odd lines pass
+        cuts="split",  # or "drop" clips that have any; paper: one clip of each scene
+        cut_levels=20.0,  # of 255, by which frames differ at a cut at least. Ours: fast motion makes up to 18, cuts 39 or more
+        min_sharpness=20.0,  # variance of the Laplacian, at 512 px. Ours: with a shallow focus it is 36, with all in focus 700
+        # Mean difference of luma between the pictures, in levels of 255. Paper: above 2 between successive frames by FFmpeg's
+        # score; a fourth of a second apart they differ more. Its upper bound is of motion vectors, which are not looked at.
+        min_motion=2.0,
+        max_motion=60.0,  # ours: what is above is noise, flicker or a picture that shakes
+        max_static=0.5,  # share of pictures that hardly differ from the one before; ours
+        duplicate_bits=6,  # of 64 of each of three pictures, in which near duplicates differ at most; ours
+        shown=4,  # clips on the page of what was kept, and of what each threshold dropped
+    )
+
+
 def runtime() -> dict:
     """What Ascend's libraries are told; on a CPU nothing of it has an effect. Environment variables go first."""
     return dict(
@@ -372,6 +394,7 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
                 checkpoint="",
                 prompts=("A rabbit wakes up in a meadow and stretches.",),
             ),
+            curate=curation(max(720, s["resolution"])),
             # --job=export: a folder of checkpoints or one of them; "ema" or "params"; float32, bfloat16, float16.
             export=dict(checkpoint="", weights="ema", dtype="float32", shard_bytes=5_000_000_000),
             look=dict(count=16),  # --job=look: entries of the latent cache that are decoded and shown

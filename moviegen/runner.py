@@ -27,8 +27,8 @@ ANY_MESH = ("audit_ascend", "plan")
 # Jobs of which every rank would do all of the work.
 ONE_RANK = (
     *ANY_MESH,
-    *("average_weights", "check_data", "convert", "demo", "evaluate", "export", "fetch_text_encoder", "import_weights"),
-    "look",
+    *("average_weights", "check_data", "convert", "curate", "demo", "evaluate", "export", "fetch_text_encoder"),
+    *("import_weights", "look"),
 )
 
 

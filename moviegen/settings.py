@@ -69,6 +69,10 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
 
 
+def _is_range(value: Any) -> bool:
+    return several(number(0), 2).holds(value) and value[0] <= value[1]
+
+
 def _is_pattern(value: Any) -> bool:
     try:
         re.compile(value)
@@ -231,6 +235,20 @@ RULES: dict[str, Rule] = {
     "sample.checkpoint": text,
     "sample.prompts": several(text),
     "samples_per_prompt": whole(1),  # of the demo's stage `sample`
+    "curate.scores": several(one_of("border", "cuts", "sharpness", "motion", "duplicates")),
+    "curate.rate": number(above=0, high=60),
+    "curate.seconds": Rule("a tuple of 2 numbers of at least 0, the first at most the second", _is_range, (1.0,)),
+    "curate.min_side": whole(0),
+    "curate.landscape": flag,
+    "curate.max_border": share,
+    "curate.cuts": one_of("split", "drop"),
+    "curate.cut_levels": number(above=0, high=255),
+    "curate.min_sharpness": number(0),
+    "curate.min_motion": number(0),
+    "curate.max_motion": number(0),
+    "curate.max_static": share,
+    "curate.duplicate_bits": whole(0, 10),  # more and pictures of different things are alike, and the search gets slow
+    "curate.shown": whole(1),
     "evaluate.weights": text,
     "evaluate.csv": text,
     "evaluate.video_folder": text,
@@ -300,6 +318,7 @@ NEEDS = {
     "check_data": f"data.height data.width data.num_frames data.image_fraction train.batch_size {_VIDEOS}",
     "look": "look seed tae data.source data.latent_folder data.tae_weights",
     "fetch_text_encoder": "text",
+    "curate": f"curate {_VIDEOS}",
     "evaluate": "evaluate tae data.height data.width",
     "export": "export model",
     "import_weights": "import_weights model tae data.source data.num_frames",
