@@ -52,6 +52,7 @@ ELSEWHERE = {
     "loss.adversarial.*": "models/tae/shapes.py training/autoencoder.py",
     "runtime.*": "nn/runtime.py",  # on a card
     "evaluate.*": "evaluation/*.py",  # tests/jobs/test_evaluate.py runs it
+    "curate.*": "data/*.py jobs/curate.py",  # tests/jobs/test_curate.py runs it
 }
 # What a job reads besides what `settings.NEEDS` says that it must find.
 OPTIONAL = {
