@@ -149,9 +149,7 @@ def _chunks(rows: Iterator) -> Iterator[list]:
 
 def _file(checks: Checks, line: int, row: Mapping) -> files.File:
     data = checks.config.data
-    return files.File(
-        row["video"] or "", Path(data.video_folder), line, captions.allow_outside(data), row.get("fps") or ""
-    )
+    return files.of_row(row, Path(data.video_folder), line, captions.allow_outside(data))
 
 
 def _looked(checks: Checks, listed: Sequence[files.File], pool: ThreadPoolExecutor) -> dict[str, Any]:
@@ -161,7 +159,7 @@ def _looked(checks: Checks, listed: Sequence[files.File], pool: ThreadPoolExecut
 
     def look(file: files.File) -> tuple[metadata.Row | None, bool, Exception | None]:
         try:
-            return *checks.table.row(file.name, file.path), None
+            return *checks.table.row(file.name, file.path, file.piece), None
         except DataError as error:
             return None, True, error
 
@@ -176,7 +174,10 @@ def _sample(
 ) -> tuple[Sample, dict[str, str], int]:
     """A row as training takes it, its texts by encoder, and a key that only files of one size and length share."""
     config = checks.config
-    name = captions.video_name(row["video"])
+    captions.video_name(row["video"])
+    if file.wrong:
+        raise _Lost("bad row", file.wrong)
+    name = file.name
     if None in row or None in row.values():
         raise _Lost("bad row", "has more or fewer fields than the header: quote captions that contain commas")
     stated, fitted, found = rates.parse(file.fps) or config.data.get("fps", 0.0), None, looked.get(file.name)

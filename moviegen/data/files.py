@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,15 +65,20 @@ def listed(csv: str, folder: str, section: str = "data", outside: bool = False) 
         return [File(name, place, outside=outside) for name in names]
     found: dict[str, File] = {}
     for line, row in captions.rows(csv, ("video",)):
-        file = File(row["video"] or "", place, line, outside, row.get("fps") or "")
-        try:
-            file = file._replace(name=pieces.name(row), piece=pieces.of(row))
-        except DataError as error:  # told when it is read, as all that is wrong with a file
-            file = file._replace(name=f"line {line}", wrong=str(error))
+        file = of_row(row, place, line, outside)
         found.setdefault(_key(file), file)
     if not found:
         raise DataError(f"{csv}: no rows, only a header")
     return list(found.values())
+
+
+def of_row(row: Mapping[str, str | None], place: Path, line: int, outside: bool) -> File:
+    """The file, or piece of one, that a csv's row names in the folder `place`."""
+    file = File(row["video"] or "", place, line, outside, row.get("fps") or "")
+    try:
+        return file._replace(name=pieces.name(row), piece=pieces.of(row))
+    except DataError as error:  # told when it is read, as all that is wrong with a file
+        return file._replace(name=f"line {line}", wrong=str(error))
 
 
 def _key(file: File) -> str:

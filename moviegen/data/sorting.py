@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from moviegen.data import files, fit, rates, video
+from moviegen.data import files, fit, metadata, rates
 from moviegen.errors import DataError
 from moviegen.parallel import buckets
 from moviegen.storage.writers import Progress
@@ -18,12 +18,11 @@ _CUT = ("seconds", "rows", "columns")  # of a Fit
 
 def sort(listed: Sequence[files.File], config: Any, rank: int = 0) -> list[fit.Fit | DataError]:
     """How each file becomes a sample, or why not: `fit.Lost` where no bucket takes it, another DataError where it is bad."""
-    table, found = buckets.table(config), []
+    table, lookup, found = buckets.table(config), metadata.read(config), []
 
     def one(file: files.File) -> fit.Fit | DataError:
         try:
-            rate, metadata = rates.parse(file.fps), fit.Metadata(**video.probe(file.path))
-            return fit.fit(table, metadata, config.data.buckets.max_upscale, rate)
+            return fit.fit(table, lookup(file), config.data.buckets.max_upscale, rates.parse(file.fps))
         except DataError as error:
             return error
 

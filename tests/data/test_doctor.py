@@ -11,7 +11,7 @@ from tests.text import tiny_encoders
 class MadeUp(metadata.Table):
     """Files that are all there, 25 frames a second; the names say how many."""
 
-    def row(self, name, path):
+    def row(self, name, path, piece=None):
         frames = int(path.stem)
         return metadata.Row(frames, 0, Metadata(frames, 25.0, 256, 256, frames / 25)), True
 

@@ -111,7 +111,7 @@ def test_seeking_does_not_decode_what_comes_before(tmp_path, monkeypatch):
     counted, opened = [], demux.opened
 
     @contextlib.contextmanager
-    def counting(path):
+    def counting(path, threads=0):
         with opened(path) as (container, stream):
             yield Counting(container), stream
 
@@ -325,7 +325,7 @@ def read_by_jobs(folder, name, frames):
     )
     evaluate = ConfigDict(dict(csv=data.csv, video_folder=data.video_folder, num_frames=0, max_clips=0))
     (file,) = files.listed(data.csv, data.video_folder)
-    yield lambda: encode_video._read(file, data, {})
+    yield lambda: np.concatenate([*encode_video._frames(file, data, None, {})])
     yield lambda: crops.source(data)(np.random.default_rng(0), frames, odd.HEIGHT, odd.WIDTH)
     yield lambda: next(comparison.measured(ConfigDict(dict(evaluate=evaluate, data=data)))[0]).frames
 

@@ -148,7 +148,7 @@ def test_a_run_that_was_stopped_goes_on_and_opens_nothing_twice(config, tmp_path
     config.data.text_folders.ul2 = ""
     opened, most = [], 20
 
-    def probe(path):
+    def probe(path, piece=None):
         if len(opened) == most:
             raise KeyboardInterrupt
         opened.append(path.name)
