@@ -42,6 +42,7 @@ ELSEWHERE = {
     "data.max_bad_fraction": "data/*.py",
     "data.allow_outside": "data/captions.py",
     "data.synthetic_fraction": "data/crops.py",  # of source="clips"
+    "data.buckets.*": "parallel/buckets.py data/fit.py",  # where data.buckets.resolution is not 0
     "data.stride": "data/crops.py",  # these three of source="csv"
     "data.resize": "data/crops.py",
     "data.flip": "data/crops.py",
