@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments import common
 from moviegen.data import doctor, metadata
 from moviegen.data.fit import Metadata
+from moviegen.data.pieces import Piece
 
 SIZES = ((720, 1280), (1280, 720), (480, 640), (1080, 1080))
 CAPTION = " ".join(["a person walks along the river while the camera moves slowly to the left"] * 6)  # paper: 100 words
@@ -24,7 +25,7 @@ CAPTION = " ".join(["a person walks along the river while the camera moves slowl
 class MadeUp(metadata.Table):
     """Files that are all there: each is what its name's number says."""
 
-    def row(self, name: str, path: Path) -> tuple[metadata.Row, bool]:
+    def row(self, name: str, path: Path, piece: Piece | None = None) -> tuple[metadata.Row, bool]:
         if known := metadata.parsed(self.cells.get(name, "")):
             return known, True
         i = int(Path(name).stem)
