@@ -36,5 +36,8 @@ def _stage(number: int, buckets: bool, quick: bool) -> ConfigDict:
     # The rates and the average of a run that is a thousand times shorter.
     config.optim.update(learning_rate=2e-3, warmup_steps=min(5, steps), betas=(0.9, 0.99))
     config.ema.decay = 0.9
-    config.train.update(steps=steps, batch_size=16, checkpoint_every=-(-steps // 2), validate_every=-(-steps // 4))
+    batch_size = 8 if buckets else 16  # no more than a bucket has samples
+    config.train.update(
+        steps=steps, batch_size=batch_size, checkpoint_every=-(-steps // 2), validate_every=-(-steps // 4)
+    )
     return config
