@@ -337,7 +337,8 @@ def stage(size: str, number: int, compat: str = "paper", in_buckets: bool = Fals
                 weight_decay=0.1,
                 no_decay="norm|bias",
                 warmup_steps=1000,
-                schedule=s["schedule"],  # paper: constant too; cosine for its fine-tuning
+                # paper: constant too; cosine for its fine-tuning
+                schedule=s["schedule"],
                 final_learning_rate=1e-6,
                 clip_norm=1.0,
                 accumulate=1,  # optimizer steps are what train.steps counts
