@@ -3,29 +3,33 @@
 import atexit
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
-def videos(clips: int, frames: int, height: int, width: int, threads: int) -> tuple[Callable, Callable]:
-    """Random clips of a real video of 1280x720 and 132 frames, H.264 with one key frame: seek, decode, scale, crop.
+def videos(stored: Any, clips: int, frames: int, height: int, width: int, threads: int) -> tuple[Callable, Callable]:
+    """Random clips of a video: seek, decode, scale, crop. `stored`: a real clip's name, or (frames, height, width) to make up.
 
     Bare: PyAV seeks and decodes to each clip's last frame, each thread one file with one decoder's thread, and nothing else.
     """
     import av
     from ml_collections import ConfigDict
 
-    from moviegen.data import clips as real, crops, demux, feeding
+    from moviegen.data import clips as real, crops, demux, feeding, video
 
-    path = next(clip.path for clip in real.real_clips() if clip.path.name == "bigbuckbunny.mp4")
     folder = _temporary()
-    (folder / "a.mp4").symlink_to(path)
-    data = ConfigDict(dict(source="csv", csv="", video_folder=str(folder), allow_outside=True, image_fraction=0.0))
+    path = folder / "a.mp4"
+    if isinstance(stored, str):
+        path.write_bytes(next(clip.path for clip in real.real_clips() if clip.path.name == stored).read_bytes())
+    else:
+        video.write_mp4(path, _filmed(*stored), 24)
+    data = ConfigDict(dict(source="csv", csv="", video_folder=str(folder), image_fraction=0.0))
     data.update(num_frames=frames, height=height, width=width, workers=threads, prefetch=2 * threads)
-    source, times = crops.source(data), demux.index(folder / "a.mp4").times
+    source, times = crops.source(data), demux.index(path).times
 
     def ours() -> None:
         def make(step: int) -> list[np.ndarray]:
@@ -48,6 +52,19 @@ def videos(clips: int, frames: int, height: int, width: int, threads: int) -> tu
                     break
 
     return ours, lambda: _all(decode, clips, threads)
+
+
+def _filmed(frames: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """A camera that moves over a soft picture, with grain."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 3, width // 3, 3), np.uint8))
+    picture = np.asarray(coarse.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)).astype(np.int16)
+    for i in range(frames):
+        top, left = height * i // (2 * frames), width * i // (2 * frames)
+        grain = rng.integers(-4, 5, (height, width, 1), np.int16)
+        yield np.clip(picture[top : top + height, left : left + width] + grain, 0, 255).astype(np.uint8)[None]
 
 
 def latents(count: int, shape: tuple[int, ...], threads: int) -> tuple[Callable, Callable]:

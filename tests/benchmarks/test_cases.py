@@ -16,7 +16,7 @@ SMALL = {
     cases.attention: dict(heads=2, tokens=16, width=4),
     cases.tae: TAE | dict(batch=1, frames=8),
     cases.tae_decode: TAE | dict(frames=8),
-    data_pipelines.videos: dict(clips=2, frames=2, height=16, width=32),
+    data_pipelines.videos: dict(stored=(6, 32, 48), clips=2, frames=2, height=16, width=32),
     data_pipelines.latents: dict(count=3, shape=(2, 1, 2, 2)),
     cases.byt5: dict(batch=2, tokens=6, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2),
 }
