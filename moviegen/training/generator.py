@@ -115,7 +115,8 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
 
     own = dict(validate=validate if data.heldout else None, meta=meta, restore=restore)
     own |= dict(show=sample if show is not None else None, parts=parts, load=lambda step: loads[bucket_of(step)])
-    own["warm_up"] = functools.partial(warmup.compile_all, config, mesh, exchange, own["validate"] is not None, name)
+    used = [each for each in data.buckets if each.name in data.rows or each.name in data.heldout]
+    own["warm_up"] = functools.partial(warmup.compile_all, config, mesh, exchange, used, bool(data.heldout), name)
     return loop.Task(name, layout, first, micro_batches, loss_and_grads, numbers, names, **own)
 
 

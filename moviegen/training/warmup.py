@@ -1,7 +1,7 @@
 """Compiles the graphs of a generator's training before its first step, so that no step waits for one later."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +27,12 @@ class Case(NamedTuple):
     context: int
 
 
-def cases(config: Any, mesh: Mesh) -> list[Case]:
-    """The fewest micro-batches of which every graph of the experiment is in one."""
+def cases(config: Any, mesh: Mesh, used: Sequence[Bucket]) -> list[Case]:
+    """The fewest micro-batches of which every graph of the buckets `used` is in one."""
     unit, found, seen = mesh.batch.size * config.optim.accumulate, [], set()  # graphs by what they differ in
-    for bucket in buckets.table(config, unit):
+    for bucket in used:
         samples = max(1, bucket.batch_size // unit)
-        for lengths in source.possible_lengths(config) if bucket.weight else ():
+        for lengths in source.possible_lengths(config):
             places = sum(lengths.values())
             # The toy's captions fit into half of their places.
             for context in transformer.context_lengths(places)[: 1 if source.is_toy(config) else 2]:
@@ -44,13 +44,22 @@ def cases(config: Any, mesh: Mesh) -> list[Case]:
     return found
 
 
-def compile_all(config: Any, mesh: Mesh, exchange: Comm, validates: bool, name: str, params: Tree, steps: int) -> None:
+def compile_all(
+    config: Any,
+    mesh: Mesh,
+    exchange: Comm,
+    used: Sequence[Bucket],
+    validates: bool,
+    name: str,
+    params: Tree,
+    steps: int,
+) -> None:
     """Takes a model of one layer through every case: steps and, where the run `validates`, velocities, of zeros.
 
     It has the parameters of the first layer, of the first two where not all are computed again, and nothing of it is kept.
     A run of one case, or of fewer than WORTH_IT steps for each, is left to compile what it meets. Every rank calls it.
     """
-    found, said = cases(config, mesh), mesh.world.rank == 0
+    found, said = cases(config, mesh, used), mesh.world.rank == 0
     if not 1 < len(found) <= steps / WORTH_IT:
         return
     recompute, begun, before = config.train.recompute, time.monotonic(), backend.compiled()
