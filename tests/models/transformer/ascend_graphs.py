@@ -3,6 +3,7 @@
 It saves each graph in its pass "validate", before the CPU refuses kernels that it lacks. Ranks need not exist.
 """
 
+import functools
 import json
 import os
 import re
@@ -59,7 +60,7 @@ def main():
     params = {path: zeros(shape, getattr(ms, kinds[path])) for path, shape in shapes(cfg).items()}
     outer = {path: x for path, x in params.items() if not path.startswith(("blocks/", "final/"))}
     of_latents, of_text = model.split(outer)
-    d, m = cfg.hidden_size, 64
+    d, m, loss_and_grads = cfg.hidden_size, 64, functools.partial(layerwise.value_and_grad, aux=True)
     for name, group, grid in (("one rank", ALONE, (2, 2, 3)), ("sp=4, padded", Group("rank 3 of 4", 4, 3), (2, 3, 3))):
         context_of, _ = stages.build_text(cfg, True)
         stage = stages.build(cfg, (1, cfg.latent_channels, grid[0], 2 * grid[1], 2 * grid[2]), True, Comm(group))
@@ -77,7 +78,7 @@ def main():
             f"{name}: context, back": read(layerwise.pull, context_of, of_text, packed, x[3:4], 0),
             f"{name}: block": read(layerwise.run, stage.block, block, *x),
             f"{name}: block, back": read(layerwise.pull, stage.block, block, x, x[:1], 4),
-            f"{name}: loss": read(layerwise.value_and_grad, stage.loss, final, x[0], time, latents, aux=True),
+            f"{name}: loss": read(loss_and_grads, stage.loss, final, x[0], time, latents),
             f"{name}: epilogue": read(layerwise.run, stage.epilogue, final, x[0], time),
         }
     print(json.dumps(found))
