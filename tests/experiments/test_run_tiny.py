@@ -42,6 +42,7 @@ ELSEWHERE = {
     "data.max_bad_fraction": "data/*.py",
     "data.allow_outside": "data/captions.py",
     "data.synthetic_fraction": "data/crops.py",  # of source="clips"
+    "data.image_batch_size": "data/crops.py",  # of image steps, of which the first three are none
     "data.buckets.*": "parallel/buckets.py data/fit.py",  # where data.buckets.resolution is not 0
     "data.stride": "data/crops.py",  # these three of source="csv"
     "data.resize": "data/crops.py",
@@ -54,12 +55,15 @@ ELSEWHERE = {
     "runtime.*": "nn/runtime.py",  # on a card
     "evaluate.*": "evaluation/*.py",  # tests/jobs/test_evaluate.py runs it
     "curate.*": "data/*.py jobs/curate.py",  # tests/jobs/test_curate.py runs it
+    "look.*": "jobs/look.py",
+    "data.metadata": "data/metadata.py",  # of source="csv"
+    "valid.every": "training/loop.py",  # where valid.prompts has some
 }
 # What a job reads besides what `settings.NEEDS` says that it must find.
 OPTIONAL = {
     "train": """runtime.* optim.plateau.* data.text_drop_each.* data.fps data.latent_dtype data.num_samples data.buckets.*
-        data.tokens_per_batch model.* train.*""",
-    "train_tae": "runtime.* data.* train.recompute_levels train.linear_start optim.accumulate loss.*",
+        data.tokens_per_batch data.workers data.prefetch valid.* model.* train.*""",
+    "train_tae": "runtime.* data.* train.recompute_levels train.linear_start train.profile_steps optim.accumulate loss.*",
     "sample": "runtime.* data.* model.* tae.*",
     "export": "runtime.*",
     "import_weights": "runtime.* data.fps text.*",
