@@ -33,7 +33,7 @@ demo: $(READY)
 	$(BIN)/python launch.py --config=experiments/tiny.py --workdir=runs/tiny
 
 stages: $(READY)
-	$(BIN)/python launch.py --config=experiments/tiny_stages.py --workdir=runs/stages
+	$(BIN)/python launch.py --config=experiments/tiny_stages.py:buckets --workdir=runs/stages
 
 test: lint
 	$(BIN)/python tests/run.py

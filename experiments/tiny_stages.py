@@ -1,7 +1,7 @@
 """Stages 1 to 4 at toy size on two CPU cores, each from the weights of the one before; the mean of two checkpoints; samples.
 
-    python launch.py --config=experiments/tiny_stages.py --workdir=runs/stages
     python launch.py --config=experiments/tiny_stages.py:buckets --workdir=runs/stages   # clips of several shapes
+    python launch.py --config=experiments/tiny_stages.py --workdir=runs/stages   # of one
 
 A run at full size is the same with other stages: docs/training.md.
 """
