@@ -7,7 +7,7 @@ paper gives none for this training but the mix of images and the outlier penalty
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from experiments import common, sections
 
 
 def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> ConfigDict:
@@ -40,7 +40,7 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
             # The seed sums over elements, so that the crop's size weighs the losses; its 1e-6 for KL becomes 1e-6 / 96 of a
             # mean. LPIPS: the seed's weight. The outlier penalty: the paper's, 50 000 steps without it and then 10 000 with.
             # adversarial.weight is 0: the seed has none, the paper does not tell its own (latent diffusion: 0.5).
-            loss=common.tae_loss(l1=1.0, lpips=1.0, kl=1e-8, outlier=1e5, outlier_start=83_000),
+            loss=sections.tae_loss(l1=1.0, lpips=1.0, kl=1e-8, outlier=1e5, outlier_start=83_000),
             optim=dict(
                 learning_rate=1e-5,
                 betas=(0.9, 0.999),
@@ -53,11 +53,11 @@ def get_config(tiny: bool = False, frames: int = 16, compat: str = "paper") -> C
                 clip_norm=1.0,
                 accumulate=1,  # parts that a step's clips are taken in, one after another
             ),
-            evaluate=common.tae_evaluation(),
-            plan=common.planning(),
+            evaluate=sections.tae_evaluation(),
+            plan=sections.planning(),
             # --job=convert: kind tae or lpips, naming moviegen, seed or diffusers; docs/tae.md has the commands.
             convert=dict(kind="tae", source="", heads="", target="", naming="moviegen"),
-            runtime=common.runtime(),
+            runtime=sections.runtime(),
             ema=dict(decay=0.0),
             train=dict(
                 steps=100_000,  # seed: 2000 passes over whatever set there is

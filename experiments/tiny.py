@@ -10,7 +10,7 @@ moviegen/demo/stages.py.
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from experiments import common, sections
 
 SIZE, FRAMES = 64, 16  # latents of 2x8x8, so 2x4x4 = 32 tokens
 
@@ -43,7 +43,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                 time_logit_mean=-1.0,
             ),
             ema=dict(decay=0.99),
-            plan=common.planning(),
+            plan=sections.planning(),
             look=dict(count=16),  # entries of the latent cache that --job=look shows
             sample=dict(
                 steps=25,
@@ -68,7 +68,7 @@ def get_config(data: str = "synthetic", quick: bool = False) -> ConfigDict:
                         csv="",
                         video_folder="",
                     ),
-                    loss=common.tae_loss(l1=0.5, mse=2.0, kl=1e-5),
+                    loss=sections.tae_loss(l1=0.5, mse=2.0, kl=1e-5),
                     # Fine-tuning at small steps: the shipped weights are the end of a schedule.
                     optim=_optim(learning_rate=1e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=10),
                     train=_train(steps=80, batch_size=1),

@@ -7,7 +7,7 @@ wrote moviegen/models/tae/trained/tiny_tae.safetensors, as runs/tiny_tae/tae.saf
 
 from ml_collections import ConfigDict
 
-from experiments import common
+from experiments import common, sections
 
 
 def get_config() -> ConfigDict:
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
                 image_fraction=0.0,  # images are added when the demo trains on
                 image_batch_size=24,
             ),
-            loss=common.tae_loss(l1=0.5, mse=2.0, kl=1e-5),
+            loss=sections.tae_loss(l1=0.5, mse=2.0, kl=1e-5),
             optim=dict(
                 learning_rate=8e-4,
                 betas=(0.9, 0.99),
@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
                 final_learning_rate=2e-5,
                 clip_norm=1.0,
             ),
-            evaluate=common.tae_evaluation(),
-            plan=common.planning(),
+            evaluate=sections.tae_evaluation(),
+            plan=sections.planning(),
             ema=dict(decay=0.995),
             train=dict(
                 steps=3600,

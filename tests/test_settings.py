@@ -11,7 +11,7 @@ from moviegen import config as configs, runner, settings
 from moviegen.errors import ConfigError
 from moviegen.models import flow
 
-FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if p.name != "common.py")
+FILES = sorted(p for p in Path(common.__file__).parent.glob("*.py") if p.name not in ("common.py", "sections.py"))
 ONE = {"data": 1, "zero": 1, "sp": 1}
 STAGE, TAE, DEMO = "experiments/1b_stage1.py:tiny", "experiments/tae.py", "experiments/tiny.py"
 

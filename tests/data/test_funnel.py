@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import common
+from experiments import sections
 from moviegen.data import funnel
 from moviegen.data.files import File
 from moviegen.data.scores import Clip, Shot
 
 
 def settings(**changed):
-    return ConfigDict(common.curation() | dict(min_side=100) | changed)
+    return ConfigDict(sections.curation() | dict(min_side=100) | changed)
 
 
 GOOD = dict(border=0.0, sharpness=100.0, motion=5.0, static=0.0)

@@ -13,7 +13,7 @@ from moviegen.parallel import buckets, rules
 from moviegen.training.optim import plateau
 
 ROOT = Path(common.__file__).parent
-FILES = sorted(p for p in ROOT.glob("*.py") if p.name != "common.py")
+FILES = sorted(p for p in ROOT.glob("*.py") if p.name not in ("common.py", "sections.py"))
 STAGES = [p for p in FILES if re.search("_stage[0-9]", p.name)]
 
 

@@ -7,7 +7,7 @@ import mindspore as ms
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import common
+from experiments import sections
 from moviegen.errors import ConfigError
 from moviegen.nn import runtime
 
@@ -35,7 +35,7 @@ def card(monkeypatch):
 
 
 def config(dtype="bfloat16", **changed):
-    return ConfigDict(dict(model=dict(compute_dtype=dtype), runtime=common.runtime() | changed))
+    return ConfigDict(dict(model=dict(compute_dtype=dtype), runtime=sections.runtime() | changed))
 
 
 def test_hccl_is_told_what_the_environment_does_not_say(monkeypatch):
