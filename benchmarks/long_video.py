@@ -26,7 +26,9 @@ def main(frames: int = 5000, tile: int = 0) -> None:
         command = [sys.executable, "-m", "benchmarks.long_video", "--encode", folder, str(tile)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         seconds, peak = time.monotonic() - begun, int(re.findall(r"measured (\d+)", done.stdout)[-1])
-    print(f"{frames} frames of {SIZE[0]}x{SIZE[1]}, spatial_tile={tile}: {peak / 1e9:.2f} GB at its peak, {seconds:.0f} s")
+    print(
+        f"{frames} frames of {SIZE[0]}x{SIZE[1]}, spatial_tile={tile}: {peak / 1e9:.2f} GB at its peak, {seconds:.0f} s"
+    )
 
 
 def write_film(path: Path, frames: int) -> None:

@@ -3,7 +3,7 @@ or a txt of a prompt a line."""
 
 import codecs
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +119,11 @@ def refuse_too_many_bad(path: str, good: int, bad: Sequence[str], allowed: float
 
 
 def read(
-    path: str, config: Any, key: str = "data.csv", cached: Mapping[str, float] | None = None
+    path: str,
+    config: Any,
+    key: str = "data.csv",
+    cached: Mapping[str, float] | None = None,
+    without: Collection[str] = (),
 ) -> tuple[list[Caption], dict[int, str]]:
     """The usable prompts of a file and what is wrong with the others, {line: "line N: ..."}.
 
@@ -134,7 +138,8 @@ def read(
     for line, row in rows(path, ("video", "caption"), key):
         try:
             video_name(row["video"])
-            found.append(Caption(line, pieces.name(row), _texts(row, config, cached or {})))
+            if (name := pieces.name(row)) not in without:
+                found.append(Caption(line, name, _texts(row, config, cached or {})))
         except ConfigError as error:
             bad[line] = f"line {line}: {error}"
     return found, bad

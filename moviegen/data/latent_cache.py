@@ -182,6 +182,14 @@ class Cache(NamedTuple):
         """Frames a second at which videos are shown, by name, where that is known."""
         return {name: found.fps for name, found in self.shards.items() if found.fps}
 
+    @property
+    def lost(self) -> dict[str, str]:
+        """Files that no bucket took when they were to be encoded, by name, and why."""
+        found: dict[str, str] = {}
+        for path in sorted(self.folder.glob("lost-*.json")):
+            found |= files.noted(path) or {}
+        return {name: why for name, why in found.items() if name not in self.shards}
+
     def find(self, name: str) -> StoredLatents:
         """The latents of a video by its name in the table."""
         return self.shards.get(name) or StoredLatents(name, self.folder / _npz(name))
@@ -223,6 +231,12 @@ def note_statistics(folder: Path) -> None:
             if noted != manifest:
                 with files.refused(f"{folder / MANIFEST}: cannot be written", OSError):
                     files.write_json(noted, folder / MANIFEST)
+
+
+def note_lost(folder: Path, rank: int, why: Mapping[str, str]) -> None:
+    """Notes which of a rank's files no bucket takes, for `Cache.lost`: their rows are no bad ones where they are trained on."""
+    with files.refused(f"{folder}: cannot be written", OSError):
+        files.write_json(dict(why), folder / f"lost-{rank:05d}.json")
 
 
 def open_cache(folder: str | Path) -> Cache:

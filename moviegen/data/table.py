@@ -44,11 +44,11 @@ def read(config: Any, path: str) -> list[Row]:
                 f"data.empty_text.{name} is {str(empty)!r}, no file: embed the empty prompt or set data.text_drop_prob=0"
             )
     latent_cache.check(cache.folder, config)
-    prompts, unusable = [], {}
+    prompts, unusable, lost = [], {}, cache.lost
     if any(isinstance(found, store.StoredText) for found in text.empty.values()):
-        prompts, unusable = captions.read(path, config, cached=cache.rates)
+        prompts, unusable = captions.read(path, config, cached=cache.rates, without=lost)
     usable, bad, again, texts = {}, [], [], {prompt.line: prompt.texts for prompt in prompts}
-    shapes, unfit = buckets.table(config), collections.Counter()
+    shapes, unfit, gone = buckets.table(config), collections.Counter(), collections.Counter()
     for line, fields in captions.rows(path, ("video",)):
         if line in unusable:
             bad.append(unusable[line])
@@ -58,6 +58,9 @@ def read(config: Any, path: str) -> list[Row]:
             name = pieces.name(fields)
         except DataError as error:
             bad.append(f"line {line}: {error}")
+            continue
+        if name in lost:
+            gone[lost[name]] += 1
             continue
         key = name, *own.values()
         if key in usable:
@@ -75,6 +78,8 @@ def read(config: Any, path: str) -> list[Row]:
             f"{path}: {len(again)} rows are there before, the first in line {again[0]}: each is taken once", flush=True
         )
     captions.refuse_too_many_bad(path, len(usable), bad, data.max_bad_fraction, "rows")
+    for why, count in gone.most_common():
+        print(f"{path}: {count} rows are in no bucket and were not encoded: {why}", flush=True)
     for shape, count in unfit.most_common():
         print(f"{path}: {count} rows of {shape} fit no bucket", flush=True)
     found = [row for row in usable.values() if row.bucket]

@@ -36,8 +36,9 @@ def run(run: Run) -> dict[str, float]:
     looked = [encoders.look(config, name) for name in names]
     key = "text.prompts" if config.text.prompts else "data.csv"
     path, most = config.text.prompts or config.data.csv, config.data.max_bad_fraction
-    cached = latent_cache.open_cache(config.data.latent_folder).rates if config.data.latent_folder else {}
-    found, bad = captions.read(path, config, key, cached)
+    folder = config.data.latent_folder
+    cached, lost = ((cache := latent_cache.open_cache(folder)).rates, cache.lost) if folder else ({}, {})
+    found, bad = captions.read(path, config, key, cached, lost)
     captions.refuse_too_many_bad(path, len(found), list(bad.values()), most, "prompts", tell=mesh.world.rank == 0)
     writer = run.open_writer("encode_text")
     totals = {"embedded": 0, "kept": 0, "cut": 0}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen.data import captions, encode, files, fit, rates, sorting, video
+from moviegen.data import captions, encode, files, fit, latent_cache, rates, sorting, video
 from moviegen.errors import DataError
 from moviegen.parallel import buckets
 from moviegen.runner import Run
@@ -45,6 +45,9 @@ def run(run: Run) -> dict[str, float]:
     ]
     folder, of = Path(data.latent_folder), data.csv or data.video_folder
     found = encode.encode(items, config, folder, of, rank=world.rank, rates=shown)
+    if in_buckets:
+        gone = {file.name: each.reason for file, each in zip(listed, fits, strict=True) if isinstance(each, fit.Lost)}
+        latent_cache.note_lost(folder, world.rank, gone)
     found = encode.total(found | sorting.counts(fits), run.workdir / "ranks", world)
     counts = {key: found[key] for key in ("encoded", "kept", "bad")}
     if world.rank:

@@ -345,6 +345,14 @@ def test_rows_go_to_the_longest_bucket_that_their_latents_fill(mixed, tmp_path, 
     assert table.read_once(mixed, path, usable, Group("", 2, 1)) == rows
 
 
+def test_rows_that_no_bucket_took_when_they_were_encoded_are_not_bad(mixed, tmp_path, capsys):
+    latent_cache.note_lost(tmp_path / "latents", 0, {"channels.mp4": "too short"})
+    latent_cache.note_lost(tmp_path / "latents", 1, {"wide.mp4": "too small"})  # it was encoded since
+    mixed.data.max_bad_fraction = 0.0
+    assert "wide.mp4" in [row.video for row in table.read(mixed, str(tmp_path / "train.csv"))]
+    assert "1 rows are in no bucket and were not encoded: too short\n" in capsys.readouterr().out
+
+
 def test_where_training_is_on_images_alone_videos_are_images(mixed, tmp_path):
     mixed.data.update(max_bad_fraction=0.12, image_fraction=1.0)
     rows = table.read(mixed, str(tmp_path / "train.csv"))

@@ -18,9 +18,10 @@ def test_every_mesh_samples_what_one_rank_does(tmp_path):
             other = np.load(tmp_path / name / f"{index}.npy")
             assert np.abs(other.astype(int) - one).max() <= 1, f"{name}: sample {index}"
             (shown,) = (tmp_path / name / "previews/step-00000001").glob(f"{index:02d}-*.mp4")
-            assert np.abs(video.read(shown)[0].astype(int) - one).mean() < 5, (
-                f"{name}: preview {index}"
-            )  # as compressed
+            found, fps = video.read(shown)
+            video.write_mp4(tmp_path / "same.mp4", other, fps)  # what is left of noise by compressing it
+            same = video.read(tmp_path / "same.mp4")[0].astype(int)
+            assert np.abs(found - same).mean() < 1, f"{name}: preview {index}"
         for name in HALF:
             other = np.load(tmp_path / name.replace("/", "-") / f"{index}.npy")
             assert np.abs(other.astype(int) - one).mean() < 1, f"{name}: sample {index}"

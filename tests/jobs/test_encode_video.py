@@ -302,7 +302,9 @@ def test_files_go_to_their_buckets_and_the_rate_that_is_told_is_the_one_they_are
         expected = posterior({}, None, video.to_model(clip)[None])[0][0]
         np.testing.assert_array_equal(found.read()[0], expected.swapaxes(0, 1))
     assert cache.sums["video"]["count"] == (2 * 16 * 2 + 12) and cache.sums["image"]["count"] == 16
-    found, _ = captions.read(config.data.csv, config, cached=cache.rates)
+    assert cache.lost == {"short.mp4": "too short", "small.png": "too small"}
+    found, bad = captions.read(config.data.csv, config, cached=cache.rates, without=cache.lost)
+    assert [row.video for row in found] == [*shown] and list(bad) == [8]  # broken.mp4 has no rate
     told = {row.video: row.texts["ul2"] for row in found}
     assert {name: told[name] for name in shown} == {
         "long.mp4": "FPS-16 x long.mp4",
