@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from moviegen.data import pieces, scores, video
+from moviegen.data import pieces, scores
 from moviegen.data.files import Bad, File
+from moviegen.data.metadata import Lookup
 from moviegen.data.scores import Clip, Shot
 from moviegen.errors import DataError
 from moviegen.storage import files, fingerprint
@@ -25,10 +26,13 @@ _THREADS = min(8, os.cpu_count() or 1)
 Lines = list[list[str]]  # of one file, a clip each
 
 
-def update(path: Path, listed: Sequence[File], settings: Any, worth: Callable[[Clip], bool], bad: Bad) -> list[Clip]:
+def update(
+    path: Path, listed: Sequence[File], lookup: Lookup, settings: Any, worth: Callable[[Clip], bool], bad: Bad
+) -> list[Clip]:
     """The clips of all files, in their order; what is measured now is added to the csv `path` at once.
 
-    worth: whether a file of this length and size is to be measured. Files that cannot be read go to `bad`, which may raise.
+    lookup: of what files' headers say (`metadata.read`). worth: whether a file of this length and size is to be measured.
+    Files that cannot be read go to `bad`, which may raise.
     """
     noted = _noted(path)
     found = {file.name: clips for file in listed if (clips := _still(file, noted.get(file.name, []), settings, worth))}
@@ -37,7 +41,7 @@ def update(path: Path, listed: Sequence[File], settings: Any, worth: Callable[[C
     missing = [file for file in listed if file.name not in found]
     progress, pool = Progress("curate", len(listed)), ThreadPoolExecutor(_THREADS)
     try:
-        waiting = {pool.submit(_measured, file, settings, worth): file for file in missing}
+        waiting = {pool.submit(_measured, file, lookup, settings, worth): file for file in missing}
         for done, future in enumerate(as_completed(waiting), len(found) + 1):
             file = waiting[future]
             try:
@@ -53,10 +57,10 @@ def update(path: Path, listed: Sequence[File], settings: Any, worth: Callable[[C
     return [clip for file in listed for clip in found.get(file.name, ())]
 
 
-def _measured(file: File, settings: Any, worth: Callable[[Clip], bool]) -> Lines:
+def _measured(file: File, lookup: Lookup, settings: Any, worth: Callable[[Clip], bool]) -> Lines:
     was = " ".join(map(str, fingerprint.of_file(file.path)))
-    meta = video.probe(file.path, file.piece)
-    clip = Clip(file, meta["seconds"], meta["height"], meta["width"])
+    meta = lookup(file)
+    clip = Clip(file, meta.seconds, meta.height, meta.width)
     told, shots = "", [Shot(None, None, clip.seconds)]
     if worth(clip):
         told, shots = _told(settings), scores.measure(file, (clip.height, clip.width), settings)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moviegen.data import captions, files, funnel, pieces, scored, video
+from moviegen.data import captions, files, funnel, metadata, pieces, scored, video
 from moviegen.data.scores import Clip
 from moviegen.errors import DataError
 from moviegen.evaluation import page
@@ -38,7 +38,7 @@ def run(run: Run) -> dict[str, float]:
     def worth(clip: Clip) -> bool:
         return all(passes(clip) for _, _, _, passes in funnel.header(settings))
 
-    clips = scored.update(workdir / "scores.csv", listed, settings, worth, bad)
+    clips = scored.update(workdir / "scores.csv", listed, metadata.read(config), settings, worth, bad)
     kept, steps = funnel.apply(clips, settings)
     shares = _shares(steps, len(listed))
     print(_printed(steps, shares, len(listed)), flush=True)
