@@ -13,6 +13,7 @@ import numpy as np
 
 from moviegen.data import captions, files, fit, latent_cache, metadata, rates
 from moviegen.data.findings import Length, Sample, Survey
+from moviegen.data.table import fitting
 from moviegen.errors import ConfigError, DataError
 from moviegen.parallel import buckets
 from moviegen.parallel.buckets import Bucket
@@ -217,16 +218,12 @@ def _latents(checks: Checks, file: files.File) -> Bucket:
     stored = checks.cache.find(file.name)
     if not stored.is_file():
         raise _Lost("no latents", f"{file.name}: has no latents")
-    frames, _, *size = stored.shape()
-    kind = "image" if file.image or all(each.kind == "image" for each in checks.buckets) else "video"
-    fitting = [
-        each
-        for each in checks.buckets
-        if each.kind == kind and list(each.latents[1:]) == size and each.latents[0] <= frames
-    ]
-    if not fitting:
+    image = file.image or all(each.kind == "image" for each in checks.buckets)
+    found = fitting(checks.buckets, stored.shape(), image)
+    if found is None:
+        frames, _, *size = stored.shape()
         raise _Lost("other latents", f"{file.name}: latents of {'x'.join(map(str, (frames, *size)))} fit no bucket")
-    return max(fitting, key=lambda each: each.frames)
+    return found
 
 
 def _key(name: str, caption: str) -> int:

@@ -3,14 +3,13 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from moviegen.data import pieces, scores
-from moviegen.data.files import Bad, File
+from moviegen.data.files import THREADS, Bad, File
 from moviegen.data.metadata import Lookup
 from moviegen.data.scores import Clip, Shot
 from moviegen.errors import DataError
@@ -21,7 +20,6 @@ from moviegen.storage.writers import Progress
 NUMBERS = ("border", "sharpness", "motion", "static")
 COLUMNS = ("video", "file", "measured", "clip", "file_seconds", "height", "width", "start", "end", "seconds")
 COLUMNS = (*COLUMNS, *NUMBERS, "hashes")
-_THREADS = min(8, os.cpu_count() or 1)
 
 Lines = list[list[str]]  # of one file, a clip each
 
@@ -39,7 +37,7 @@ def update(
     with files.aside(path) as temporary:  # without what a kill left half written
         _append(temporary, [COLUMNS, *(line for lines in noted.values() for line in lines)])
     missing = [file for file in listed if file.name not in found]
-    progress, pool = Progress("curate", len(listed)), ThreadPoolExecutor(_THREADS)
+    progress, pool = Progress("curate", len(listed)), ThreadPoolExecutor(THREADS)
     try:
         waiting = {pool.submit(_measured, file, lookup, settings, worth): file for file in missing}
         for done, future in enumerate(as_completed(waiting), len(found) + 1):
