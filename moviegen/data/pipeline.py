@@ -113,14 +113,14 @@ def _told(config: Any, trained: Sequence[Bucket], rows: Mapping[str, list], turn
         yield "  ".join((each.name.ljust(14), *(str(c).rjust(len(h)) for c, h in zip(cells, heads[1:], strict=True))))
 
 
-def bucket_of(data: Data, config: Any, step: int) -> Bucket:
+def bucket_of(data: Data, step: int) -> Bucket:
     """The bucket that this step trains on, the same on all ranks."""
     return data.turns.at(step)
 
 
 def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
     """The samples at these positions in the global batch of step `step`."""
-    chosen, bucket = drawn(data, config, step, positions), bucket_of(data, config, step)
+    chosen, bucket = drawn(data, step, positions), bucket_of(data, step)
     rngs = [streams.rng(Stream.SAMPLE, config.seed, step, position) for position in positions]
     x, text = _latents(data, bucket, chosen, rngs), []
     for row, rng in zip(chosen, rngs, strict=True):
@@ -130,18 +130,18 @@ def batch(data: Data, config: Any, step: int, positions: range) -> Batch:
     return Batch(x, noise, t, data.text.read(text), bucket)
 
 
-def drawn(data: Data, config: Any, step: int, positions: Sequence[int]) -> list[table.Row]:
+def drawn(data: Data, step: int, positions: Sequence[int]) -> list[table.Row]:
     """The rows at these positions in the global batch of step `step`.
 
     Every epoch is a new order of all rows of a bucket; places in it are counted in samples, so they do not depend on the
     ranks, and steps of other buckets do not move them.
     """
-    bucket = bucket_of(data, config, step)
+    bucket = bucket_of(data, step)
     rows, order, first = data.rows[bucket.name], data.orders[bucket.name], _place(data, bucket, step)
     return [rows[order.row(order.after(first, position))] for position in positions]
 
 
-def position(data: Data, config: Any, step: int) -> dict[str, dict]:
+def position(data: Data, step: int) -> dict[str, dict]:
     """Where in the rows of each bucket a run is before step `step`, as JSON holds it."""
     trained = (each for each in data.buckets if each.name in data.rows)
     return {each.name: data.orders[each.name].note(_place(data, each, step)) for each in trained}

@@ -51,7 +51,7 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
     loads = {bucket: meters.load(config, bucket) for bucket in data.buckets}
 
     def micro_batches(step):
-        size = pipeline.bucket_of(data, config, step).batch_size
+        size = bucket_of(step).batch_size
         return (pipeline.batch(data, config, step, own) for own in _positions(config, mesh, size))
 
     def loss_and_grads(params, batch, step):
@@ -69,7 +69,7 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
         return own | meters.time_parts(losses)
 
     def bucket_of(step):
-        return pipeline.bucket_of(data, config, step)
+        return pipeline.bucket_of(data, step)
 
     def validate(ema, step, writer):
         found = validation.heldout_loss(layout.model(ema), config, data, exchange, mesh.batch)
@@ -82,7 +82,7 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
 
     def meta(step):
         own = {"latent_shift": data.shift, "latent_scale": data.scale, "trained_with": made_with}
-        return own | {"position": pipeline.position(data, config, step)}
+        return own | {"position": pipeline.position(data, step)}
 
     def first():
         nonlocal data
@@ -110,8 +110,7 @@ def make(run: Run, show: Show | None = None) -> loop.Task:
             print(f"{name}: {line}", flush=True)
 
     def names(step):
-        size = pipeline.bucket_of(data, config, step).batch_size
-        return [row.video for row in pipeline.drawn(data, config, step, range(size))]
+        return [row.video for row in pipeline.drawn(data, step, range(bucket_of(step).batch_size))]
 
     own = dict(validate=validate if data.heldout else None, meta=meta, restore=restore)
     own |= dict(show=sample if show is not None else None, parts=parts, load=lambda step: loads[bucket_of(step)])

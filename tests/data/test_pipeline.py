@@ -141,7 +141,7 @@ def test_share_of_image_steps(opened):
     def image_steps(**overrides):
         cfg = config(**overrides)
         data = opened(cfg)
-        return [step for step in range(50) if pipeline.bucket_of(data, cfg, step).kind == "image"]
+        return [step for step in range(50) if pipeline.bucket_of(data, step).kind == "image"]
 
     assert image_steps() == [] and image_steps(image_fraction=1.0) == image_steps(num_frames=1) == list(range(50))
     assert image_steps(image_fraction=0.3) == [n // 3 * 10 + (3, 6, 9)[n % 3] for n in range(15)]
@@ -191,7 +191,7 @@ def seen(data, cfg, steps):
     """What is drawn in these steps, by kind."""
     found = {"video": [], "image": []}
     for step in steps:
-        bucket = pipeline.bucket_of(data, cfg, step)
+        bucket = pipeline.bucket_of(data, step)
         found[bucket.kind] += indices(pipeline.batch(data, cfg, step, range(bucket.batch_size)))
     return found
 
@@ -200,7 +200,7 @@ def went_on(opened, data, cfg, step, batch_size):
     """Data and config of a run that was stopped before `step` and goes on with another batch."""
     other = cfg.copy_and_resolve_references()
     other.train.batch_size = batch_size
-    return pipeline.resumed(opened(other), step, json.loads(json.dumps(pipeline.position(data, cfg, step)))), other
+    return pipeline.resumed(opened(other), step, json.loads(json.dumps(pipeline.position(data, step)))), other
 
 
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (4, 4)])
@@ -226,21 +226,20 @@ def test_an_epoch_of_videos_is_one_whatever_images_are_between(opened):
     after, same = went_on(opened, data, cfg, 37, 4)
     assert seen(after, same, range(37, 80)) == {k: v[len(seen(data, cfg, range(37))[k]) :] for k, v in drawn.items()}
     twice, same = went_on(opened, after, same, 50, 4)
-    assert pipeline.position(twice, same, 80) == pipeline.position(data, cfg, 80)
+    assert pipeline.position(twice, 80) == pipeline.position(data, 80)
 
 
 def test_steps_are_counted_fast(opened):
     cfg, start = config(image_fraction=0.1), time.monotonic()
     data = opened(cfg)
     for step in range(2000):
-        pipeline.drawn(data, cfg, step, range(4))
-    pipeline.position(data._replace(begun=185_000), cfg, 185_001)
+        pipeline.drawn(data, step, range(4))
+    pipeline.position(data._replace(begun=185_000), 185_001)
     assert time.monotonic() - start < 2  # 0.1 s on a quiet core
 
 
 def test_a_changed_table_is_told_by_names(data, tmp_path):
-    cfg = config()
-    noted, names = pipeline.position(data, cfg, 2), tmp_path / "rows.json"
+    noted, names = pipeline.position(data, 2), tmp_path / "rows.json"
     pipeline.note_names(data, names)
     assert pipeline.changes(data, noted, names) == []
     ((name, rows),) = data.rows.items()
@@ -302,9 +301,9 @@ def epochs_by_bucket(data, cfg, steps):
     """Names of the samples of these steps, in the order in which they are drawn, by bucket."""
     found = {}
     for step in steps:
-        bucket = pipeline.bucket_of(data, cfg, step)
+        bucket = pipeline.bucket_of(data, step)
         found.setdefault(bucket.name, [])
-        found[bucket.name] += [row.video for row in pipeline.drawn(data, cfg, step, range(bucket.batch_size))]
+        found[bucket.name] += [row.video for row in pipeline.drawn(data, step, range(bucket.batch_size))]
     return found
 
 
@@ -312,7 +311,7 @@ def test_a_step_is_of_one_bucket_and_each_has_epochs_of_its_own(shapes, capsys):
     cfg = in_buckets()
     data = shapes(cfg)
     for step in range(12):
-        bucket = pipeline.bucket_of(data, cfg, step)
+        bucket = pipeline.bucket_of(data, step)
         batch = pipeline.batch(data, cfg, step, range(bucket.batch_size))
         assert batch.bucket is bucket and batch.latents.shape == (bucket.batch_size, 2, *bucket.latents)
         half = [pipeline.batch(data, cfg, step, range(i, i + 1)) for i in range(2)]
@@ -332,7 +331,7 @@ def test_a_place_in_each_bucket_outlasts_other_batches_weights_and_buckets(shape
     before = in_buckets()
     data = shapes(before)
     first = epochs_by_bucket(data, before, range(57))
-    noted = json.loads(json.dumps(pipeline.position(data, before, 57)))
+    noted = json.loads(json.dumps(pipeline.position(data, 57)))
     assert noted.keys() == ROWS.keys()
     changed = in_buckets(weights=("8x.*=2.5",), batch_sizes=("8x32x32=6", "16x.*=1", "1x.*=4"))
     fewer = {name: count for name, count in ROWS.items() if name != "16x16x48"}
@@ -351,19 +350,19 @@ def test_a_place_in_each_bucket_outlasts_other_batches_weights_and_buckets(shape
         if cfg is before:
             whole = epochs_by_bucket(data, cfg, range(200))
             assert {name: first[name] + found for name, found in then.items()} == whole
-            assert pipeline.position(after, cfg, 200) == pipeline.position(data, cfg, 200)
+            assert pipeline.position(after, 200) == pipeline.position(data, 200)
 
 
 def test_the_position_of_one_shape_of_each_kind_is_that_of_its_bucket(opened, tmp_path):
     cfg = config(image_fraction=0.25)
     data = opened(cfg)
-    new = pipeline.position(data, cfg, 9)
+    new = pipeline.position(data, 9)
     old = {"video": new["8x16x16"], "image": new["1x16x16"]}
     assert pipeline.resumed(data, 9, old).places == pipeline.resumed(data, 9, new).places
     assert new["8x16x16"]["index"] == 28 - 20 and new["1x16x16"]["index"] == 8 - 7
     (tmp_path / "names.json").write_text(json.dumps({"video": ["gone"], "image": []}))
     assert pipeline.changes(data, old, tmp_path / "names.json") == []
-    never = pipeline.position(data, cfg, 0)["1x16x16"]
+    never = pipeline.position(data, 0)["1x16x16"]
     alone = opened(config())
     assert pipeline.changes(alone, {"video": old["video"], "image": never}, tmp_path / "none") == []
 
@@ -371,7 +370,7 @@ def test_the_position_of_one_shape_of_each_kind_is_that_of_its_bucket(opened, tm
 def test_buckets_that_are_new_or_gone_are_told(shapes, tmp_path):
     cfg = in_buckets()
     data = shapes(cfg)
-    noted = pipeline.position(data, cfg, 40)
+    noted = pipeline.position(data, 40)
     del noted["8x16x48"]
     other = shapes(cfg, {name: count for name, count in ROWS.items() if name != "16x16x48"})
     gone, new = pipeline.changes(other, noted, tmp_path / "none")
@@ -382,7 +381,7 @@ def test_buckets_that_are_new_or_gone_are_told(shapes, tmp_path):
 def test_the_next_stage_goes_on_in_buckets_of_the_very_same_rows(shapes):
     cfg = in_buckets()
     data = shapes(cfg)
-    noted = json.loads(json.dumps(pipeline.position(data, cfg, 41)))
+    noted = json.loads(json.dumps(pipeline.position(data, 41)))
     same = pipeline.resumed(data, 41, noted).places
     assert pipeline.taken_over(data, noted).places == same and pipeline.taken_over(data, noted).begun == 0
     more = shapes(cfg, ROWS | {"16x32x32": 6})
