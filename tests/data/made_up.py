@@ -18,6 +18,14 @@ class Latents(NamedTuple):
         return mean, np.zeros_like(mean)
 
 
+def of_shapes(config, shapes) -> Tables:
+    """Random latents of these shapes (n c t h w) by split, with captions that count them."""
+    arrays = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
+    channels = next(iter(arrays.values())).shape[1]
+    return tables(arrays, captions, config.model.text_dims, [0.0] * channels, [1.0] * channels)
+
+
 def tables(arrays, captions, encoders, shift, scale) -> Tables:
     """Rows of the arrays (n c t h w) by split, captions as the toy encoders take them.
 

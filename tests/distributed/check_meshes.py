@@ -11,7 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
 from moviegen.data import sources  # noqa: E402
@@ -65,9 +64,7 @@ def made_up_tables(config, workdir, world):
     """Of each bucket more rows than a batch, and held-out ones that batches do not divide."""
     shapes = {"video/square": (20, 16, 2, 6, 6), "video/wide": (17, 16, 2, 4, 8), "image": (9, 16, 1, 6, 6)}
     shapes |= {"heldout/square": (5, 16, 2, 6, 6), "heldout/wide": (3, 16, 2, 4, 8)}
-    arrays = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
-    return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 16, [1.0] * 16)
+    return made_up.of_shapes(config, shapes)
 
 
 def main(folder: str, steps: str, *wanted: str) -> None:

@@ -38,9 +38,7 @@ def experiment(steps: int):
 
 def made_up_tables(config, workdir, world):
     shapes = {"video/long": (6, 4, 2, 4, 4), "video/short": (9, 4, 1, 4, 4), "image": (5, 4, 1, 4, 4)}
-    arrays = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
-    return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
+    return made_up.of_shapes(config, shapes)
 
 
 def loss_and_grads(params, cfg, latents, noise, t, text, comm, recompute, note):

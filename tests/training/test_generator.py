@@ -101,9 +101,7 @@ def test_a_run_killed_amid_an_epoch_of_each_bucket_ends_exactly_as_an_unbroken_o
 
     def tables(config, workdir, world):
         shapes = {"video/1": (7, 4, 2, 4, 4), "video/2": (5, 4, 1, 4, 4), "image": (9, 4, 1, 4, 4)}
-        arrays = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in shapes.items()}
-        captions = {name: [f"number {i}" for i in range(len(array))] for name, array in arrays.items()}
-        return made_up.tables(arrays, captions, config.model.text_dims, [0.0] * 4, [1.0] * 4)
+        return made_up.of_shapes(config, shapes)
 
     def loss_and_grads(params, cfg, latents, noise, t, text, exchange, recompute, note):
         note(backend.tensor(np.zeros(len(t), np.float32)))
